@@ -1,0 +1,152 @@
+//! What a session may reach: egress rules and models. Finished decisions, no policy.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A DNS name in the one spelling that is compared: lower case, ASCII (IDNA A-labels), no
+/// trailing dot, never an address literal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct HostName(String);
+
+/// Why a string is not a host name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("host {value:?} is not valid: {why}")]
+pub struct HostNameError {
+    /// What was given, cut to 80 characters.
+    pub value: String,
+    /// What is wrong with it.
+    pub why: &'static str,
+}
+
+impl HostName {
+    /// Normalises and checks (RFC 1123 §2.1 host names, RFC 1035 §2.3.4 sizes).
+    ///
+    /// # Errors
+    /// For addresses, wildcards, ports, userinfo, non-ASCII text (write the `xn--` form), empty
+    /// or over-long labels.
+    pub fn parse(value: &str) -> Result<Self, HostNameError> {
+        let err = |why| Err(HostNameError { value: value.chars().take(80).collect(), why });
+        let name = value.strip_suffix('.').unwrap_or(value).to_ascii_lowercase();
+        if name.is_empty() {
+            return err("it is empty");
+        }
+        if !name.is_ascii() {
+            return err("it is not ASCII; write the xn-- form");
+        }
+        if name.len() > 253 {
+            return err("it is longer than 253 characters");
+        }
+        if name.bytes().any(|b| !(b.is_ascii_alphanumeric() || b == b'-' || b == b'.')) {
+            return err("only letters, digits, '-' and '.' are allowed (no port, no path, no '*')");
+        }
+        for label in name.split('.') {
+            if label.is_empty() || label.len() > 63 {
+                return err("each part between dots must have 1 to 63 characters");
+            }
+            if label.starts_with('-') || label.ends_with('-') {
+                return err("no part may start or end with '-'");
+            }
+        }
+        // Every legacy spelling of IPv4 (1.2.3.4, 0x7f.1, 2130706433) ends in a numeric label.
+        let last = name.rsplit('.').next().unwrap_or("");
+        if last.bytes().all(|b| b.is_ascii_digit()) || last.starts_with("0x") {
+            return err("it is an address, not a name");
+        }
+        Ok(Self(name))
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for HostName {
+    type Error = HostNameError;
+    fn try_from(value: String) -> Result<Self, HostNameError> {
+        Self::parse(&value)
+    }
+}
+
+impl From<HostName> for String {
+    fn from(host: HostName) -> String {
+        host.0
+    }
+}
+
+/// One permitted destination. In this version a blind tunnel to an exact name and port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EgressRule {
+    /// What every verdict names, e.g. `agents/triage.toml:14` or `--allow example.org`.
+    pub id: String,
+    /// Exact name.
+    pub host: HostName,
+    /// TCP port.
+    pub port: u16,
+    /// Private, loopback and link-local answers are refused unless this says otherwise. Set only
+    /// by an explicit `private = true` in the rule.
+    pub private: bool,
+}
+
+/// The wire format a model speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelApi {
+    /// Anthropic Messages: `POST /v1/messages`.
+    Anthropic,
+    /// OpenAI Chat Completions: `POST /v1/chat/completions` (also Ollama, llama.cpp, vLLM, …).
+    OpenAi,
+    /// A file of turns, played by the gateway in either wire format. Always said aloud.
+    Script,
+}
+
+/// One `[models.NAME]` of `nanoclaw.toml`, resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    /// NAME.
+    pub name: String,
+    /// Its wire format.
+    pub api: ModelApi,
+    /// Where it is, without the `/v1/...` path; empty for scripts.
+    pub base_url: String,
+    /// The provider's own name for the model, sent in requests; for scripts the file's stem.
+    pub model: String,
+    /// The vault's name of the key; `None` for servers that want none.
+    pub secret: Option<String>,
+    /// The file of turns, for scripts only.
+    pub script: Option<std::path::PathBuf>,
+    /// Largest answer asked for, in tokens.
+    pub max_tokens: u32,
+    /// The model's context window, in tokens; history is summarised before it overflows.
+    pub context_tokens: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::HostName;
+
+    #[test]
+    fn addresses_in_any_spelling_are_not_names() {
+        for bad in ["127.0.0.1", "2130706433", "0x7f000001", "017700000001", "1.2.3.0x4", "[::1]"] {
+            assert!(HostName::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_are_normalised_and_limited() {
+        let host = HostName::parse("API.Example.COM.").map(|h| h.to_string());
+        assert_eq!(host.as_deref(), Ok("api.example.com"));
+        let long = format!("{}.com", "a".repeat(64));
+        for bad in ["", ".", "a..b", "*.a.com", "a.com:80", "u@a.com", "-a.com", "é.com", &long] {
+            assert!(HostName::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The nouns: what every other crate talks about, and nothing that acts.
+//!
+//! ```text
+//! Message ─► Session ─► Turn ─► Reply          Record: what is written down about each step
+//!              │
+//!              └─► SandboxSpec (what the box is)   EgressRule, ModelConfig (what it may reach)
+//! ```
+//!
+//! Invariants, each kept by a test in `xtask`:
+//! 1. No I/O, no async, no clock and no randomness in this crate.
+//! 2. Ids are parsed once and stay typed; a string is never an id.
+//! 3. No type here can hold the bytes of a secret.
+
+mod grant;
+mod ids;
+mod record;
+mod spec;
+
+pub use grant::{EgressRule, HostName, HostNameError, ModelApi, ModelConfig};
+pub use ids::{AgentName, IdError, MessageId, SessionId, TurnId};
+pub use record::{
+    Body, Direction, Durability, LimitState, MAX_INLINE_BYTES, Record, RecordError, RecordSink,
+    RecordSinkExt, SaltedDigest, Sha256Hex, WallState,
+};
+pub use spec::{
+    Access, Command, DoorSpec, Limit, Limits, Mount, Network, RootFs, SandboxSpec, Strictness,
+    Workspace,
+};

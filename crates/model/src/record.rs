@@ -1,0 +1,225 @@
+//! Records: what is written down, before the effect wherever there is one.
+//!
+//! A `Record` is plain data; `audit` turns it into a canonical, OCSF-shaped entry and gives it
+//! its index. Text of messages never stands here, only its salted digest and length.
+
+use crate::{AgentName, MessageId, SessionId, TurnId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Largest text kept inside one field of a record; the rest is cut and its digest stands for it.
+/// An entry must stay below 65,535 bytes (C2SP tlog-tiles), so no field may come near that.
+pub const MAX_INLINE_BYTES: usize = 4_096;
+
+/// A SHA-256 in lower-case hex, 64 characters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Sha256Hex(pub String);
+
+/// `SHA-256(salt ‖ bytes)`: commits to a text without letting anyone guess it. The salt is kept
+/// in the store beside the text; deleting both leaves every proof valid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaltedDigest {
+    /// The digest.
+    pub sha256: Sha256Hex,
+    /// Length of the text, bytes.
+    pub bytes: u64,
+}
+
+/// When a submitted record counts as written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// After the file is synced. It and every record submitted before it survive a power cut.
+    /// For every intent whose effect crosses the boundary.
+    Durable,
+    /// After the recorder has taken it, in order; synced with the next batch.
+    Ordered,
+}
+
+/// Which way a message went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// From a person to an agent.
+    In,
+    /// From an agent to a person.
+    Out,
+}
+
+/// One wall as it was measured at the start of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WallState {
+    /// e.g. `landlock`, `seccomp`, `user-namespace`.
+    pub wall: String,
+    /// What was found, e.g. `ABI 7`, `148 system calls reachable`.
+    pub state: String,
+}
+
+/// One limit and what holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitState {
+    /// e.g. `memory`.
+    pub limit: String,
+    /// Its value with its unit.
+    pub value: String,
+    /// e.g. `cgroup v1`, `RLIMIT_NPROC in the user namespace`.
+    pub enforced_by: String,
+}
+
+/// One audit entry before it has an index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Unix milliseconds, UTC, when it was submitted.
+    pub time_ms: u64,
+    /// Session it belongs to, if any.
+    pub session: Option<SessionId>,
+    /// Agent of that session.
+    pub agent: Option<AgentName>,
+    /// Turn it belongs to, if any.
+    pub turn: Option<TurnId>,
+    /// What happened.
+    pub body: Body,
+}
+
+/// What happened, one variant a kind. Sizes in bytes, durations in milliseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+#[allow(missing_docs)] // the field names are the published vocabulary; audit documents each kind
+pub enum Body {
+    /// The recorder opened the log.
+    RecorderStarted { version: String, recovered_records: u64, torn_bytes: u64 },
+    /// The recorder closed the log in order.
+    RecorderStopped { records: u64 },
+    /// A process that wrote records is gone without saying so.
+    ClientLost { pid: u32, role: String },
+    /// A session came into being, or was resumed.
+    SessionOpened { resumed: bool, backend: String, policy_sha256: Sha256Hex, grants: Vec<String> },
+    /// A session ended; the counts let a missing tail be seen.
+    SessionClosed { reason: String, counts: BTreeMap<String, u64> },
+    /// A sandbox was prepared and verified, just before its program starts.
+    SandboxStarted {
+        plan_sha256: Sha256Hex,
+        program: String,
+        walls: Vec<WallState>,
+        limits: Vec<LimitState>,
+    },
+    /// A sandbox is gone.
+    SandboxStopped { outcome: String, cpu_ms: u64, peak_memory_bytes: u64 },
+    /// A message came in, or a reply went out.
+    Message {
+        direction: Direction,
+        message: MessageId,
+        channel: String,
+        chat: String,
+        digest: SaltedDigest,
+    },
+    /// A turn began.
+    TurnStarted { message: MessageId },
+    /// A turn ended.
+    TurnFinished { outcome: String, duration_ms: u64 },
+    /// A model is about to be asked.
+    ModelRequest { model: String, api: String, host: String, bytes: u64, sha256: Sha256Hex },
+    /// It answered, or did not.
+    ModelResponse {
+        model: String,
+        status: u16,
+        bytes: u64,
+        sha256: Sha256Hex,
+        input_tokens: u64,
+        output_tokens: u64,
+        duration_ms: u64,
+        error: Option<String>,
+    },
+    /// A secret is about to be used for the session by the gateway.
+    SecretUsed { secret: String, host: String },
+    /// A tool call, as the agent tells it.
+    ToolCalled { call: String, tool: String, arguments: String, arguments_sha256: Sha256Hex },
+    /// Its result, as the agent tells it.
+    ToolFinished { call: String, tool: String, ok: bool, bytes: u64, summary: String },
+    /// A connection is about to be made for the session.
+    EgressIntent { host: String, port: u16, rule: String, address: String },
+    /// It ended.
+    EgressResult { host: String, port: u16, sent: u64, received: u64, duration_ms: u64, error: Option<String> },
+    /// A connection or request was refused.
+    EgressRefused { target: String, rule: String, reason: String },
+    /// Something tried in an assessment or demo, and what answered.
+    ProbeObserved { probe: String, expected: String, observed: String, held: bool },
+}
+
+impl Body {
+    /// The kind's name as it stands in the log, e.g. `egress_refused`.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::RecorderStarted { .. } => "recorder_started",
+            Self::RecorderStopped { .. } => "recorder_stopped",
+            Self::ClientLost { .. } => "client_lost",
+            Self::SessionOpened { .. } => "session_opened",
+            Self::SessionClosed { .. } => "session_closed",
+            Self::SandboxStarted { .. } => "sandbox_started",
+            Self::SandboxStopped { .. } => "sandbox_stopped",
+            Self::Message { .. } => "message",
+            Self::TurnStarted { .. } => "turn_started",
+            Self::TurnFinished { .. } => "turn_finished",
+            Self::ModelRequest { .. } => "model_request",
+            Self::ModelResponse { .. } => "model_response",
+            Self::SecretUsed { .. } => "secret_used",
+            Self::ToolCalled { .. } => "tool_called",
+            Self::ToolFinished { .. } => "tool_finished",
+            Self::EgressIntent { .. } => "egress_intent",
+            Self::EgressResult { .. } => "egress_result",
+            Self::EgressRefused { .. } => "egress_refused",
+            Self::ProbeObserved { .. } => "probe_observed",
+        }
+    }
+}
+
+/// Why a record was not written. Whoever gets this must not go on with the action.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// The disk refused (full, read-only, failing).
+    #[error("the audit log cannot be written: {cause}")]
+    Disk {
+        /// The operating system's words.
+        cause: String,
+    },
+    /// The recorder cannot be reached.
+    #[error("the recorder is gone: {cause}")]
+    Gone {
+        /// What was seen.
+        cause: String,
+    },
+    /// The entry would be larger than a log entry may be.
+    #[error("the record has {bytes} bytes; an entry may have {max}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+}
+
+/// Called exactly once, from any thread, with the record's index in the log.
+pub type Done = Box<dyn FnOnce(Result<u64, RecordError>) + Send>;
+
+/// Where records go. The only implementation that is not a test's is the audit client.
+pub trait RecordSink: Send + Sync {
+    /// Submits one record; order of submission is order in the log for one sink.
+    fn submit(&self, record: Record, durability: Durability, done: Done);
+}
+
+/// Conveniences over [`RecordSink`].
+pub trait RecordSinkExt: RecordSink {
+    /// Submits and waits. Not for use on an async worker thread.
+    ///
+    /// # Errors
+    /// As [`RecordSink::submit`] reports.
+    fn append(&self, record: Record, durability: Durability) -> Result<u64, RecordError> {
+        let (tx, rx) = std::sync::mpsc::sync_channel(1);
+        self.submit(record, durability, Box::new(move |r| drop(tx.send(r))));
+        rx.recv().unwrap_or_else(|_| Err(RecordError::Gone { cause: "no answer".into() }))
+    }
+}
+
+impl<T: RecordSink + ?Sized> RecordSinkExt for T {}

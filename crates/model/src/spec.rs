@@ -1,0 +1,163 @@
+//! `SandboxSpec`: everything a backend needs to know to make one sandbox, decided beforehand.
+
+use crate::{AgentName, SessionId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// What a sandbox is. Policy produced it; the sandbox crate only carries it out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// Whose sandbox it is.
+    pub session: SessionId,
+    /// Which agent runs in it.
+    pub agent: AgentName,
+    /// What is its `/`.
+    pub rootfs: RootFs,
+    /// What is its `/workspace`.
+    pub workspace: Workspace,
+    /// Host directory that becomes the home; the session's own, kept as long as the session.
+    pub home: PathBuf,
+    /// Further folders, by grant only.
+    pub mounts: Vec<Mount>,
+    /// The way out, or none at all.
+    pub network: Network,
+    /// The complete environment; nothing is inherited.
+    pub env: BTreeMap<String, String>,
+    /// What runs.
+    pub command: Command,
+    /// Working directory inside.
+    pub cwd: PathBuf,
+    /// Its limits.
+    pub limits: Limits,
+}
+
+/// The root file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RootFs {
+    /// The host's `/usr`, read-only, with a synthetic `/etc`.
+    HostUsr,
+}
+
+/// `/workspace`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Workspace {
+    /// A directory made for this session alone; the sandbox's uid owns it.
+    Session(PathBuf),
+    /// A folder of the user's, mounted so that files keep their owner. Its host path also
+    /// resolves inside (a symlink to `/workspace`), so that virtualenvs work.
+    User(PathBuf),
+}
+
+/// A granted folder or file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Host path, absolute, without symlinks.
+    pub source: PathBuf,
+    /// Path inside, absolute, normalised.
+    pub target: PathBuf,
+    /// Read or write.
+    pub access: Access,
+}
+
+/// What may be done to a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Read only.
+    Read,
+    /// Read and write.
+    Write,
+}
+
+/// The network of a sandbox: always its own, with loopback only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Network {
+    /// No way out at all.
+    None,
+    /// One socket out.
+    Door(DoorSpec),
+}
+
+/// The door: a Unix socket outside, a path and a loopback port inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoorSpec {
+    /// The gateway's listening socket for this session, on the host.
+    pub socket: PathBuf,
+    /// Port on `127.0.0.1` inside that init relays to the socket.
+    pub port: u16,
+}
+
+impl DoorSpec {
+    /// Where the socket appears inside.
+    pub const INSIDE: &'static str = "/run/nanoclaw/door.sock";
+}
+
+/// What runs in the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Our own binary in one of its inner roles (`__agent`), taken from the sealed memory file.
+    Builtin(Vec<String>),
+    /// Any program: argv, looked up in the sandbox's own PATH.
+    Program(Vec<String>),
+}
+
+/// How firmly a limit is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strictness {
+    /// A cgroup must enforce it, or the session does not start (limits written by a person).
+    Required,
+    /// The named fallback will do (built-in defaults, or `limits = "fallback"`).
+    Fallback,
+}
+
+/// One limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// Its value, in the unit its field names.
+    pub value: u64,
+    /// How firmly.
+    pub strictness: Strictness,
+}
+
+impl Limit {
+    /// A built-in default: the fallback will do.
+    #[must_use]
+    pub const fn default_of(value: u64) -> Self {
+        Self { value, strictness: Strictness::Fallback }
+    }
+}
+
+/// The limits of a sandbox. There is no "unlimited".
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Memory of all processes together, bytes.
+    pub memory_bytes: Limit,
+    /// CPU time per wall time, in thousandths of one CPU.
+    pub cpu_milli: Limit,
+    /// Processes and threads together.
+    pub pids: Limit,
+    /// Largest single file, bytes (`RLIMIT_FSIZE`).
+    pub file_bytes: u64,
+    /// Open descriptors per process (`RLIMIT_NOFILE`).
+    pub open_files: u64,
+    /// Size of the private `/tmp` and other tmpfs, bytes.
+    pub tmp_bytes: u64,
+}
+
+impl Default for Limits {
+    /// Enough for a compiler or a headless browser, little enough that twenty such sessions do
+    /// not take a laptop down.
+    fn default() -> Self {
+        Self {
+            memory_bytes: Limit::default_of(1 << 30),
+            cpu_milli: Limit::default_of(1_000),
+            pids: Limit::default_of(256),
+            file_bytes: 2 << 30,
+            open_files: 4_096,
+            tmp_bytes: 256 << 20,
+        }
+    }
+}
