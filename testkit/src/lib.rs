@@ -1,1 +1,22 @@
-//! fakes
+//! What tests need and the product must not contain: a local model server, seeds, folders,
+//! a sink for records.
+//!
+//! ```text
+//! test ─► program under test ─► FakeModel (127.0.0.1, plain threads) ─► requests(), --log FILE
+//! ```
+//!
+//! 1. Everything random comes from [`Rng`], whose seed is printed and can be given again.
+//! 2. Nothing listens on, or connects to, anything but loopback.
+//! 3. A missing tool skips by name outside CI and fails in CI ([`need`]).
+
+mod fake_model;
+mod need;
+mod rng;
+mod sink;
+mod temp_dir;
+
+pub use fake_model::{FakeModel, Options, Seen};
+pub use need::need;
+pub use rng::Rng;
+pub use sink::MemorySink;
+pub use temp_dir::TempDir;

@@ -1,1 +1,57 @@
-//! placeholder header, replaced by the crate's own
+//! The built-in agent, and the client by which the host drives it or any other ACP agent.
+//!
+//! ```text
+//! host: orchestrator ─► client ═ ACP over pipes ═► server ─► turn ─► wire ─► door (gateway, model)
+//!                                                            └─► tools      :sandbox
+//! ```
+//!
+//! Invariants:
+//! 1. The agent holds no key and opens no connection but the door's socket.
+//! 2. No input, from host, model, tools or disk, makes it panic or grow without bound.
+//! 3. No async runtime: plain threads, which exist only while a turn or a background job runs.
+
+mod acp;
+mod cancel;
+pub mod client;
+mod config;
+mod context;
+mod conversation;
+mod prompt;
+mod rpc;
+mod server;
+mod tools;
+mod turn;
+mod wire;
+
+#[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+mod testing;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+/// The role `nanoclaw __agent`: speaks ACP on stdin and stdout until stdin ends. Settings come
+/// from the environment: `NANOCLAW_MODEL`, `NANOCLAW_MODEL_API` (`anthropic` or `openai`), `HOME`;
+/// optionally `NANOCLAW_MAX_TOKENS`, `NANOCLAW_CONTEXT_TOKENS`, `NANOCLAW_INSTRUCTIONS`,
+/// `NANOCLAW_PLACEHOLDER`, `NANOCLAW_DOOR`.
+///
+/// Exit codes: 0 when stdin ended, 1 when the streams failed, 2 when a setting is missing or
+/// wrong (the reason goes to stderr).
+#[must_use]
+pub fn agent_main() -> ExitCode {
+    let config = match config::Config::read(|name| std::env::var(name).ok()) {
+        Ok(config) => config,
+        Err(e) => {
+            let _ = writeln!(std::io::stderr(), "nanoclaw agent: {e}");
+            return ExitCode::from(2);
+        }
+    };
+    match server::serve(config, std::io::stdin().lock(), server::Out::new(std::io::stdout())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(std::io::stderr(), "nanoclaw agent: its input failed: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -19,7 +19,7 @@ mod spec;
 pub use grant::{EgressRule, HostName, HostNameError, ModelApi, ModelConfig};
 pub use ids::{AgentName, IdError, MessageId, SessionId, TurnId};
 pub use record::{
-    Body, Direction, Durability, LimitState, MAX_INLINE_BYTES, Record, RecordError, RecordSink,
+    Body, Direction, Done, Durability, LimitState, MAX_INLINE_BYTES, Record, RecordError, RecordSink,
     RecordSinkExt, SaltedDigest, Sha256Hex, WallState,
 };
 pub use spec::{

@@ -198,6 +198,12 @@ pub enum RecordError {
         /// The limit.
         max: usize,
     },
+    /// The record may not be written by this process, or not in this form.
+    #[error("the record is refused: {why}")]
+    Invalid {
+        /// What is wrong with it.
+        why: String,
+    },
 }
 
 /// Called exactly once, from any thread, with the record's index in the log.

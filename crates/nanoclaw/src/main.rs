@@ -1,1 +1,104 @@
-fn main(){}
+//! NanoClaw: run AI agents you can trust.
+//!
+//! `main` is the table of contents: inner roles first, for they must not meet a parser of
+//! arguments or a runtime; then the commands of people.
+
+mod args;
+mod chat;
+mod commands;
+mod demo;
+mod failure;
+mod home;
+mod host;
+mod product;
+mod run;
+mod sandboxes;
+mod scribe;
+mod signals;
+mod terminal;
+mod ui;
+mod world;
+
+use args::{AuditCommand, Cli, Command, SandboxCommand, SecretCommand};
+use clap::Parser;
+use failure::{Failure, Result};
+use home::Home;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let words: Vec<String> =
+        std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+    match words.first().map(String::as_str) {
+        Some(sandbox::SPAWNER_ROLE) => return sandbox::spawner_main(),
+        Some(sandbox::INIT_ROLE) => return sandbox::init_main(),
+        Some("__agent") => return agent::agent_main(),
+        Some("__probe") => return assess::probe_main(&words[1..]),
+        // `--home DIR __recorder`, started by the audit client.
+        Some("--home") if words.get(2).is_some_and(|w| w == "__recorder") => {
+            return recorder(&words[1]);
+        }
+        _ => {}
+    }
+    match run_command(Cli::parse()) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            ui::out("");
+            ui::note(failure.render().trim_end());
+            ExitCode::from(failure.kind.exit_code())
+        }
+    }
+}
+
+fn recorder(home: &str) -> ExitCode {
+    use std::os::fd::AsFd;
+    match std::io::stdout().as_fd().try_clone_to_owned() {
+        Ok(ready) => audit::recorder::recorder_main(std::path::Path::new(home), ready),
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn run_command(cli: Cli) -> Result<u8> {
+    let home = || Home::open(cli.home.as_deref());
+    match cli.command {
+        Command::Demo(args) => demo::run(&home()?, &args),
+        Command::Chat(args) => chat::run(home()?, &args),
+        Command::Run(args) => run::run(home()?, &args),
+        Command::Audit(AuditCommand::Verify { dir, vkey, json }) => {
+            let dir = match dir {
+                Some(dir) => dir,
+                None => home()?.audit(),
+            };
+            commands::audit::verify(&dir, vkey.as_deref(), json)
+        }
+        Command::Audit(AuditCommand::Show { session, all, json }) => {
+            commands::audit::show(&home()?, session.as_deref(), all, json)
+        }
+        Command::Audit(AuditCommand::Tail { count, follow, json }) => {
+            commands::audit::tail(&home()?, count, follow, json)
+        }
+        Command::Sandbox(SandboxCommand::Plan { agent, json }) => {
+            commands::plan::run(&home()?, agent.as_deref(), json)
+        }
+        Command::Secret(SecretCommand::Set { name, host }) => {
+            commands::secret::set(&home()?, &name, &host)
+        }
+        Command::Secret(SecretCommand::List { json }) => commands::secret::list(&home()?, json),
+        Command::Secret(SecretCommand::Remove { name }) => {
+            commands::secret::remove(&home()?, &name)
+        }
+        Command::Doctor { json } => commands::doctor::run(json),
+        Command::Completions { shell } => commands::manual::completions(shell),
+        Command::Man { dir } => commands::manual::pages(&dir),
+    }
+}
+
+/// The name of an agent as it was typed.
+fn agent_name(given: Option<&str>, config: &policy::Config) -> Result<model::AgentName> {
+    match given {
+        Some(name) => model::AgentName::parse(name).map_err(Failure::usage),
+        None => match &config.default_agent {
+            Some(name) => Ok(name.clone()),
+            None => model::AgentName::parse(product::DEFAULT_AGENT).map_err(Failure::other),
+        },
+    }
+}

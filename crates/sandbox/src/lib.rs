@@ -1,1 +1,51 @@
-//! placeholder header, replaced by the crate's own
+//! Sandboxes: a finished `SandboxSpec` becomes a process that the kernel fences in.
+//!
+//! ```text
+//! orchestrator ── Spawner ══ seqpacket ══ __spawner ── clone3 ─► __sandbox-init ─► program
+//!                   │ prepare(spec)          │ plan, cgroups, uid     │ steps, measure
+//!                   │ ◄───────── Report ─────┤ ◄──────── measured ────┤
+//!                   │ start ────────────────►│ ────────── go ────────►│ fork + exec
+//! ```
+//!
+//! Invariants:
+//! 1. Policy decides, this crate carries out: it never reads policy, keys, logs or a database.
+//! 2. Fail closed: a step that fails, or a measurement that differs from what was asked, ends
+//!    the start. There is no "continue without".
+//! 3. Only the spawner process starts sandboxes; it is single-threaded and holds no secret.
+//! 4. A sandbox ends with its session's handle, with the client process and with the spawner.
+//! 5. `unsafe` stands in `sys` only.
+
+mod cgroup;
+mod check;
+mod client;
+mod doctor;
+mod error;
+mod facts;
+#[doc(hidden)]
+pub mod floor;
+mod init;
+mod landlock;
+mod plan;
+mod report;
+mod seccomp;
+mod spawner;
+mod step;
+mod sys;
+mod wire;
+
+pub use check::check;
+pub use client::{Pipes, Prepared, Sandbox, Spawner, SpawnerOptions, Stdio};
+pub use doctor::{Check, Status, inspect};
+pub use error::{SpecError, SpecErrorKind, StartError, StartErrorKind};
+pub use facts::{HostEntry, HostFacts, Ladder, Mode, Rung};
+pub use init::init_main;
+pub use plan::{BINARY_INSIDE, Plan, Sources, plan};
+pub use report::{Ended, Outcome, Report, Usage};
+pub use seccomp::reachable_syscalls;
+pub use spawner::{spawner_main, sweep};
+pub use step::{Bind, Owner, Step};
+
+/// `argv[1]` of the spawner process; `main` hands over to [`spawner_main`] before anything else.
+pub const SPAWNER_ROLE: &str = "__spawner";
+/// `argv[1]` of a sandbox's first process; `main` hands over to [`init_main`].
+pub const INIT_ROLE: &str = "__sandbox-init";

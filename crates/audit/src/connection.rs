@@ -1,0 +1,329 @@
+//! One client's connection, and what all of them share.
+//!
+//! 1. Answers never block the committer: they go to a buffer that the client's own writer empties.
+//! 2. A client has at most so many records without an answer and so many bytes of answers unread;
+//!    beyond that it is not read.
+//! 3. Whatever a client sends, the worst that happens is that its connection ends.
+
+use crate::entry::{self, ENTRY_BYTES_MAX, EncodeError, Uids};
+use crate::log::Log;
+use crate::wire::{
+    FromClient, Frames, Hello, PROTOCOL, ROLE_BYTES_MAX, parse_client, push_result, push_welcome,
+};
+use model::{Body, Durability, Record, RecordError};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::mem;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Records of one client that may be without an answer.
+const OUTSTANDING_MAX: usize = 8_192;
+
+/// Bytes of answers that one client may leave unread.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// A client that has connected says hello within this time.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The log and its clients.
+pub(crate) struct Hub {
+    log: Log,
+    uids: Uids,
+    wake: OwnedFd,
+    records: AtomicU64,
+    failed: AtomicBool,
+    seats: Mutex<(u64, HashMap<u64, UnixStream>)>,
+    departed: AtomicU64,
+}
+
+impl Hub {
+    pub(crate) fn new(log: Log, uids: Uids, wake: OwnedFd, records: u64) -> Self {
+        let (records, failed) = (AtomicU64::new(records), AtomicBool::new(false));
+        Self { log, uids, wake, records, failed, seats: Mutex::default(), departed: AtomicU64::new(0) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (u64, HashMap<u64, UnixStream>)> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connections now.
+    pub(crate) fn clients(&self) -> usize {
+        self.lock().1.len()
+    }
+
+    /// Connections that have ended.
+    pub(crate) fn departed(&self) -> u64 {
+        self.departed.load(Ordering::Acquire)
+    }
+
+    /// Whether the log has failed.
+    pub(crate) fn failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Records in the log, as far as answers have come.
+    pub(crate) fn records(&self) -> u64 {
+        self.records.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn wake_fd(&self) -> &OwnedFd {
+        &self.wake
+    }
+
+    fn wake(&self) {
+        // It fails only when the counter is full, and then a wake-up is pending already.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    pub(crate) fn clear_wake(&self) {
+        // Nothing to read means nothing to clear.
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+    }
+
+    pub(crate) fn wait_for_wake(&self, left: Option<&Timespec>) -> io::Result<()> {
+        match poll(&mut [PollFd::new(&self.wake, PollFlags::IN)], left) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {
+                self.clear_wake();
+                Ok(())
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Ends every connection; their threads then go in order.
+    pub(crate) fn disconnect_all(&self) {
+        for stream in self.lock().1.values() {
+            // One that is gone already needs no shutdown.
+            let _ = stream.shutdown(Shutdown::Read);
+        }
+    }
+
+    pub(crate) fn seat(self: &Arc<Self>, stream: &UnixStream) -> Option<Seat> {
+        let stream = stream.try_clone().ok()?;
+        let mut seats = self.lock();
+        seats.0 += 1;
+        let id = seats.0;
+        seats.1.insert(id, stream);
+        Some(Seat { hub: Arc::clone(self), id })
+    }
+
+    fn append(
+        self: &Arc<Self>,
+        record: &Record,
+        durability: Durability,
+        done: impl FnOnce(Result<u64, RecordError>) + Send + 'static,
+    ) {
+        let entry = match entry::encode(record, &self.uids.next(record.time_ms)) {
+            Ok(entry) => entry,
+            Err(EncodeError::TooLarge { bytes }) => {
+                return done(Err(RecordError::TooLarge { bytes, max: ENTRY_BYTES_MAX }));
+            }
+            Err(e) => return done(Err(RecordError::Invalid { why: e.to_string() })),
+        };
+        let hub = Arc::clone(self);
+        let done = Box::new(move |result: Result<u64, RecordError>| {
+            match &result {
+                Ok(index) => {
+                    hub.records.fetch_max(index + 1, Ordering::AcqRel);
+                }
+                Err(_) => {
+                    hub.failed.store(true, Ordering::Release);
+                    hub.wake();
+                }
+            }
+            // Before the answer: whoever has it may look whether the recorder still holds the log.
+            drop(hub);
+            done(result);
+        });
+        self.log.submit(entry, durability, done);
+    }
+
+    /// Appends a record of the recorder's own.
+    pub(crate) fn append_own(self: &Arc<Self>, body: Body, durability: Durability) {
+        let time_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+        let record = Record { time_ms, session: None, agent: None, turn: None, body };
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        self.append(&record, durability, move |result| drop(tell.send(result)));
+        // A failure is remembered in `failed`, where the main loop sees it.
+        let _ = told.recv();
+    }
+
+    /// Signs the head over everything so far.
+    pub(crate) fn sign(&self) -> Result<(), RecordError> {
+        self.log.sign().map(drop)
+    }
+
+    /// Closes the log.
+    pub(crate) fn close(self) -> Result<(), RecordError> {
+        self.log.close()
+    }
+}
+
+/// A client's place at the recorder; given up when dropped.
+pub(crate) struct Seat {
+    hub: Arc<Hub>,
+    id: u64,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.hub.lock().1.remove(&self.id);
+        self.hub.departed.fetch_add(1, Ordering::AcqRel);
+        self.hub.wake();
+    }
+}
+
+#[derive(Default)]
+struct Answers {
+    bytes: Vec<u8>,
+    outstanding: usize,
+    ended: bool,
+    deaf: bool,
+}
+
+#[derive(Default)]
+struct Outbox {
+    answers: Mutex<Answers>,
+    changed: Condvar,
+}
+
+impl Outbox {
+    fn lock(&self) -> MutexGuard<'_, Answers> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, answers: MutexGuard<'a, Answers>) -> MutexGuard<'a, Answers> {
+        self.changed.wait(answers).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answer(&self, id: u64, result: Result<u64, RecordError>) {
+        let mut answers = self.lock();
+        let was_empty = answers.bytes.is_empty();
+        answers.outstanding -= 1;
+        if !answers.deaf {
+            push_result(&mut answers.bytes, id, result);
+        }
+        let wake = was_empty || answers.outstanding == 0 || answers.outstanding + 1 == OUTSTANDING_MAX;
+        drop(answers);
+        if wake {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Takes a place for one more record; waits while there is none.
+    fn take_place(&self) {
+        let mut answers = self.lock();
+        while !answers.deaf
+            && (answers.outstanding >= OUTSTANDING_MAX || answers.bytes.len() > ANSWER_BYTES_MAX)
+        {
+            answers = self.wait(answers);
+        }
+        answers.outstanding += 1;
+    }
+
+    /// Sends answers until the reader has ended and every record is answered.
+    fn send(&self, mut stream: UnixStream) {
+        let mut bytes = Vec::new();
+        loop {
+            let mut answers = self.lock();
+            while answers.bytes.is_empty() && !(answers.ended && answers.outstanding == 0) {
+                answers = self.wait(answers);
+            }
+            if answers.bytes.is_empty() {
+                break;
+            }
+            mem::swap(&mut bytes, &mut answers.bytes);
+            drop(answers);
+            self.changed.notify_all();
+            if stream.write_all(&bytes).is_err() {
+                let mut answers = self.lock();
+                answers.deaf = true;
+                answers.bytes.clear();
+            }
+            bytes.clear();
+        }
+        // The client's reader sees the end; if it is gone, nobody needs to.
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+}
+
+/// Serves one connection to its end.
+pub(crate) fn run(seat: &Seat, stream: UnixStream, pid: u32) {
+    let outbox = Arc::new(Outbox::default());
+    let Ok(answers_to) = stream.try_clone() else { return };
+    let for_writer = Arc::clone(&outbox);
+    let writer = thread::Builder::new()
+        .name("audit-answers".into())
+        .spawn(move || for_writer.send(answers_to));
+    let Ok(writer) = writer else { return };
+    if stream.set_read_timeout(Some(HELLO_TIMEOUT)).is_ok() {
+        let mut frames = Frames::new(&stream);
+        if let Some(role) = hello(&mut frames)
+            && stream.set_read_timeout(None).is_ok()
+        {
+            push_welcome(&mut outbox.lock().bytes);
+            outbox.changed.notify_all();
+            if !take_records(&seat.hub, &outbox, &mut frames) {
+                seat.hub.append_own(Body::ClientLost { pid, role }, Durability::Durable);
+            }
+        }
+    }
+    outbox.lock().ended = true;
+    outbox.changed.notify_all();
+    // It ends by itself: every record gets an answer, and a send to nobody fails.
+    let _ = writer.join();
+}
+
+fn hello(frames: &mut Frames<&UnixStream>) -> Option<String> {
+    match frames.next_frame().ok()?.map(parse_client)? {
+        Ok(FromClient::Hello(Hello { protocol: PROTOCOL, role, .. }))
+            if role.len() <= ROLE_BYTES_MAX && role.chars().all(|c| c.is_ascii_graphic()) =>
+        {
+            Some(role)
+        }
+        _ => None,
+    }
+}
+
+/// Takes records until the client says bye (`true`) or is lost (`false`).
+fn take_records(hub: &Arc<Hub>, outbox: &Arc<Outbox>, frames: &mut Frames<&UnixStream>) -> bool {
+    loop {
+        let frame = match frames.next_frame() {
+            Ok(Some(frame)) => parse_client(frame),
+            Ok(None) | Err(_) => return false,
+        };
+        match frame {
+            Ok(FromClient::Submit { id, durability, record }) => {
+                outbox.take_place();
+                let answer_to = Arc::clone(outbox);
+                let done = move |result| answer_to.answer(id, result);
+                match record.and_then(not_ours) {
+                    Ok(record) => hub.append(&record, durability, done),
+                    Err(e) => done(Err(e)),
+                }
+            }
+            Ok(FromClient::Bye) => return true,
+            Ok(FromClient::Hello(_)) | Err(_) => return false,
+        }
+    }
+}
+
+/// Only the recorder speaks for itself.
+fn not_ours(record: Record) -> Result<Record, RecordError> {
+    match record.body {
+        Body::RecorderStarted { .. } | Body::RecorderStopped { .. } | Body::ClientLost { .. } => {
+            let why = "only the recorder writes this kind of record".to_owned();
+            Err(RecordError::Invalid { why })
+        }
+        _ => Ok(record),
+    }
+}

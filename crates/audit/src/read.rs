@@ -1,0 +1,201 @@
+//! Reading a log's entries, now or as they come, without the recorder.
+//!
+//! ```text
+//! wal/*.wal ─► Reader ─► Stored { index, record }      Follow: the same, and waits by inotify
+//! ```
+//!
+//! 1. Reading proves nothing: [`crate::verify`] does. It does check every checksum and number.
+//! 2. The end of the log is not an error, even inside a record that is being written.
+
+use crate::entry::{DecodeError, decode};
+use crate::wal::{BadFrame, FrameReader, segments};
+use model::{Record, SessionId};
+use rustix::fs::inotify;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// Why a log cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The system refused.
+    #[error("cannot read the audit log: {}: {error}", path.display())]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// The system's words.
+        error: io::Error,
+    },
+    /// A record is damaged.
+    #[error("{} is damaged at byte {offset}: {why}; run `audit verify`", path.display())]
+    Damaged {
+        /// The segment.
+        path: PathBuf,
+        /// Where the bad record starts.
+        offset: u64,
+        /// What is wrong with it.
+        why: BadFrame,
+    },
+}
+
+/// One entry as it stands in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Its index.
+    pub index: u64,
+    /// Its bytes: one line of canonical JSON.
+    pub bytes: Vec<u8>,
+    /// What they say, if this version knows the kind.
+    pub record: Result<Record, DecodeError>,
+}
+
+/// Which entries to give.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Only those of this session.
+    pub session: Option<SessionId>,
+    /// Only those from this index on.
+    pub from: u64,
+}
+
+impl Filter {
+    fn takes(&self, record: &Result<Record, DecodeError>) -> bool {
+        match (&self.session, record) {
+            (None, _) => true,
+            (Some(session), Ok(record)) => record.session.as_ref() == Some(session),
+            (Some(_), Err(_)) => false,
+        }
+    }
+}
+
+struct Open {
+    path: PathBuf,
+    frames: FrameReader<File>,
+}
+
+/// Reads entries in order. At the end it gives `None`, and later what came meanwhile.
+pub struct Reader {
+    dir: PathBuf,
+    filter: Filter,
+    due: u64,
+    open: Option<Open>,
+}
+
+impl Reader {
+    /// A reader of the log in `dir` (see [`crate::log_dir`]). A log that does not exist yet is empty.
+    #[must_use]
+    pub fn new(dir: &Path, filter: Filter) -> Self {
+        Self { dir: dir.to_owned(), filter, due: 0, open: None }
+    }
+
+    /// The next entry that the filter takes; `None` when there is none yet.
+    ///
+    /// # Errors
+    /// When a file cannot be read or a record is damaged.
+    pub fn next_entry(&mut self) -> Result<Option<Stored>, ReadError> {
+        loop {
+            if self.open.is_none() && !self.open_segment()? {
+                return Ok(None);
+            }
+            let Some(open) = &mut self.open else { return Ok(None) };
+            let io_error = |error| ReadError::Io { path: open.path.clone(), error };
+            let offset = open.frames.offset();
+            match open.frames.next_frame().map_err(io_error)? {
+                Ok(Some(frame)) => {
+                    self.due = frame.seq + 1;
+                    if frame.seq < self.filter.from {
+                        continue;
+                    }
+                    let record = decode(frame.bytes);
+                    if self.filter.takes(&record) {
+                        let bytes = frame.bytes.to_vec();
+                        return Ok(Some(Stored { index: frame.seq, bytes, record }));
+                    }
+                }
+                Ok(None) => {
+                    if !self.open_segment()? {
+                        return Ok(None);
+                    }
+                }
+                Err(BadFrame::Short) => return Ok(None),
+                Err(why) => {
+                    return Err(ReadError::Damaged { path: open.path.clone(), offset, why });
+                }
+            }
+        }
+    }
+
+    /// Goes to the segment with the record that is due, if that is another one than the open one.
+    fn open_segment(&mut self) -> Result<bool, ReadError> {
+        let folder = self.dir.join("wal");
+        let all = match segments(&self.dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            other => other.map_err(|error| ReadError::Io { path: folder, error })?,
+        };
+        // The first one may be entered before its end: skip what lies wholly before `from`.
+        let wanted = if self.open.is_none() { self.filter.from.max(self.due) } else { self.due };
+        let Some(segment) = all.into_iter().rev().find(|s| s.first <= wanted) else {
+            return Ok(false);
+        };
+        if self.open.as_ref().is_some_and(|open| open.path == segment.path) {
+            return Ok(false);
+        }
+        let file = File::open(&segment.path)
+            .map_err(|error| ReadError::Io { path: segment.path.clone(), error })?;
+        self.due = segment.first;
+        let frames = FrameReader::new(file, 0, segment.first);
+        self.open = Some(Open { path: segment.path, frames });
+        Ok(true)
+    }
+}
+
+impl Iterator for Reader {
+    type Item = Result<Stored, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_entry().transpose()
+    }
+}
+
+/// A reader that waits for what comes.
+pub struct Follow {
+    reader: Reader,
+    watch: OwnedFd,
+}
+
+impl Follow {
+    /// Follows the log in `dir`, which must exist.
+    ///
+    /// # Errors
+    /// When the folder cannot be watched.
+    pub fn new(dir: &Path, filter: Filter) -> Result<Self, ReadError> {
+        let path = dir.join("wal");
+        let io_error = |e: rustix::io::Errno| ReadError::Io { path: path.clone(), error: e.into() };
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC).map_err(io_error)?;
+        let what = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE;
+        inotify::add_watch(&watch, &path, what).map_err(io_error)?;
+        Ok(Self { reader: Reader::new(dir, filter), watch })
+    }
+
+    /// The next entry; sleeps until there is one.
+    ///
+    /// # Errors
+    /// As [`Reader::next_entry`].
+    pub fn wait(&mut self) -> Result<Stored, ReadError> {
+        loop {
+            if let Some(entry) = self.reader.next_entry()? {
+                return Ok(entry);
+            }
+            // Events are only a wake-up; what they say does not matter, nor does a signal.
+            let mut events = [0u8; 4096];
+            match rustix::io::read(&self.watch, &mut events) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => {
+                    let path = self.reader.dir.join("wal");
+                    return Err(ReadError::Io { path, error: e.into() });
+                }
+            }
+        }
+    }
+}

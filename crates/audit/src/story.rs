@@ -1,0 +1,225 @@
+//! A log as a story that a lawyer could read: who asked, what it did, what it was refused, what it
+//! said.
+//!
+//! 1. One line a record, in the order of the log, each with its index, so that every sentence can be
+//!    proven.
+//! 2. Text that came from an agent or from outside shows every character that could deceive the eye:
+//!    control, bidirectional and invisible ones as `<U+202E>`.
+
+use model::{Body, Direction, Record};
+use std::fmt::Write;
+
+/// Longest piece of foreign text in a line, characters; the record has the whole.
+const QUOTE_CHARS_MAX: usize = 200;
+
+/// Makes every character visible that is not.
+#[must_use]
+pub fn visible(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        let hidden = c.is_control()
+            || matches!(c,
+                '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+                | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+                | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}');
+        if hidden {
+            // Writing to a string does not fail.
+            let _ = write!(out, "<U+{:04X}>", u32::from(c));
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+fn quote(text: &str) -> String {
+    let short: String = text.chars().take(QUOTE_CHARS_MAX).collect();
+    let more = if short.len() < text.len() { " […]" } else { "" };
+    format!("{}{more}", visible(&short))
+}
+
+/// `2026-01-31 23:59:59.123 UTC` from Unix milliseconds.
+#[must_use]
+pub fn utc(time_ms: u64) -> String {
+    let (days, ms) = (time_ms / 86_400_000, time_ms % 86_400_000);
+    // Days to a date of the proleptic Gregorian calendar, counted in eras of 400 years from March 1st.
+    let z = days + 719_468;
+    let (era, day) = (z / 146_097, z % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let date = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year + u64::from(month <= 2);
+    let (h, m, s) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1_000 % 60);
+    format!("{year:04}-{month:02}-{date:02} {h:02}:{m:02}:{s:02}.{:03} UTC", ms % 1_000)
+}
+
+/// Tells records, given with their index, one line each.
+pub fn story<'a>(records: impl IntoIterator<Item = (u64, &'a Record)>) -> Vec<String> {
+    records.into_iter().map(|(index, record)| line(index, record)).collect()
+}
+
+/// One record as one line.
+#[must_use]
+pub fn line(index: u64, record: &Record) -> String {
+    let who = match (&record.agent, &record.session) {
+        (Some(agent), Some(session)) => format!("{agent} ({session}): "),
+        (None, Some(session)) => format!("({session}): "),
+        (Some(agent), None) => format!("{agent}: "),
+        (None, None) => String::new(),
+    };
+    format!("{}  #{index}  {who}{}", utc(record.time_ms), sentence(&record.body))
+}
+
+fn sentence(body: &Body) -> String {
+    match body {
+        Body::RecorderStarted { .. } | Body::RecorderStopped { .. } | Body::ClientLost { .. } => {
+            of_recorder(body)
+        }
+        Body::SessionOpened { .. }
+        | Body::SessionClosed { .. }
+        | Body::SandboxStarted { .. }
+        | Body::SandboxStopped { .. } => of_session(body),
+        Body::ModelRequest { .. } | Body::ModelResponse { .. } | Body::SecretUsed { .. } => {
+            of_model(body)
+        }
+        Body::EgressIntent { .. } | Body::EgressResult { .. } | Body::EgressRefused { .. } => {
+            of_egress(body)
+        }
+        _ => of_turn(body),
+    }
+}
+
+fn of_recorder(body: &Body) -> String {
+    match body {
+        Body::RecorderStarted { version, recovered_records, torn_bytes } => {
+            let torn = match torn_bytes {
+                0 => String::new(),
+                n => format!("; {n} bytes of an unfinished write were set aside"),
+            };
+            let version = quote(version);
+            format!("The recorder {version} opened the log with {recovered_records} records{torn}.")
+        }
+        Body::RecorderStopped { records } => {
+            format!("The recorder closed the log with {records} records.")
+        }
+        Body::ClientLost { pid, role } => format!(
+            "The process {} (pid {pid}) was gone without a word; what it did last may not be on record.",
+            quote(role)
+        ),
+        _ => body.kind().to_owned(),
+    }
+}
+
+fn of_session(body: &Body) -> String {
+    match body {
+        Body::SessionOpened { resumed, backend, policy_sha256, grants } => {
+            let verb = if *resumed { "was resumed" } else { "began" };
+            let grants = match grants.as_slice() {
+                [] => "no grants".to_owned(),
+                some => format!("these grants: {}", quote(&some.join(", "))),
+            };
+            let digest: String = visible(&policy_sha256.0).chars().take(12).collect();
+            format!("The session {verb}, sandboxed by {}, policy {digest}, with {grants}.", quote(backend))
+        }
+        Body::SessionClosed { reason, counts } => {
+            let counts: Vec<String> = counts.iter().map(|(k, n)| format!("{n} {k}")).collect();
+            format!("The session ended: {}. Counted: {}.", quote(reason), quote(&counts.join(", ")))
+        }
+        Body::SandboxStarted { program, walls, limits, .. } => {
+            let walls: Vec<String> =
+                walls.iter().map(|w| format!("{} ({})", w.wall, w.state)).collect();
+            let limits: Vec<String> = limits
+                .iter()
+                .map(|l| format!("{} {} by {}", l.limit, l.value, l.enforced_by))
+                .collect();
+            format!(
+                "A sandbox was ready to run {}. Walls: {}. Limits: {}.",
+                quote(program),
+                visible(&walls.join(", ")),
+                visible(&limits.join(", "))
+            )
+        }
+        Body::SandboxStopped { outcome, cpu_ms, peak_memory_bytes } => format!(
+            "The sandbox ended: {}, {cpu_ms} ms of CPU, at most {peak_memory_bytes} bytes of memory.",
+            quote(outcome)
+        ),
+        _ => body.kind().to_owned(),
+    }
+}
+
+fn of_turn(body: &Body) -> String {
+    match body {
+        Body::Message { direction, message, channel, chat, digest } => {
+            let (what, way) = match direction {
+                Direction::In => ("A message came in", "from"),
+                Direction::Out => ("A reply went out", "to"),
+            };
+            let (channel, chat, bytes) = (quote(channel), quote(chat), digest.bytes);
+            format!("{what} {way} {channel}, chat {chat}: {message}, {bytes} bytes.")
+        }
+        Body::TurnStarted { message } => format!("It set to work on {message}."),
+        Body::TurnFinished { outcome, duration_ms } => {
+            format!("It was done after {duration_ms} ms: {}.", quote(outcome))
+        }
+        Body::ToolCalled { tool, arguments, .. } => {
+            format!("It says it uses the tool {}: {}", quote(tool), quote(arguments))
+        }
+        Body::ToolFinished { tool, ok, bytes, summary, .. } => {
+            let how = if *ok { "succeeded" } else { "failed" };
+            format!("It says the tool {} {how}, {bytes} bytes: {}", quote(tool), quote(summary))
+        }
+        Body::ProbeObserved { probe, expected, observed, held } => {
+            let verdict = if *held { "The wall held" } else { "THE WALL DID NOT HOLD" };
+            let (probe, expected, observed) = (quote(probe), quote(expected), quote(observed));
+            format!("It tried {probe}. Expected: {expected}. Answer: {observed}. {verdict}.")
+        }
+        _ => body.kind().to_owned(),
+    }
+}
+
+fn of_model(body: &Body) -> String {
+    match body {
+        Body::ModelRequest { model, host, bytes, .. } => {
+            format!("The model {} at {} was asked, {bytes} bytes.", quote(model), quote(host))
+        }
+        Body::ModelResponse { model, status, bytes, input_tokens, output_tokens, duration_ms, error, .. } => {
+            match error {
+                Some(e) => format!("The model {} failed (status {status}): {}", quote(model), quote(e)),
+                None => format!(
+                    "The model {} answered after {duration_ms} ms: {bytes} bytes, {input_tokens} tokens in, {output_tokens} out.",
+                    quote(model)
+                ),
+            }
+        }
+        Body::SecretUsed { secret, host } => {
+            format!("The gateway used the secret {} for it at {}.", quote(secret), quote(host))
+        }
+        _ => body.kind().to_owned(),
+    }
+}
+
+fn of_egress(body: &Body) -> String {
+    match body {
+        Body::EgressIntent { host, port, rule, address } => format!(
+            "It was let through to {}:{port} ({}) by the rule {}.",
+            quote(host),
+            quote(address),
+            quote(rule)
+        ),
+        Body::EgressResult { host, port, sent, received, duration_ms, error } => {
+            let end = error.as_ref().map_or(String::new(), |e| format!(" It broke off: {}", quote(e)));
+            let host = quote(host);
+            format!("The connection to {host}:{port} ended after {duration_ms} ms: {sent} bytes out, {received} in.{end}")
+        }
+        Body::EgressRefused { target, rule, reason } => format!(
+            "It was REFUSED {}: {} (rule {}).",
+            quote(target),
+            quote(reason),
+            quote(rule)
+        ),
+        _ => body.kind().to_owned(),
+    }
+}

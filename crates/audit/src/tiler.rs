@@ -1,0 +1,275 @@
+//! From durable entries to tiles and a signed head, on a thread of its own.
+//!
+//! ```text
+//! committer ─ durable entries ─► Tiles (tree, tile files) ─ quiet, or a second later ─► checkpoint
+//! ```
+//!
+//! 1. Only entries that are synced in the write-ahead log come here; so nothing is signed that a
+//!    power cut could take back.
+//! 2. Tiles are synced before the checkpoint that needs them is signed; the checkpoint is synced
+//!    under another name, renamed, and its folder synced.
+//! 3. There is a timer only while an entry waits for a signature: an idle log never wakes up.
+
+use crate::entry::Entry;
+use crate::merkle::{FullTile, Hash, TILE_WIDTH, TileTree};
+use crate::note::{Checkpoint, Signer};
+use crate::tiles::{self, Kind, TileName};
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+/// Partial tiles of this many earlier checkpoints are kept, for readers that hold one of them.
+const OLD_CHECKPOINTS_KEPT: usize = 2;
+
+/// Up to so many new tile files are synced one by one; beyond, the whole file system is, once.
+const SYNC_ONE_BY_ONE_MAX: usize = 8;
+
+/// When to sign.
+#[derive(Debug, Clone, Copy)]
+pub struct SignAfter {
+    /// So long after the last entry, when no other comes.
+    pub quiet: Duration,
+    /// At the latest so long after the first unsigned entry.
+    pub at_most: Duration,
+}
+
+impl Default for SignAfter {
+    /// A tenth of a second after the last entry, so that no signature stands in the way of a turn;
+    /// one second at most, so that a busy log has a fresh head.
+    fn default() -> Self {
+        Self { quiet: Duration::from_millis(100), at_most: Duration::from_secs(1) }
+    }
+}
+
+/// What the committer sends.
+pub(crate) enum Job {
+    /// Durable entries, in order.
+    Entries(Vec<Entry>),
+    /// Sign what is there and say so.
+    Sign(Sender<Checkpoint>),
+}
+
+/// The tree and its files.
+pub(crate) struct Tiles {
+    dir: PathBuf,
+    tree: TileTree,
+    bundle: Vec<u8>,
+    full: Vec<FullTile>,
+    mode: Mode,
+    unsynced: Vec<PathBuf>,
+    partials: VecDeque<Vec<TileName>>,
+}
+
+/// What to do with a finished tile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Compare with the file; remember whether any differs.
+    Check { differs: bool },
+    /// Compare with the file; where it differs keep it as evidence and write the right one.
+    Repair,
+    /// Write it.
+    Write,
+}
+
+impl Tiles {
+    pub(crate) fn new(dir: &Path, mode: Mode) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            tree: TileTree::default(),
+            bundle: Vec::new(),
+            full: Vec::new(),
+            mode,
+            unsynced: Vec::new(),
+            partials: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.tree.size()
+    }
+
+    pub(crate) fn root(&self) -> Hash {
+        self.tree.root()
+    }
+
+    pub(crate) fn mode(&self) -> &Mode {
+        &self.mode
+    }
+
+    /// From checking or repairing to writing. Partial tiles left from before go with the first
+    /// checkpoints.
+    pub(crate) fn start_writing(&mut self) -> io::Result<()> {
+        let width = TILE_WIDTH as u16;
+        let old = tiles::list(&self.dir)?.into_iter().filter(|t| t.width < width).collect();
+        self.partials.push_back(old);
+        self.mode = Mode::Write;
+        Ok(())
+    }
+
+    pub(crate) fn push(&mut self, bytes: &[u8], leaf: Hash) -> io::Result<()> {
+        tiles::push_entry(&mut self.bundle, bytes);
+        let mut full = std::mem::take(&mut self.full);
+        self.tree.push(leaf, &mut full);
+        if !full.is_empty() {
+            let bundle = std::mem::take(&mut self.bundle);
+            let index = self.tree.size() / TILE_WIDTH as u64 - 1;
+            let width = TILE_WIDTH as u16;
+            self.finish(TileName { kind: Kind::Entries, index, width }, &bundle)?;
+            self.bundle = bundle;
+            self.bundle.clear();
+            for tile in full.drain(..) {
+                let kind = Kind::Hashes(tile.level);
+                self.finish(TileName { kind, index: tile.index, width }, tile.hashes.as_flattened())?;
+            }
+        }
+        self.full = full;
+        Ok(())
+    }
+
+    fn finish(&mut self, name: TileName, bytes: &[u8]) -> io::Result<()> {
+        if self.mode != Mode::Write {
+            let path = self.dir.join(name.path());
+            match fs::read(&path) {
+                Ok(found) if found == bytes => return Ok(()),
+                Ok(_) if self.mode == Mode::Repair => keep_evidence(&self.dir, &path)?,
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+            if let Mode::Check { differs } = &mut self.mode {
+                *differs = true;
+                return Ok(());
+            }
+        }
+        self.unsynced.push(tiles::write(&self.dir, name, bytes)?);
+        Ok(())
+    }
+
+    /// Writes partial tiles, syncs, signs, publishes.
+    fn publish(&mut self, signer: &Signer) -> io::Result<Checkpoint> {
+        let width = (self.tree.size() % TILE_WIDTH as u64) as u16;
+        let mut made = Vec::new();
+        if width > 0 {
+            let index = self.tree.size() / TILE_WIDTH as u64;
+            made.push((TileName { kind: Kind::Entries, index, width }, self.bundle.clone()));
+        }
+        for (level, index, hashes) in self.tree.partial_tiles() {
+            let name = TileName { kind: Kind::Hashes(level), index, width: hashes.len() as u16 };
+            made.push((name, hashes.as_flattened().to_vec()));
+        }
+        for (name, bytes) in &made {
+            // An equal one stays as it is: someone may be reading it.
+            let path = self.dir.join(name.path());
+            if !fs::read(&path).is_ok_and(|found| found == *bytes) {
+                tiles::write(&self.dir, *name, bytes)?;
+            }
+            self.unsynced.push(path);
+        }
+        self.sync()?;
+        let (size, root) = (self.tree.size(), self.tree.root());
+        write_checkpoint(&self.dir, &signer.sign(size, root))?;
+        self.drop_old_partials(made.into_iter().map(|(name, _)| name).collect())?;
+        Ok(Checkpoint { origin: signer.verifier().name().to_owned(), size, root })
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        if self.unsynced.len() > SYNC_ONE_BY_ONE_MAX {
+            rustix::fs::syncfs(File::open(&self.dir)?)?;
+        } else {
+            for path in &self.unsynced {
+                File::open(path)?.sync_all()?;
+                if let Some(folder) = path.parent() {
+                    File::open(folder)?.sync_all()?;
+                }
+            }
+        }
+        self.unsynced.clear();
+        Ok(())
+    }
+
+    fn drop_old_partials(&mut self, new: Vec<TileName>) -> io::Result<()> {
+        self.partials.push_back(new);
+        while self.partials.len() > OLD_CHECKPOINTS_KEPT + 1 {
+            for name in self.partials.pop_front().unwrap_or_default() {
+                if self.partials.iter().flatten().any(|kept| *kept == name) {
+                    continue;
+                }
+                let path = self.dir.join(name.path());
+                match fs::remove_file(&path) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                    _ => {}
+                }
+                // Stays while it has other widths in it; an empty folder is only untidy.
+                let _ = path.parent().map(fs::remove_dir);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Publishes a signed note as the log's head.
+pub(crate) fn write_checkpoint(dir: &Path, note: &str) -> io::Result<()> {
+    let new = dir.join("private/checkpoint.new");
+    let mut file = File::create(&new)?;
+    file.write_all(note.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, dir.join("checkpoint"))?;
+    File::open(dir)?.sync_all()
+}
+
+fn keep_evidence(dir: &Path, path: &Path) -> io::Result<()> {
+    let evidence = dir.join("evidence");
+    fs::create_dir_all(&evidence)?;
+    let below = path.strip_prefix(dir).unwrap_or(path).to_string_lossy().replace('/', "_");
+    fs::rename(path, evidence.join(below))
+}
+
+/// The thread: takes jobs until the committer is gone, then signs the last head.
+pub(crate) fn run(
+    mut tiles: Tiles,
+    signer: &Signer,
+    mut signed: u64,
+    after: SignAfter,
+    jobs: &Receiver<Job>,
+) -> io::Result<()> {
+    let mut since = (tiles.size() != signed).then(Instant::now);
+    loop {
+        let job = match since {
+            None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(first) => {
+                let left = after.at_most.saturating_sub(first.elapsed());
+                jobs.recv_timeout(after.quiet.min(left))
+            }
+        };
+        let mut waiting = None;
+        let mut due = since.is_some_and(|first| first.elapsed() >= after.at_most);
+        match job {
+            Ok(Job::Entries(entries)) => {
+                for entry in &entries {
+                    tiles.push(entry.bytes(), entry.leaf())?;
+                }
+                since = since.or_else(|| Some(Instant::now()));
+            }
+            Ok(Job::Sign(tell)) => waiting = Some(tell),
+            Err(RecvTimeoutError::Timeout) => due = true,
+            Err(RecvTimeoutError::Disconnected) => {
+                if tiles.size() != signed {
+                    tiles.publish(signer)?;
+                }
+                return Ok(());
+            }
+        }
+        if (due && tiles.size() != signed) || waiting.is_some() {
+            let head = tiles.publish(signer)?;
+            signed = head.size;
+            since = None;
+            if let Some(tell) = waiting {
+                // Whoever asked may have gone; the head is published all the same.
+                let _ = tell.send(head);
+            }
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! The write-ahead log: append-only segment files, one frame a record.
+//!
+//! ```text
+//! wal/<first seq, 16 hex>.wal      frame = u32 length ‖ u32 crc32c ‖ u64 seq ‖ bytes, little-endian
+//! ```
+//!
+//! 1. Sequence numbers are dense over all segments; a segment is named by its first one.
+//! 2. The top bit of `length` says: everything before this frame was synced when it was written. So a
+//!    bad frame with such a frame behind it is damage, and one without is a write that a power cut
+//!    tore; only the second may be cut off, and what is cut is kept as evidence.
+//! 3. A new segment is created, synced, and its folder synced before a frame goes into it.
+//! 4. A failed write or sync is never tried again: the kernel may have dropped the pages (Rebello et
+//!    al., "Can Applications Recover from fsync Failures?", ATC'20). The caller stops.
+
+use crate::entry::ENTRY_BYTES_MAX;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// Bytes before the entry in a frame.
+pub const HEADER_BYTES: usize = 16;
+
+/// A segment is followed by a new one once it is this long: small enough to copy and to scan whole,
+/// large enough that a folder sync is rare.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Top bit of the length field, see invariant 2.
+const SYNCED_BEFORE: u32 = 1 << 31;
+
+/// How far a frame's number may be ahead when looking for one behind a bad frame.
+const SEQ_WINDOW: u64 = 1 << 32;
+
+/// Read buffer; must hold the largest frame.
+const READ_BYTES: usize = 1 << 20;
+
+/// One frame as read.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// Number of the record, which is its index in the log.
+    pub seq: u64,
+    /// The entry.
+    pub bytes: &'a [u8],
+}
+
+/// Why a frame cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadFrame {
+    /// The file ends inside it.
+    #[error("the file ends inside a record")]
+    Short,
+    /// Its length is not possible.
+    #[error("a record's length is not possible")]
+    Length,
+    /// Its checksum does not match.
+    #[error("a record's checksum does not match its bytes")]
+    Checksum,
+    /// It has another number than the one that is due.
+    #[error("a record's number is {found}, but {due} is due")]
+    Sequence {
+        /// The number there.
+        found: u64,
+        /// The number that should be there.
+        due: u64,
+    },
+}
+
+/// Appends a frame to `out`.
+fn push_frame(out: &mut Vec<u8>, seq: u64, synced_before: bool, bytes: &[u8]) {
+    let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX)
+        | if synced_before { SYNCED_BEFORE } else { 0 };
+    let crc = checksum(len, seq, bytes);
+    out.extend(len.to_le_bytes());
+    out.extend(crc.to_le_bytes());
+    out.extend(seq.to_le_bytes());
+    out.extend(bytes);
+}
+
+fn checksum(len: u32, seq: u64, bytes: &[u8]) -> u32 {
+    let mut head = [0; 12];
+    head[..4].copy_from_slice(&len.to_le_bytes());
+    head[4..].copy_from_slice(&seq.to_le_bytes());
+    crc32c::crc32c_append(crc32c::crc32c(&head), bytes)
+}
+
+struct Header {
+    len: usize,
+    synced_before: bool,
+    seq: u64,
+    word: u32,
+    crc: u32,
+}
+
+fn header(b: &[u8]) -> Option<Header> {
+    let (len, rest) = b.split_first_chunk::<4>()?;
+    let (crc, rest) = rest.split_first_chunk::<4>()?;
+    let (seq, _) = rest.split_first_chunk::<8>()?;
+    let word = u32::from_le_bytes(*len);
+    Some(Header {
+        len: (word & !SYNCED_BEFORE) as usize,
+        synced_before: word & SYNCED_BEFORE != 0,
+        seq: u64::from_le_bytes(*seq),
+        word,
+        crc: u32::from_le_bytes(*crc),
+    })
+}
+
+/// Reads the frames of one segment.
+pub struct FrameReader<R> {
+    source: R,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    offset: u64,
+    due: u64,
+}
+
+impl<R: Read> FrameReader<R> {
+    /// Frames of `source`, which starts at byte `offset` of its file with number `due`.
+    pub fn new(source: R, offset: u64, due: u64) -> Self {
+        Self { source, buffer: vec![0; READ_BYTES], start: 0, end: 0, offset, due }
+    }
+
+    /// Byte of the file where the next frame starts.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Number that the next frame should have.
+    #[must_use]
+    pub fn due(&self) -> u64 {
+        self.due
+    }
+
+    /// Makes sure that `want` bytes are in the buffer, if the file has them.
+    fn fill(&mut self, want: usize) -> io::Result<bool> {
+        if self.end - self.start >= want {
+            return Ok(true);
+        }
+        self.buffer.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        while self.end < want {
+            match self.source.read(&mut self.buffer[self.end..]) {
+                Ok(0) => return Ok(false),
+                Ok(n) => self.end += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(true)
+    }
+
+    /// The next frame; `None` at the end of the file. After an inner error the reader stays where
+    /// the bad frame starts, and the same call gives the same error (or the frame, if a writer has
+    /// finished it meanwhile).
+    ///
+    /// # Errors
+    /// The outer one as the system has it, the inner one when the bytes there are not a frame.
+    pub fn next_frame(&mut self) -> io::Result<Result<Option<Frame<'_>>, BadFrame>> {
+        if !self.fill(HEADER_BYTES)? {
+            return Ok(if self.start == self.end { Ok(None) } else { Err(BadFrame::Short) });
+        }
+        let Some(h) = header(&self.buffer[self.start..self.end]) else {
+            return Ok(Err(BadFrame::Short));
+        };
+        if h.len == 0 || h.len > ENTRY_BYTES_MAX {
+            return Ok(Err(BadFrame::Length));
+        }
+        let whole = HEADER_BYTES + h.len;
+        if !self.fill(whole)? {
+            return Ok(Err(BadFrame::Short));
+        }
+        let bytes = self.start + HEADER_BYTES..self.start + whole;
+        if checksum(h.word, h.seq, &self.buffer[bytes.clone()]) != h.crc {
+            return Ok(Err(BadFrame::Checksum));
+        }
+        if h.seq != self.due {
+            return Ok(Err(BadFrame::Sequence { found: h.seq, due: self.due }));
+        }
+        self.start += whole;
+        self.offset += whole as u64;
+        self.due += 1;
+        Ok(Ok(Some(Frame { seq: h.seq, bytes: &self.buffer[bytes] })))
+    }
+}
+
+/// Is there, anywhere in `rest`, a frame numbered after `due` that says the bytes before it were
+/// synced?
+fn synced_frame_behind(rest: &[u8], due: u64) -> bool {
+    (0..rest.len().saturating_sub(HEADER_BYTES)).any(|at| {
+        let Some(h) = header(&rest[at..]) else { return false };
+        h.synced_before
+            && h.len > 0
+            && h.len <= ENTRY_BYTES_MAX
+            && h.seq > due
+            && h.seq - due < SEQ_WINDOW
+            && rest[at + HEADER_BYTES..]
+                .get(..h.len)
+                .is_some_and(|bytes| checksum(h.word, h.seq, bytes) == h.crc)
+    })
+}
+
+/// One segment file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Number of its first record.
+    pub first: u64,
+    /// Its file.
+    pub path: PathBuf,
+}
+
+fn segment_path(dir: &Path, first: u64) -> PathBuf {
+    dir.join("wal").join(format!("{first:016x}.wal"))
+}
+
+/// The segments of a log, in order.
+///
+/// # Errors
+/// As the system has it; `InvalidData`, naming the file, when something else lies among them.
+pub fn segments(dir: &Path) -> io::Result<Vec<Segment>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir.join("wal"))? {
+        let path = entry?.path();
+        let first = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .and_then(|n| n.strip_suffix(".wal"))
+            .and_then(|n| u64::from_str_radix(n, 16).ok());
+        match first {
+            Some(first) if segment_path(dir, first) == path => found.push(Segment { first, path }),
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, path.display().to_string())),
+        }
+    }
+    found.sort_by_key(|s| s.first);
+    Ok(found)
+}
+
+/// A write that a power cut tore, at the very end of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Torn {
+    /// Segment it is in.
+    pub segment: Segment,
+    /// Byte where it starts.
+    pub offset: u64,
+    /// Number of the record that was due there.
+    pub seq: u64,
+    /// Bytes from there to the end of the file.
+    pub bytes: u64,
+}
+
+/// Why the write-ahead log cannot be replayed.
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    /// The system refused.
+    #[error("cannot read {}: {error}", path.display())]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// The system's words.
+        error: io::Error,
+    },
+    /// A record in the middle is damaged.
+    #[error("{} is damaged at byte {offset}: {why}. Nothing was changed; restore this file from a backup, or keep it as evidence and start a new log in an empty folder", path.display())]
+    Damaged {
+        /// The segment.
+        path: PathBuf,
+        /// Where the bad record starts.
+        offset: u64,
+        /// What is wrong with it.
+        why: BadFrame,
+    },
+}
+
+/// What a replay found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replayed {
+    /// Number of the next record.
+    pub next: u64,
+    /// The last segment, if there is any, and the byte where its last good frame ends.
+    pub last: Option<(Segment, u64)>,
+    /// What is to be cut off.
+    pub torn: Option<Torn>,
+}
+
+/// Reads the whole log in order and changes nothing.
+///
+/// # Errors
+/// When a file cannot be read, or is damaged elsewhere than at the very end.
+pub fn replay(dir: &Path, mut each: impl FnMut(Frame<'_>)) -> Result<Replayed, WalError> {
+    let io_at = |path: &Path| {
+        let path = path.to_owned();
+        move |error| WalError::Io { path, error }
+    };
+    let all = segments(dir).map_err(io_at(&dir.join("wal")))?;
+    let mut found = Replayed { next: 0, last: None, torn: None };
+    for (i, segment) in all.iter().enumerate() {
+        let damaged =
+            |offset, why| WalError::Damaged { path: segment.path.clone(), offset, why };
+        if segment.first != found.next {
+            let why = BadFrame::Sequence { found: segment.first, due: found.next };
+            return Err(damaged(0, why));
+        }
+        let file = File::open(&segment.path).map_err(io_at(&segment.path))?;
+        let mut frames = FrameReader::new(file, 0, segment.first);
+        let bad = loop {
+            match frames.next_frame().map_err(io_at(&segment.path))? {
+                Ok(Some(frame)) => each(frame),
+                Ok(None) => break None,
+                Err(why) => break Some(why),
+            }
+        };
+        let (offset, due) = (frames.offset(), frames.due());
+        found.next = due;
+        found.last = Some((segment.clone(), offset));
+        if let Some(why) = bad {
+            let rest = read_from(&segment.path, offset).map_err(io_at(&segment.path))?;
+            if i + 1 < all.len() || synced_frame_behind(&rest, due) {
+                return Err(damaged(offset, why));
+            }
+            let bytes = rest.len() as u64;
+            found.torn = Some(Torn { segment: segment.clone(), offset, seq: due, bytes });
+        }
+    }
+    Ok(found)
+}
+
+fn read_from(path: &Path, offset: u64) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut rest = Vec::new();
+    file.read_to_end(&mut rest)?;
+    Ok(rest)
+}
+
+/// Copies the torn bytes to `evidence/`, syncs the copy, then cuts them off.
+///
+/// # Errors
+/// As the system has it; nothing is cut unless the copy is safe.
+pub fn cut(dir: &Path, torn: &Torn) -> io::Result<PathBuf> {
+    let evidence = dir.join("evidence");
+    fs::create_dir_all(&evidence)?;
+    let rest = read_from(&torn.segment.path, torn.offset)?;
+    let digest = crc32c::crc32c(&rest);
+    let kept = evidence.join(format!("torn-{:016x}-{digest:08x}.bin", torn.seq));
+    let mut file = File::create(&kept)?;
+    file.write_all(&rest)?;
+    file.sync_all()?;
+    File::open(&evidence)?.sync_all()?;
+    let segment = OpenOptions::new().write(true).open(&torn.segment.path)?;
+    segment.set_len(torn.offset)?;
+    segment.sync_all()?;
+    Ok(kept)
+}
+
+/// The writing end.
+pub struct Wal {
+    dir: PathBuf,
+    file: File,
+    written: u64,
+    next: u64,
+    segment_bytes: u64,
+    synced: bool,
+    buffer: Vec<u8>,
+}
+
+impl Wal {
+    /// Goes on after `replayed` (torn bytes cut already), and syncs what was found: after a kill it
+    /// may stand only in memory.
+    ///
+    /// # Errors
+    /// As the system has it.
+    pub fn resume(dir: &Path, replayed: &Replayed, segment_bytes: u64) -> io::Result<Self> {
+        let (file, written) = match &replayed.last {
+            None => (create_segment(dir, replayed.next)?, 0),
+            Some((segment, end)) => {
+                let file = OpenOptions::new().append(true).open(&segment.path)?;
+                file.sync_all()?;
+                File::open(dir.join("wal"))?.sync_all()?;
+                (file, *end)
+            }
+        };
+        let (dir, next, buffer) = (dir.to_owned(), replayed.next, Vec::new());
+        Ok(Self { dir, file, written, next, segment_bytes, synced: true, buffer })
+    }
+
+    /// Number of the next record.
+    #[must_use]
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Writes entries in order, not synced. They get the numbers from [`Wal::next`] on.
+    ///
+    /// # Errors
+    /// As the system has it; then the log must not be used any more.
+    pub fn append<'a>(&mut self, entries: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
+        if self.written >= self.segment_bytes && self.synced {
+            self.file = create_segment(&self.dir, self.next)?;
+            self.written = 0;
+        }
+        self.buffer.clear();
+        for bytes in entries {
+            push_frame(&mut self.buffer, self.next, self.synced, bytes);
+            self.synced = false;
+            self.next += 1;
+        }
+        self.file.write_all(&self.buffer)?;
+        self.written += self.buffer.len() as u64;
+        Ok(())
+    }
+
+    /// Makes everything written durable.
+    ///
+    /// # Errors
+    /// As the system has it; then the log must not be used any more (invariant 4).
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.synced = true;
+        Ok(())
+    }
+}
+
+fn create_segment(dir: &Path, first: u64) -> io::Result<File> {
+    let path = segment_path(dir, first);
+    let file = OpenOptions::new().append(true).create_new(true).open(path)?;
+    file.sync_all()?;
+    File::open(dir.join("wal"))?.sync_all()?;
+    Ok(file)
+}

@@ -1,0 +1,296 @@
+//! What goes over the recorder's socket.
+//!
+//! ```text
+//! frame = u32 little-endian length of the rest ‖ u8 kind ‖ body
+//! client: H hello (JSON) · S submit (u64 id ‖ u8 durability ‖ record as JSON) · B bye
+//! recorder: W welcome · A written (u64 id ‖ u64 index) · E refused (u64 id ‖ JSON)
+//! ```
+//!
+//! 1. Nothing in it reads or changes what is written: a client can only append.
+//! 2. A frame is bounded before a byte of it is kept; what does not parse ends the connection.
+
+use crate::entry::ENTRY_BYTES_MAX;
+use model::{Durability, Record, RecordError};
+use serde::{Deserialize, Serialize};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+/// Largest frame after its length field. A record's JSON is smaller than its entry, which may have
+/// 64,000 bytes; the rest is room for a record that is just too large to get its own answer.
+pub const FRAME_BYTES_MAX: usize = 128 << 10;
+
+/// Version of this protocol.
+pub(crate) const PROTOCOL: u32 = 1;
+
+/// Longest role name.
+pub(crate) const ROLE_BYTES_MAX: usize = 32;
+
+/// What a client says first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Hello {
+    pub(crate) protocol: u32,
+    pub(crate) pid: u32,
+    pub(crate) role: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum WireError {
+    Disk { cause: String },
+    Gone { cause: String },
+    TooLarge { bytes: usize, max: usize },
+    Invalid { why: String },
+}
+
+/// A frame from a client.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum FromClient {
+    Hello(Hello),
+    Submit { id: u64, durability: Durability, record: Result<Record, RecordError> },
+    Bye,
+}
+
+/// A frame from the recorder.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum FromRecorder {
+    Welcome,
+    Written { id: u64, result: Result<u64, RecordError> },
+}
+
+/// What the bytes were not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a frame of this protocol")]
+pub(crate) struct Malformed;
+
+/// Folder of the log below a home.
+#[must_use]
+pub fn log_dir(home: &Path) -> PathBuf {
+    home.join("audit")
+}
+
+/// The recorder's socket below a home.
+#[must_use]
+pub fn socket_path(home: &Path) -> PathBuf {
+    home.join("run/recorder.sock")
+}
+
+fn frame(out: &mut Vec<u8>, kind: u8, body: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend([0, 0, 0, 0, kind]);
+    body(out);
+    let len = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
+    out[start..start + 4].copy_from_slice(&len.to_le_bytes());
+}
+
+pub(crate) fn push_hello(out: &mut Vec<u8>, hello: &Hello) {
+    let json = serde_json::to_vec(hello).unwrap_or_default();
+    frame(out, b'H', |o| o.extend(json));
+}
+
+/// Appends a submit frame, or says that the record is too large for any log.
+pub(crate) fn push_submit(
+    out: &mut Vec<u8>,
+    id: u64,
+    durability: Durability,
+    record: &Record,
+) -> Result<(), RecordError> {
+    let start = out.len();
+    let mut bad = None;
+    frame(out, b'S', |o| {
+        o.extend(id.to_le_bytes());
+        o.push(u8::from(durability == Durability::Durable));
+        bad = serde_json::to_writer(&mut *o, record).err();
+    });
+    let bytes = out.len() - start - 4;
+    let refusal = match bad {
+        Some(e) => Some(RecordError::Invalid { why: e.to_string() }),
+        None if bytes > FRAME_BYTES_MAX => {
+            Some(RecordError::TooLarge { bytes, max: ENTRY_BYTES_MAX })
+        }
+        None => None,
+    };
+    refusal.map_or(Ok(()), |e| {
+        out.truncate(start);
+        Err(e)
+    })
+}
+
+pub(crate) fn push_bye(out: &mut Vec<u8>) {
+    frame(out, b'B', |_| {});
+}
+
+pub(crate) fn push_welcome(out: &mut Vec<u8>) {
+    frame(out, b'W', |_| {});
+}
+
+pub(crate) fn push_result(out: &mut Vec<u8>, id: u64, result: Result<u64, RecordError>) {
+    match result {
+        Ok(index) => frame(out, b'A', |o| {
+            o.extend(id.to_le_bytes());
+            o.extend(index.to_le_bytes());
+        }),
+        Err(e) => {
+            let error = match e {
+                RecordError::Disk { cause } => WireError::Disk { cause },
+                RecordError::Gone { cause } => WireError::Gone { cause },
+                RecordError::TooLarge { bytes, max } => WireError::TooLarge { bytes, max },
+                RecordError::Invalid { why } => WireError::Invalid { why },
+            };
+            let json = serde_json::to_vec(&error).unwrap_or_default();
+            frame(out, b'E', |o| {
+                o.extend(id.to_le_bytes());
+                o.extend(json);
+            });
+        }
+    }
+}
+
+fn take_u64(body: &[u8]) -> Result<(u64, &[u8]), Malformed> {
+    let (id, rest) = body.split_first_chunk::<8>().ok_or(Malformed)?;
+    Ok((u64::from_le_bytes(*id), rest))
+}
+
+/// Parses what stands in a client's frame after its length.
+pub(crate) fn parse_client(frame: &[u8]) -> Result<FromClient, Malformed> {
+    let (kind, body) = frame.split_first().ok_or(Malformed)?;
+    match kind {
+        b'H' => serde_json::from_slice(body).map(FromClient::Hello).map_err(|_| Malformed),
+        b'S' => {
+            let (id, rest) = take_u64(body)?;
+            let (durability, json) = rest.split_first().ok_or(Malformed)?;
+            let durability = match durability {
+                0 => Durability::Ordered,
+                1 => Durability::Durable,
+                _ => return Err(Malformed),
+            };
+            let record = serde_json::from_slice(json)
+                .map_err(|e| RecordError::Invalid { why: e.to_string() });
+            Ok(FromClient::Submit { id, durability, record })
+        }
+        b'B' if body.is_empty() => Ok(FromClient::Bye),
+        _ => Err(Malformed),
+    }
+}
+
+/// Parses what stands in a recorder's frame after its length.
+pub(crate) fn parse_recorder(frame: &[u8]) -> Result<FromRecorder, Malformed> {
+    let (kind, body) = frame.split_first().ok_or(Malformed)?;
+    match kind {
+        b'W' if body.is_empty() => Ok(FromRecorder::Welcome),
+        b'A' => {
+            let (id, rest) = take_u64(body)?;
+            let (index, rest) = take_u64(rest)?;
+            if !rest.is_empty() {
+                return Err(Malformed);
+            }
+            Ok(FromRecorder::Written { id, result: Ok(index) })
+        }
+        b'E' => {
+            let (id, json) = take_u64(body)?;
+            let error = match serde_json::from_slice(json).map_err(|_| Malformed)? {
+                WireError::Disk { cause } => RecordError::Disk { cause },
+                WireError::Gone { cause } => RecordError::Gone { cause },
+                WireError::TooLarge { bytes, max } => RecordError::TooLarge { bytes, max },
+                WireError::Invalid { why } => RecordError::Invalid { why },
+            };
+            Ok(FromRecorder::Written { id, result: Err(error) })
+        }
+        _ => Err(Malformed),
+    }
+}
+
+/// Cuts a stream into frames.
+pub(crate) struct Frames<R> {
+    source: R,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl<R: Read> Frames<R> {
+    pub(crate) fn new(source: R) -> Self {
+        Self { source, buffer: vec![0; 2 * FRAME_BYTES_MAX], start: 0, end: 0 }
+    }
+
+    /// The next frame without its length; `None` when the stream ends between two frames.
+    pub(crate) fn next_frame(&mut self) -> io::Result<Option<&[u8]>> {
+        if !self.fill(4)? {
+            return if self.start == self.end { Ok(None) } else { Err(cut_off()) };
+        }
+        let mut len = [0; 4];
+        len.copy_from_slice(&self.buffer[self.start..self.start + 4]);
+        let len = u32::from_le_bytes(len) as usize;
+        if len == 0 || len > FRAME_BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame has an impossible length"));
+        }
+        if !self.fill(4 + len)? {
+            return Err(cut_off());
+        }
+        let from = self.start + 4;
+        self.start = from + len;
+        Ok(Some(&self.buffer[from..from + len]))
+    }
+
+    fn fill(&mut self, want: usize) -> io::Result<bool> {
+        if self.end - self.start >= want {
+            return Ok(true);
+        }
+        self.buffer.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        while self.end < want {
+            match self.source.read(&mut self.buffer[self.end..]) {
+                Ok(0) => return Ok(false),
+                Ok(n) => self.end += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn cut_off() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the connection ended inside a frame")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_bytes_make_a_parser_panic_or_read_beyond_its_bound() {
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = move || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
+        let mut good = Vec::new();
+        push_hello(&mut good, &Hello { protocol: 1, pid: 2, role: "test".into() });
+        push_result(&mut good, 7, Ok(9));
+        push_result(&mut good, 8, Err(RecordError::Gone { cause: "x".into() }));
+        push_bye(&mut good);
+        for _ in 0..20_000 {
+            let mut bytes = good.clone();
+            for _ in 0..=next() % 4 {
+                let at = next() as usize % bytes.len();
+                bytes[at] = next() as u8;
+            }
+            bytes.truncate(next() as usize % (bytes.len() + 1));
+            let mut frames = Frames::new(&bytes[..]);
+            while let Ok(Some(frame)) = frames.next_frame() {
+                let _ = (parse_client(frame), parse_recorder(frame));
+            }
+        }
+    }
+
+    #[test]
+    fn a_length_beyond_the_bound_is_refused_before_it_is_read() {
+        let bytes = (FRAME_BYTES_MAX as u32 + 1).to_le_bytes();
+        let kind = Frames::new(&bytes[..]).next_frame().unwrap_err().kind();
+        assert_eq!(kind, io::ErrorKind::InvalidData);
+    }
+}

@@ -1,0 +1,143 @@
+//! What several of these tests need.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+
+use model::{
+    AgentName, Body, Direction, Durability, LimitState, MessageId, Record, SaltedDigest, SessionId,
+    Sha256Hex, TurnId, WallState,
+};
+use nanoclaw_audit::Log;
+use nanoclaw_audit::entry::Entry;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+
+/// A small generator of numbers (xorshift64), so that a failing run can be repeated.
+pub struct Seed(pub u64);
+
+impl Seed {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        (self.next() >> 8) % n.max(1)
+    }
+}
+
+/// A folder that goes when the test is done.
+pub struct Temp(pub PathBuf);
+
+impl Temp {
+    pub fn new(name: &str) -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("audit-{name}-{}-{n}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+pub fn record(body: Body) -> Record {
+    Record {
+        time_ms: 1_769_903_999_123,
+        session: Some(SessionId::mint(5, 6)),
+        agent: Some(AgentName::parse("triage").unwrap()),
+        turn: Some(TurnId::mint(5, 6)),
+        body,
+    }
+}
+
+pub fn append(log: &Log, bytes: Vec<u8>) -> u64 {
+    let (tell, told) = mpsc::channel();
+    let done = Box::new(move |r| tell.send(r).unwrap());
+    log.submit(Entry::from_bytes(bytes).unwrap(), Durability::Durable, done);
+    told.recv().unwrap().unwrap()
+}
+
+/// Makes a log of `n` entries and closes it.
+pub fn make_log(dir: &Path, n: usize) {
+    let log = Log::open(dir).unwrap();
+    let (tell, told) = mpsc::channel();
+    for i in 0..n {
+        let tell = tell.clone();
+        let entry = Entry::from_bytes(entry(i)).unwrap();
+        log.submit(entry, Durability::Durable, Box::new(move |r| tell.send(r).unwrap()));
+    }
+    for i in 0..n as u64 {
+        assert_eq!(told.recv().unwrap(), Ok(i));
+    }
+    log.close().unwrap();
+}
+
+pub fn entry(i: usize) -> Vec<u8> {
+    format!("{{\"entry\":{i}}}").into_bytes()
+}
+
+pub fn every_kind() -> Vec<Body> {
+    let s = |t: &str| t.to_owned();
+    let digest = || Sha256Hex("ab".repeat(32));
+    let message = MessageId::mint(1, 2);
+    vec![
+        Body::RecorderStarted { version: s("0"), recovered_records: 1, torn_bytes: 2 },
+        Body::RecorderStopped { records: 3 },
+        Body::ClientLost { pid: 4, role: s("gateway") },
+        Body::SessionOpened {
+            resumed: true,
+            backend: s("native"),
+            policy_sha256: digest(),
+            grants: vec![s("read ~/notes"), s("é\u{202e}\u{1f600}")],
+        },
+        Body::SessionClosed {
+            reason: s("done"),
+            counts: [(s("turn"), 2), (s("\u{fb33}"), 1), (s("\u{1f600}"), 3)].into(),
+        },
+        Body::SandboxStarted {
+            plan_sha256: digest(),
+            program: s("sh"),
+            walls: vec![WallState { wall: s("landlock"), state: s("ABI 7") }],
+            limits: vec![LimitState { limit: s("pids"), value: s("256"), enforced_by: s("cgroup v2") }],
+        },
+        Body::SandboxStopped { outcome: s("exit 0"), cpu_ms: 1, peak_memory_bytes: 2 },
+        Body::Message {
+            direction: Direction::In,
+            message: message.clone(),
+            channel: s("terminal"),
+            chat: s("me"),
+            digest: SaltedDigest { sha256: digest(), bytes: 12 },
+        },
+        Body::TurnStarted { message },
+        Body::TurnFinished { outcome: s("ok"), duration_ms: 10 },
+        Body::ModelRequest { model: s("m"), api: s("script"), host: s("h"), bytes: 1, sha256: digest() },
+        Body::ModelResponse {
+            model: s("m"),
+            status: 200,
+            bytes: 1,
+            sha256: digest(),
+            input_tokens: 2,
+            output_tokens: 3,
+            duration_ms: 4,
+            error: None,
+        },
+        Body::SecretUsed { secret: s("github"), host: s("api.github.com") },
+        Body::ToolCalled {
+            call: s("1"),
+            tool: s("bash"),
+            arguments: s("{\"a\": \"\\\"\n\u{1b}[31m\"}"),
+            arguments_sha256: digest(),
+        },
+        Body::ToolFinished { call: s("1"), tool: s("bash"), ok: false, bytes: 3, summary: s("no") },
+        Body::EgressIntent { host: s("h"), port: 443, rule: s("r"), address: s("192.0.2.1") },
+        Body::EgressResult { host: s("h"), port: 443, sent: 1, received: 2, duration_ms: 3, error: Some(s("reset")) },
+        Body::EgressRefused { target: s("10.0.0.1:22"), rule: s("default"), reason: s("private range") },
+        Body::ProbeObserved { probe: s("ptrace"), expected: s("EPERM"), observed: s("EPERM"), held: true },
+    ]
+}

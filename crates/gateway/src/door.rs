@@ -1,0 +1,280 @@
+//! A door: one listening socket for one session. Who connects to it *is* that session.
+//!
+//! ```text
+//! accept ─► (bounded) ─► head ─┬─ CONNECT, http://…  ─► egress
+//!                              └─ /v1/…              ─► modelapi
+//! ```
+//!
+//! Invariants:
+//! 1. Identity comes from the listener alone; nothing a client sends can change it.
+//! 2. Dropping the [`Door`] ends every connection through it and removes the socket.
+//! 3. What one session can hold (connections, heads, bodies) is bounded and not shared.
+
+use crate::authority::quoted;
+use crate::counters::{Counters, Counts};
+use crate::egress;
+use crate::endpoint::EndpointError;
+use crate::http::conn::{AnswerBody, Conn, answer};
+use crate::http::head::{Head, Version};
+use crate::modelapi::route::Model;
+use crate::modelapi::serve;
+use crate::resolve::Resolver;
+use crate::retry::RetryPolicy;
+use crate::scribe::{Scribe, TurnCell};
+use crate::script::ScriptError;
+use crate::upstream::Pool;
+use crate::vault::Vault;
+use model::{AgentName, EgressRule, ModelConfig, SessionId, TurnId};
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::{AbortHandle, JoinSet};
+
+/// Connections one session may hold at once: above what package managers and browsers open,
+/// below what would let one session use up the gateway's descriptors.
+pub const CONNECTIONS_MAX: usize = 128;
+/// After a failed accept (no descriptors left) the door rests so long.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+
+/// Everything a door is opened with: finished decisions.
+pub struct DoorGrant {
+    /// Whose door it is.
+    pub session: SessionId,
+    /// Which agent runs behind it.
+    pub agent: AgentName,
+    /// The turn the session is in, for records; may be shared with whoever runs turns.
+    pub turn: TurnCell,
+    /// Where the socket is made. Its folder must belong to us and be closed to others' writing.
+    pub socket: PathBuf,
+    /// Hosts that may be reached.
+    pub egress: Vec<EgressRule>,
+    /// Models that may be asked.
+    pub models: Vec<ModelConfig>,
+    /// Name of the model for requests that name none of them.
+    pub default_model: Option<String>,
+    /// The key the agent was given in place of a real one. It is worth nothing upstream; a plain
+    /// HTTP request that carries it elsewhere is refused.
+    pub placeholder: String,
+}
+
+/// Why a door could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// The socket could not be made.
+    #[error("the door {path} cannot be {action}: {cause}")]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// What was being done.
+        action: &'static str,
+        /// The operating system's words.
+        cause: String,
+    },
+    /// Something that is no socket is in the way.
+    #[error("the door {path} cannot be made, for something else is there; move it away")]
+    Occupied {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// Others could replace the socket.
+    #[error(
+        "the door's folder {path} can be written by others (mode {mode:04o}); run `chmod 0711 {path}`"
+    )]
+    OpenFolder {
+        /// The folder.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// A model's address is not usable.
+    #[error("the model {model:?} is not usable: {why}")]
+    Endpoint {
+        /// Its name.
+        model: String,
+        /// What is wrong.
+        why: EndpointError,
+    },
+    /// A model's script is not usable.
+    #[error("the model {model:?} is not usable: {why}")]
+    Script {
+        /// Its name.
+        model: String,
+        /// What is wrong, with file, line and column.
+        why: ScriptError,
+    },
+    /// A scripted model without a file.
+    #[error("the model {model:?} has api = \"script\" but no file; write script = \"FILE.toml\"")]
+    NoScript {
+        /// Its name.
+        model: String,
+    },
+    /// The default model is not among the models.
+    #[error("the default model {model:?} is not among the granted models; add [models.{model}]")]
+    UnknownDefault {
+        /// Its name.
+        model: String,
+    },
+}
+
+/// What every connection of a door shares.
+pub(crate) struct DoorState {
+    pub(crate) scribe: Arc<Scribe>,
+    pub(crate) rules: Vec<EgressRule>,
+    pub(crate) models: Vec<Model>,
+    pub(crate) default_model: Option<usize>,
+    pub(crate) placeholder: String,
+    pub(crate) vault: Arc<Vault>,
+    pub(crate) resolver: Arc<dyn Resolver>,
+    pub(crate) pool: Pool,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) bodies: Arc<Semaphore>,
+}
+
+/// An open door. Dropping it closes it.
+pub struct Door {
+    socket: PathBuf,
+    turn: TurnCell,
+    counters: Arc<Counters>,
+    accepting: AbortHandle,
+}
+
+impl Door {
+    /// Binds the socket and starts to accept. Must run inside the runtime.
+    pub(crate) fn open(socket: PathBuf, state: DoorState) -> Result<Self, DoorError> {
+        let listener = bind(&socket)?;
+        let (turn, counters) = (state.scribe.turn.clone(), Arc::clone(&state.scribe.counters));
+        let accepting = tokio::spawn(accept(listener, Arc::new(state))).abort_handle();
+        Ok(Self { socket, turn, counters, accepting })
+    }
+
+    /// Where the socket is.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Says which turn runs from now on; it stands in every record of the door.
+    pub fn set_turn(&self, turn: Option<TurnId>) {
+        self.turn.set(turn);
+    }
+
+    /// What went through so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counters.snapshot()
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.socket);
+        self.accepting.abort();
+    }
+}
+
+/// Makes the listening socket, mode 0666: the sandbox runs as another uid. What keeps others out
+/// is the folder, and that only this sandbox has the socket mounted.
+fn bind(path: &Path) -> Result<UnixListener, DoorError> {
+    let failed = |action, cause: &io::Error| DoorError::Socket {
+        path: path.to_owned(),
+        action,
+        cause: cause.to_string(),
+    };
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let meta = std::fs::metadata(folder).map_err(|e| failed("made in its folder", &e))?;
+    if meta.mode() & 0o022 != 0 {
+        return Err(DoorError::OpenFolder { path: folder.to_owned(), mode: meta.mode() & 0o7777 });
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(old) if old.file_type().is_socket() => {
+            std::fs::remove_file(path).map_err(|e| failed("replaced", &e))?;
+        }
+        Ok(_) => return Err(DoorError::Occupied { path: path.to_owned() }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(failed("looked at", &e)),
+    }
+    let listener = UnixListener::bind(path).map_err(|e| failed("bound", &e))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
+        .map_err(|e| failed("opened to the sandbox", &e))?;
+    Ok(listener)
+}
+
+async fn accept(listener: UnixListener, state: Arc<DoorState>) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(_) => {
+                tokio::time::sleep(ACCEPT_REST).await;
+                continue;
+            }
+        };
+        match Arc::clone(&slots).try_acquire_owned() {
+            Ok(slot) => {
+                let state = Arc::clone(&state);
+                connections.spawn(async move {
+                    serve_connection(Conn::new(stream), &state).await;
+                    drop(slot);
+                });
+            }
+            Err(_) => turn_away(&stream, &state),
+        }
+    }
+}
+
+/// One connection too many: told so if that takes no waiting, and closed. No record each, for a
+/// flood must not fill the log; the count shows it.
+fn turn_away(stream: &UnixStream, state: &DoorState) {
+    Counters::add(&state.scribe.counters.refused, 1);
+    let text = format!("this session already holds {CONNECTIONS_MAX} connections; close some\n");
+    let bytes = answer(503, &[], &AnswerBody::Whole(text.as_bytes()), false);
+    let _ = stream.try_write(&bytes);
+}
+
+async fn serve_connection(mut conn: Conn, door: &Arc<DoorState>) {
+    loop {
+        let head = match conn.read_head().await {
+            Ok(Some(head)) => head,
+            Ok(None) => return,
+            Err(e) => {
+                door.scribe.refused("a malformed request".into(), "http", e.to_string()).await;
+                let text = format!("{e}\n");
+                let body = AnswerBody::Whole(text.as_bytes());
+                let _ = conn.write(&answer(e.status(), &[], &body, false)).await;
+                return conn.close().await;
+            }
+        };
+        Counters::add(&door.scribe.counters.requests, 1);
+        if head.method == "CONNECT" {
+            return egress::tunnel::connect(conn, door, &head).await;
+        }
+        match serve_request(&mut conn, door, &head).await {
+            Ok(true) => {}
+            Ok(false) => return conn.close().await,
+            Err(_) => return,
+        }
+    }
+}
+
+async fn serve_request(conn: &mut Conn, door: &Arc<DoorState>, head: &Head) -> io::Result<bool> {
+    if head.version == Version::Http10 {
+        // Chunked answers, which streaming needs, do not exist there.
+        return serve::plain(conn, head, 505, "speak HTTP/1.1", &[]).await;
+    }
+    if head.target.starts_with('/') {
+        return serve::serve(conn, door, head).await;
+    }
+    if head.target.contains("://") {
+        return egress::plain::forward(conn, door, head).await;
+    }
+    let why = "the target is neither a path nor an http:// address";
+    door.scribe.refused(quoted(&head.target), "http", why.into()).await;
+    serve::plain(conn, head, 400, why, &[]).await?;
+    Ok(false)
+}

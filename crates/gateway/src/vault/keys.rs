@@ -1,0 +1,131 @@
+//! The vault's key pair: X25519, one file each, one line each.
+
+use super::{VaultError, io_error, write_file};
+use aws_lc_rs::agreement::{PrivateKey, X25519};
+use aws_lc_rs::encoding::{AsBigEndian as _, Curve25519SeedBin};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// First words of the private key's file.
+const IDENTITY_PREFIX: &str = "nanoclaw-vault-identity-v1:";
+/// First words of the public key's file.
+const RECIPIENT_PREFIX: &str = "nanoclaw-vault-recipient-v1:";
+/// The private key's name among systemd credentials (systemd.exec(5), `LoadCredential=`).
+const CREDENTIAL_NAME: &str = "nanoclaw-vault";
+/// X25519 keys, public and private, have 32 bytes (RFC 7748 §5).
+pub(super) const KEY_BYTES: usize = 32;
+/// A key file is one short line.
+const KEY_FILE_BYTES_MAX: u64 = 256;
+/// Mode bits that let anyone but the owner touch the private key.
+const OTHERS: u32 = 0o077;
+
+pub(super) fn recipient_path(dir: &Path) -> PathBuf {
+    dir.join("recipient")
+}
+
+pub(super) fn identity_path(dir: &Path) -> PathBuf {
+    dir.join("identity")
+}
+
+/// The private key.
+pub(super) struct Identity(PrivateKey);
+
+impl Identity {
+    /// Loads the private key: a systemd credential if there is one, else the vault's own file.
+    /// `None` when there is neither.
+    pub(super) fn load(dir: &Path) -> Result<Option<Self>, VaultError> {
+        let credential = std::env::var_os("CREDENTIALS_DIRECTORY")
+            .map(|folder| PathBuf::from(folder).join(CREDENTIAL_NAME));
+        if let Some(path) = credential
+            && let Some(identity) = Self::from_file(&path, false)?
+        {
+            return Ok(Some(identity));
+        }
+        Self::from_file(&identity_path(dir), true)
+    }
+
+    /// systemd already guards its credentials (some versions with an ACL that shows as group
+    /// bits), so only our own file's mode is judged.
+    fn from_file(path: &Path, private: bool) -> Result<Option<Self>, VaultError> {
+        let Some((text, mode)) = read_key_file(path)? else { return Ok(None) };
+        if private && mode & OTHERS != 0 {
+            return Err(VaultError::Permissions { path: path.to_owned(), mode: mode & 0o7777 });
+        }
+        let bytes = decode(&text, IDENTITY_PREFIX, path)?;
+        let key = PrivateKey::from_private_key(&X25519, &bytes[..])
+            .map_err(|_| VaultError::BadKey { path: path.to_owned(), why: "not an X25519 key" })?;
+        Ok(Some(Self(key)))
+    }
+
+    /// Makes a new private key and writes it with mode 0600.
+    pub(super) fn create(dir: &Path) -> Result<Self, VaultError> {
+        let doing = "making a key pair";
+        let key = PrivateKey::generate(&X25519).map_err(|_| VaultError::Crypto { doing })?;
+        let seed: Curve25519SeedBin<'_> =
+            key.as_be_bytes().map_err(|_| VaultError::Crypto { doing })?;
+        let mut line = Zeroizing::new(String::with_capacity(128));
+        line.push_str(IDENTITY_PREFIX);
+        STANDARD.encode_string(seed.as_ref(), &mut line);
+        line.push('\n');
+        write_file(&identity_path(dir), line.as_bytes())?;
+        Ok(Self(key))
+    }
+
+    pub(super) fn private_key(&self) -> &PrivateKey {
+        &self.0
+    }
+
+    pub(super) fn recipient(&self) -> Result<Recipient, VaultError> {
+        let public = self
+            .0
+            .compute_public_key()
+            .map_err(|_| VaultError::Crypto { doing: "deriving the public key" })?;
+        let bytes = <[u8; KEY_BYTES]>::try_from(public.as_ref())
+            .map_err(|_| VaultError::Crypto { doing: "deriving the public key" })?;
+        Ok(Recipient(bytes))
+    }
+}
+
+/// The public key.
+pub(super) struct Recipient(pub(super) [u8; KEY_BYTES]);
+
+impl Recipient {
+    pub(super) fn load(path: &Path) -> Result<Option<Self>, VaultError> {
+        let Some((text, _)) = read_key_file(path)? else { return Ok(None) };
+        Ok(Some(Self(*decode(&text, RECIPIENT_PREFIX, path)?)))
+    }
+
+    pub(super) fn to_text(&self) -> String {
+        format!("{RECIPIENT_PREFIX}{}\n", STANDARD.encode(self.0))
+    }
+}
+
+/// The text and mode of a key file; `None` when it does not exist.
+fn read_key_file(path: &Path) -> Result<Option<(Zeroizing<String>, u32)>, VaultError> {
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(io_error(path, "read", &e)),
+    };
+    let mode = file.metadata().map_err(|e| io_error(path, "read", &e))?.permissions().mode();
+    // Full capacity at once: growing would leave copies of the key behind in freed memory.
+    let mut text = Zeroizing::new(String::with_capacity(2 * KEY_FILE_BYTES_MAX as usize));
+    file.take(KEY_FILE_BYTES_MAX)
+        .read_to_string(&mut text)
+        .map_err(|e| io_error(path, "read", &e))?;
+    Ok(Some((text, mode)))
+}
+
+fn decode(text: &str, prefix: &str, path: &Path) -> Result<Zeroizing<[u8; KEY_BYTES]>, VaultError> {
+    let bad = |why| VaultError::BadKey { path: path.to_owned(), why };
+    let coded = text.trim_end().strip_prefix(prefix).ok_or_else(|| bad("unknown first word"))?;
+    let mut key = Zeroizing::new([0_u8; KEY_BYTES]);
+    match STANDARD.decode_slice(coded, &mut key[..]) {
+        Ok(KEY_BYTES) => Ok(key),
+        _ => Err(bad("not 32 bytes of base64")),
+    }
+}

@@ -1,0 +1,335 @@
+//! The vault: secrets sealed at rest, opened only by the gateway.
+//!
+//! ```text
+//! nanoclaw secret set ─► Sealer (public key) ─► vault/NAME.sealed ─► Vault (private key) ─► header
+//! ```
+//!
+//! Invariants:
+//! 1. The bytes of a secret exist in memory only as [`SecretBytes`], which cannot be printed,
+//!    serialised or cloned, and is wiped when dropped.
+//! 2. A sealed file is bound to its name and hosts: renaming it or editing its header breaks it.
+//! 3. Whoever lists secrets reads headers only; listing needs no private key.
+//! 4. Files are written whole (temporary name, sync, rename) with mode 0600.
+
+mod credential;
+mod keys;
+mod seal;
+mod secret;
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+pub use credential::looks_like_credential;
+pub use secret::{SecretBytes, SecretName};
+
+use keys::{Identity, Recipient};
+use seal::Header;
+
+/// Secrets listed at most; more is a mistake, and the listing must stay bounded.
+const SECRETS_MAX: usize = 10_000;
+/// Hosts one secret may serve.
+const HOSTS_MAX: usize = 64;
+
+/// What went wrong with the vault. Never contains a byte of a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum VaultError {
+    /// A file could not be read or written.
+    #[error(
+        "the vault file {path} cannot be {action}: {cause}; check that the folder belongs to you"
+    )]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// "read", "written", …
+        action: &'static str,
+        /// The operating system's words.
+        cause: String,
+    },
+    /// No secret of that name.
+    #[error("there is no secret named {name}; set it with `nanoclaw secret set {name}`")]
+    NotFound {
+        /// The name asked for.
+        name: String,
+    },
+    /// The private key is missing.
+    #[error(
+        "the vault's private key is missing ({path}); without it no sealed secret can be opened: restore it, or set the secrets again after removing {dir}"
+    )]
+    NoIdentity {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// The vault folder.
+        dir: PathBuf,
+    },
+    /// Someone else may read the private key.
+    #[error(
+        "the vault's private key {path} has mode {mode:04o}, so others may read it; run `chmod 600 {path}` and set the secrets anew if others could have read it"
+    )]
+    Permissions {
+        /// Which file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// A key file is not what it should be.
+    #[error("the vault's key file {path} is damaged: {why}; restore it from a backup")]
+    BadKey {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// A sealed file cannot be opened.
+    #[error(
+        "the secret {name} cannot be opened: {why}; set it again with `nanoclaw secret set {name}`"
+    )]
+    Sealed {
+        /// Which secret.
+        name: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// A name, value or host was refused.
+    #[error("{what} is refused: {why}")]
+    Refused {
+        /// "the secret's name", "the secret's value", …
+        what: &'static str,
+        /// What is wrong and what is allowed.
+        why: &'static str,
+    },
+    /// The crypto library failed.
+    #[error("the crypto library failed while {doing}; try again, and report it if it stays")]
+    Crypto {
+        /// What was being done.
+        doing: &'static str,
+    },
+}
+
+/// A secret as `list` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretInfo {
+    /// Its name.
+    pub name: String,
+    /// Hosts at which the gateway may use it.
+    pub hosts: Vec<String>,
+    /// When it was set, Unix milliseconds.
+    pub created_ms: u64,
+}
+
+/// A secret opened for one use.
+pub struct Secret {
+    /// Its bytes.
+    pub bytes: SecretBytes,
+    /// Hosts at which it may be used: names or address literals, lower case.
+    pub hosts: Vec<String>,
+}
+
+impl Secret {
+    /// Whether the secret may be sent to `host` (exact, lower case).
+    #[must_use]
+    pub fn serves(&self, host: &str) -> bool {
+        self.hosts.iter().any(|h| h == host)
+    }
+}
+
+fn io_error(path: &Path, action: &'static str, cause: &std::io::Error) -> VaultError {
+    VaultError::Io { path: path.to_owned(), action, cause: cause.to_string() }
+}
+
+fn vault_dir(home: &Path) -> PathBuf {
+    home.join("vault")
+}
+
+/// Creates the folder with mode 0700 if it is missing.
+fn make_dir(dir: &Path) -> Result<(), VaultError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| io_error(dir, "created", &e))
+}
+
+/// Writes a whole file with mode 0600: temporary name, sync, rename, sync of the folder.
+fn write_file(path: &Path, text: &[u8]) -> Result<(), VaultError> {
+    let temporary = path.with_extension(format!("{}.new", std::process::id()));
+    let write = || -> std::io::Result<()> {
+        let _ = fs::remove_file(&temporary);
+        let mut file =
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(text)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        path.parent().map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
+    };
+    write().map_err(|e| {
+        let _ = fs::remove_file(&temporary);
+        io_error(path, "written", &e)
+    })
+}
+
+/// The opening side: held by the gateway alone.
+pub struct Vault {
+    dir: PathBuf,
+    identity: Option<Identity>,
+}
+
+impl Vault {
+    /// Opens the vault of `home`. A vault that does not exist yet is empty, not an error; a key
+    /// made later is found when the first secret is asked for. Publishes the public key when only
+    /// the private one exists (a key delivered as systemd credential).
+    ///
+    /// # Errors
+    /// When the private key is unreadable, damaged, or readable by others.
+    pub fn open(home: &Path) -> Result<Self, VaultError> {
+        let dir = vault_dir(home);
+        let identity = Identity::load(&dir)?;
+        if let Some(identity) = &identity {
+            let recipient = keys::recipient_path(&dir);
+            if !recipient.exists() {
+                make_dir(&dir)?;
+                write_file(&recipient, identity.recipient()?.to_text().as_bytes())?;
+            }
+        }
+        Ok(Self { dir, identity })
+    }
+
+    /// Opens one secret. Reads its file each time, so that a new value serves at once.
+    ///
+    /// # Errors
+    /// When there is none of that name, when it was altered or sealed to another key.
+    pub fn secret(&self, name: &str) -> Result<Secret, VaultError> {
+        let name = SecretName::parse(name)?;
+        let path = sealed_path(&self.dir, &name);
+        let text = match seal::read_bounded(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(VaultError::NotFound { name: name.to_string() });
+            }
+            Err(e) => return Err(io_error(&path, "read", &e)),
+        };
+        let late;
+        let identity = match &self.identity {
+            Some(identity) => identity,
+            None => {
+                late = Identity::load(&self.dir)?.ok_or_else(|| VaultError::NoIdentity {
+                    path: keys::identity_path(&self.dir),
+                    dir: self.dir.clone(),
+                })?;
+                &late
+            }
+        };
+        let (header, bytes) = seal::open(&text, &name, identity)?;
+        Ok(Secret { bytes, hosts: header.hosts })
+    }
+}
+
+/// The sealing side: can set, list and remove, and never opens.
+pub struct Sealer {
+    dir: PathBuf,
+    recipient: Recipient,
+}
+
+impl Sealer {
+    /// Opens the vault of `home` for sealing; makes folder and key pair on first use.
+    ///
+    /// # Errors
+    /// When the folder or the keys cannot be made or read.
+    pub fn open_or_create(home: &Path) -> Result<Self, VaultError> {
+        let dir = vault_dir(home);
+        make_dir(&dir)?;
+        let path = keys::recipient_path(&dir);
+        let recipient = match Recipient::load(&path)? {
+            Some(recipient) => recipient,
+            None => {
+                let identity = match Identity::load(&dir)? {
+                    Some(identity) => identity,
+                    None => Identity::create(&dir)?,
+                };
+                let recipient = identity.recipient()?;
+                write_file(&path, recipient.to_text().as_bytes())?;
+                recipient
+            }
+        };
+        Ok(Self { dir, recipient })
+    }
+
+    /// Seals `value` under `name`, usable at `hosts` only; replaces an older value. One trailing
+    /// newline is trimmed (values come from files and terminals). `now_ms` is Unix milliseconds.
+    ///
+    /// # Errors
+    /// For a name, value or host that is refused, or a disk that refuses.
+    pub fn set(
+        &self,
+        name: &str,
+        value: SecretBytes,
+        hosts: &[String],
+        now_ms: u64,
+    ) -> Result<(), VaultError> {
+        let name = SecretName::parse(name)?;
+        let value = value.checked()?;
+        let hosts = check_hosts(hosts)?;
+        let header = Header::new(&name, hosts, now_ms);
+        let text = seal::seal(&header, &value, &self.recipient)?;
+        write_file(&sealed_path(&self.dir, &name), text.as_bytes())
+    }
+
+    /// Every secret's name, hosts and date, sorted by name. A file whose header cannot be read is
+    /// left out here; opening it says why.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn list(&self) -> Result<Vec<SecretInfo>, VaultError> {
+        let entries = fs::read_dir(&self.dir).map_err(|e| io_error(&self.dir, "read", &e))?;
+        let mut all: Vec<SecretInfo> = entries
+            .take(SECRETS_MAX)
+            .filter_map(Result::ok)
+            .filter(|entry| entry.path().extension().is_some_and(|e| e == "sealed"))
+            .filter_map(|entry| seal::read_bounded(&entry.path()).ok())
+            .filter_map(|text| seal::split(&text).map(|parts| parts.header))
+            .map(|h| SecretInfo { name: h.name, hosts: h.hosts, created_ms: h.created_ms })
+            .collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
+    }
+
+    /// Removes a secret. Returns false when there was none.
+    ///
+    /// # Errors
+    /// When the name is refused or the file cannot be removed.
+    pub fn remove(&self, name: &str) -> Result<bool, VaultError> {
+        let path = sealed_path(&self.dir, &SecretName::parse(name)?);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(io_error(&path, "removed", &e)),
+        }
+    }
+}
+
+fn sealed_path(dir: &Path, name: &SecretName) -> PathBuf {
+    dir.join(format!("{name}.sealed"))
+}
+
+fn check_hosts(hosts: &[String]) -> Result<Vec<String>, VaultError> {
+    let refused = |why| Err(VaultError::Refused { what: "the secret's host", why });
+    if hosts.is_empty() {
+        return refused("name at least one host at which it may be used (--host api.example.com)");
+    }
+    if hosts.len() > HOSTS_MAX {
+        return refused("at most 64 hosts are allowed");
+    }
+    let mut checked = Vec::with_capacity(hosts.len());
+    for host in hosts {
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        match (bare.parse::<std::net::IpAddr>(), model::HostName::parse(host)) {
+            (Ok(address), _) => checked.push(address.to_string()),
+            (_, Ok(name)) => checked.push(name.to_string()),
+            _ => {
+                return refused("write a plain host name or address, without scheme, port or path");
+            }
+        }
+    }
+    Ok(checked)
+}

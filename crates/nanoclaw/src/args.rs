@@ -1,0 +1,219 @@
+//! The command line, defined once: help, man pages and completions come from here.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Run AI agents you can trust: sandboxed by the kernel, without keys, on the record.
+#[derive(Debug, Parser)]
+#[command(name = "nanoclaw", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "Examples:
+  nanoclaw demo                                   see the walls at work; needs no key
+  nanoclaw secret set anthropic                   store a key, sealed
+  nanoclaw chat                                   talk to your assistant
+  nanoclaw run --workspace . -- python3 app.py    any program inside the walls
+  nanoclaw audit verify                           check the record
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or file, 3 something needed is missing,
+4 a protection is missing and nothing was started, 5 the audit log, 6 a forbidden act succeeded.")]
+pub(crate) struct Cli {
+    /// Folder of this installation [default: $NANOCLAW_HOME or ~/.local/state/nanoclaw]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Watch an agent do useful work, then try what it must not, on this machine
+    #[command(after_help = "Examples:
+  nanoclaw demo
+  nanoclaw demo --report demo.html
+
+The model in the demo is scripted and says so; the agent, the sandbox, the gateway and the log
+are the real ones. Exit code 6 if any forbidden act succeeds.")]
+    Demo(DemoArgs),
+    /// Talk to an agent in the terminal
+    #[command(after_help = "Examples:
+  nanoclaw chat
+  nanoclaw chat triage -m \"What is open?\"
+  nanoclaw chat -m \"hello\" --json | jq .
+
+In the chat: /new starts afresh, /status tells where things stand, /quit leaves, Ctrl-C stops the
+running turn.")]
+    Chat(ChatArgs),
+    /// Run any command once in a fresh sandbox, with the same walls and records
+    #[command(after_help = "Examples:
+  nanoclaw run -- python3 -c 'print(1+1)'
+  nanoclaw run --workspace . --allow api.github.com -- ./script.sh
+  nanoclaw run -t -- bash
+
+The exit code is the command's own, 128 + N when signal N ended it.")]
+    Run(RunArgs),
+    /// Read and verify the audit log
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// Look at sandboxes before they run
+    #[command(subcommand)]
+    Sandbox(SandboxCommand),
+    /// Keep keys for the gateway; they are sealed and never shown
+    #[command(subcommand)]
+    Secret(SecretCommand),
+    /// What this machine can enforce, what is missing, and the remedy
+    #[command(after_help = "Example:\n  nanoclaw doctor --json | jq '.[] | select(.status!=\"ok\")'")]
+    Doctor {
+        /// Machine-readable output
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print shell completions
+    #[command(after_help = "Example:\n  nanoclaw completions bash > ~/.local/share/bash-completion/completions/nanoclaw")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a folder
+    #[command(hide = true, name = "__man")]
+    Man {
+        /// The folder
+        dir: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Write a report: .html to look at, .json for programs
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// Print one JSON object instead of the story
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    /// The agent [default: default_agent of nanoclaw.toml, else "assistant"]
+    pub(crate) agent: Option<String>,
+    /// Say this, print the reply, leave
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) message: Option<String>,
+    /// Events as JSON lines
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Start a fresh conversation
+    #[arg(long)]
+    pub(crate) new: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Take mounts, hosts, limits and environment from this agent's file
+    #[arg(long, value_name = "NAME")]
+    pub(crate) agent: Option<String>,
+    /// Grant a folder: SRC:DST:ro or SRC:DST:rw
+    #[arg(long, value_name = "SRC:DST:ro|rw")]
+    pub(crate) mount: Vec<String>,
+    /// Permit connections to a host, exact name, port 443 unless given
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) allow: Vec<String>,
+    /// Pass or set an environment variable
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Memory limit, e.g. 512MiB
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+    /// End the command after this time, e.g. 30s
+    #[arg(long, value_name = "TIME")]
+    pub(crate) timeout: Option<String>,
+    /// Use this folder as /workspace; its files keep their owner
+    #[arg(long, value_name = "DIR")]
+    pub(crate) workspace: Option<PathBuf>,
+    /// Give the command a terminal
+    #[arg(short = 't', long)]
+    pub(crate) tty: bool,
+    /// The command and its arguments
+    #[arg(required = true, last = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Verify the whole log; needs no daemon and no database
+    #[command(after_help = "Examples:
+  nanoclaw audit verify
+  nanoclaw audit verify /backup/audit --vkey 'nanoclaw/1a2b3c4d+…'")]
+    Verify {
+        /// The log's folder [default: the audit folder of the home]
+        dir: Option<PathBuf>,
+        /// The verifier key you were given [default: the one in the folder]
+        #[arg(long)]
+        vkey: Option<String>,
+        /// Machine-readable output
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell what happened, as a story
+    #[command(after_help = "Example:\n  nanoclaw audit show            the newest session\n  nanoclaw audit show --all")]
+    Show {
+        /// The session [default: the newest]
+        session: Option<String>,
+        /// Every session
+        #[arg(long)]
+        all: bool,
+        /// Entries as JSON lines
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the newest records
+    #[command(after_help = "Example:\n  nanoclaw audit tail -f")]
+    Tail {
+        /// How many
+        #[arg(short = 'n', default_value_t = 20)]
+        count: u64,
+        /// Go on as records are written
+        #[arg(short, long)]
+        follow: bool,
+        /// Entries as JSON lines
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SandboxCommand {
+    /// Print the ordered steps that make an agent's sandbox
+    #[command(after_help = "Example:\n  nanoclaw sandbox plan assistant")]
+    Plan {
+        /// The agent
+        agent: Option<String>,
+        /// Machine-readable output
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SecretCommand {
+    /// Store a secret, read from the terminal or standard input
+    #[command(after_help = "Examples:
+  nanoclaw secret set anthropic
+  pass show api/anthropic | nanoclaw secret set anthropic --host api.anthropic.com")]
+    Set {
+        /// Its name
+        name: String,
+        /// Where it may be used; several allowed [default: hosts of the models that name it]
+        #[arg(long, value_name = "HOST")]
+        host: Vec<String>,
+    },
+    /// Names, hosts and dates; never values
+    List {
+        /// Machine-readable output
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a secret
+    Remove {
+        /// Its name
+        name: String,
+    },
+}

@@ -1,0 +1,148 @@
+//! `audit verify | show | tail`: reading the record. Needs no daemon and no database.
+
+use crate::failure::{Context, Failure, Kind, Result};
+use crate::home::Home;
+use crate::ui::{self, Paint};
+use audit::read::{Filter, Follow, Reader, Stored};
+use model::SessionId;
+use serde_json::json;
+use std::collections::VecDeque;
+use std::path::Path;
+
+/// Verifies the whole log; exit code 5 and the first bad byte when it is damaged.
+pub(crate) fn verify(dir: &Path, vkey: Option<&str>, as_json: bool) -> Result<u8> {
+    if !dir.exists() {
+        let cause = format!("there is no log in {}", dir.display());
+        return Err(Failure::new(Kind::Missing, cause).remedy("`nanoclaw demo` writes one"));
+    }
+    match audit::verify::verify_dir(dir, vkey) {
+        Ok(report) => {
+            ui::out(&if as_json { report_json(&report) } else { report_text(&report) });
+            Ok(0)
+        }
+        Err(finding) if as_json => {
+            let found = json!({"verified": false, "file": finding.file.display().to_string(),
+                "offset": finding.offset, "what": finding.what});
+            ui::line(found.to_string());
+            Ok(Kind::Audit.exit_code())
+        }
+        Err(finding) => Err(Failure::new(Kind::Audit, format!("the log is NOT intact: {finding}"))
+            .remedy("keep the folder as it is, as evidence; start afresh with another --home")),
+    }
+}
+
+pub(crate) fn root_hex(report: &audit::verify::Report) -> String {
+    report.checkpoint.root.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn report_json(report: &audit::verify::Report) -> String {
+    let value = json!({"verified": true, "records": report.records, "root": root_hex(report),
+        "origin": report.checkpoint.origin, "vkey": report.vkey,
+        "key_was_given": report.key_was_given,
+        "unsigned_records": report.unsigned_records, "unsigned_bytes": report.unsigned_bytes,
+        "seconds": format!("{:.3}", report.seconds)});
+    format!("{value}\n")
+}
+
+fn report_text(report: &audit::verify::Report) -> String {
+    let paint = Paint::auto();
+    let mut text = format!(
+        "{} {} records, every byte checked in {:.2} s\n  root  {}\n  key   {}\n",
+        paint.green("intact:"),
+        report.records,
+        report.seconds,
+        root_hex(report),
+        report.vkey,
+    );
+    if !report.key_was_given {
+        text.push_str("  note  the key came from the log's own folder; give the one you know with --vkey\n");
+    }
+    if report.unsigned_records > 0 || report.unsigned_bytes > 0 {
+        text.push_str(&format!(
+            "  note  {} records and {} bytes beyond the signed head (being written, or left by a crash)\n",
+            report.unsigned_records, report.unsigned_bytes
+        ));
+    }
+    text
+}
+
+fn print(entry: &Stored, as_json: bool) {
+    if as_json {
+        ui::line(String::from_utf8_lossy(&entry.bytes));
+        return;
+    }
+    match &entry.record {
+        Ok(record) => ui::line(ui::harmless(&audit::story::line(entry.index, record))),
+        Err(e) => ui::line(format!("#{}  (not understood by this version: {e})", entry.index)),
+    }
+}
+
+fn entries(dir: &Path, filter: Filter) -> Reader {
+    Reader::new(dir, filter)
+}
+
+/// Tells a session, the newest one unless named, or everything.
+pub(crate) fn show(home: &Home, session: Option<&str>, all: bool, as_json: bool) -> Result<u8> {
+    let dir = home.audit();
+    let session = match (session, all) {
+        (Some(id), _) => Some(SessionId::parse(id).map_err(Failure::usage)?),
+        (None, true) => None,
+        (None, false) => newest(&dir)?,
+    };
+    if session.is_none() && !all {
+        ui::note("No session is on record yet. `nanoclaw demo` makes one.");
+        return Ok(0);
+    }
+    let mut shown = 0_u64;
+    for entry in entries(&dir, Filter { session: session.clone(), from: 0 }) {
+        print(&entry.context("the log")?, as_json);
+        shown += 1;
+    }
+    if shown == 0
+        && let Some(id) = session
+    {
+        let cause = format!("session {id} is not in the log");
+        return Err(Failure::new(Kind::Missing, cause).remedy("`audit show --all` lists everything"));
+    }
+    Ok(0)
+}
+
+fn newest(dir: &Path) -> Result<Option<SessionId>> {
+    let mut found = None;
+    for entry in entries(dir, Filter::default()) {
+        if let Ok(record) = entry.context("the log")?.record
+            && record.session.is_some()
+        {
+            found = record.session;
+        }
+    }
+    Ok(found)
+}
+
+/// The newest records, and what comes.
+pub(crate) fn tail(home: &Home, count: u64, follow: bool, as_json: bool) -> Result<u8> {
+    let dir = home.audit();
+    let keep = usize::try_from(count).unwrap_or(usize::MAX);
+    let mut last: VecDeque<Stored> = VecDeque::new();
+    let mut next = 0;
+    for entry in entries(&dir, Filter::default()) {
+        let entry = entry.context("the log")?;
+        next = entry.index + 1;
+        last.push_back(entry);
+        if last.len() > keep {
+            last.pop_front();
+        }
+    }
+    for entry in &last {
+        print(entry, as_json);
+    }
+    if follow {
+        let filter = Filter { session: None, from: next };
+        let mut more = Follow::new(&dir, filter).context("the log")?;
+        loop {
+            print(&more.wait().context("the log")?, as_json);
+            ui::flush();
+        }
+    }
+    Ok(0)
+}

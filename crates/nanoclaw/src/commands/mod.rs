@@ -1,0 +1,7 @@
+//! The smaller commands, one module each.
+
+pub(crate) mod audit;
+pub(crate) mod doctor;
+pub(crate) mod manual;
+pub(crate) mod plan;
+pub(crate) mod secret;

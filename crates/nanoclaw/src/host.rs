@@ -1,0 +1,401 @@
+//! Agents in sandboxes: what the orchestrator asks for, made of policy, gateway, sandbox and ACP.
+//!
+//! Pipeline: grants ─► door ─► spec ─► prepared sandbox ─► its record, durably ─► start ─► ACP.
+
+use crate::failure::{self, Kind};
+use crate::product::Product;
+use crate::sandboxes::{self, Parts, WORKSPACE_INSIDE};
+use crate::scribe::{Scribe, inline, sha256_hex};
+use agent::client::{AcpClient, CancelHandle, PromptError, StopReason, Update};
+use gateway::{Door, DoorGrant, TurnCell};
+use model::{Body, Command, Durability, ModelApi, ModelConfig, SandboxSpec, TurnId};
+use orchestrator::{
+    AgentHost, AgentLink, Cancel, Failure, FailureKind, Progress, SessionSeed, TurnDone,
+};
+use policy::{Additions, ResolvedAgent, Runtime};
+use sandbox::{Report, Sandbox, Stdio};
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+/// Largest reply kept, bytes: far above any chat's limit, far below what would hurt the store.
+const REPLY_BYTES_MAX: usize = 1 << 20;
+/// How much of an agent's standard error is kept for the person to read, bytes.
+const LAST_WORDS_BYTES: usize = 2_048;
+/// How long an agent may take to leave once its input has ended.
+const LEAVE_GRACE: Duration = Duration::from_millis(500);
+
+/// Makes agents. Shared by all sessions of this process.
+pub(crate) struct Host {
+    pub(crate) product: Arc<Product>,
+    /// What was measured in the newest sandbox of this process, for whoever wants to show it.
+    pub(crate) last_report: Mutex<Option<Report>>,
+}
+
+impl AgentHost for Host {
+    fn start(&self, seed: &SessionSeed) -> Result<Box<dyn AgentLink>, Failure> {
+        self.start_link(seed).map(|link| Box::new(link) as Box<dyn AgentLink>)
+    }
+}
+
+fn lasting(failure: &failure::Failure) -> Failure {
+    let remedy = failure.remedy.as_deref().map(|r| format!(" ({r})")).unwrap_or_default();
+    let kind = match failure.kind {
+        Kind::Other => FailureKind::Passing,
+        _ => FailureKind::Lasting,
+    };
+    Failure { kind, sentence: format!("{}{remedy}", failure.cause) }
+}
+
+fn fail(sentence: impl ToString) -> Failure {
+    Failure { kind: FailureKind::Lasting, sentence: sentence.to_string() }
+}
+
+impl Host {
+    fn start_link(&self, seed: &SessionSeed) -> Result<Link, Failure> {
+        let product = &self.product;
+        let agent =
+            product.agent(&seed.agent, &Additions::default()).map_err(|e| lasting(&e))?;
+        let model = product.model_of(&agent).map_err(|e| lasting(&e))?;
+        let model = model.ok_or_else(|| fail(NO_MODEL))?;
+        if agent.runtime != Runtime::Builtin {
+            return Err(fail("This agent runs a command; use `nanoclaw run --agent` for it."));
+        }
+        let scribe = Scribe {
+            sink: Arc::clone(&product.sink),
+            session: seed.session.clone(),
+            agent: seed.agent.clone(),
+        };
+        let turn = TurnCell::default();
+        let door = self.door(seed, &agent, &model, turn)?;
+        let spec = self.spec(seed, &agent, &model, &door)?;
+        opened(&scribe, &agent, seed.resumed)?;
+        let (sandbox, pipes) = self.launch(&scribe, &spec)?;
+        let words = last_words(pipes.stderr);
+        let mut client = AcpClient::start(pipes.stdout, pipes.stdin).map_err(fail)?;
+        let hello = client
+            .initialize()
+            .and_then(|_| client.new_session(Path::new(WORKSPACE_INSIDE), seed.resumed));
+        hello.map_err(|e| with_words(&e.to_string(), &words))?;
+        Ok(Link { client, sandbox, door, scribe, words, limit: agent.turn_timeout })
+    }
+
+    fn door(
+        &self,
+        seed: &SessionSeed,
+        agent: &ResolvedAgent,
+        model: &ModelConfig,
+        turn: TurnCell,
+    ) -> Result<Door, Failure> {
+        let grant = DoorGrant {
+            session: seed.session.clone(),
+            agent: seed.agent.clone(),
+            turn,
+            socket: self.product.home.door(&seed.session).map_err(|e| lasting(&e))?,
+            egress: agent.egress.clone(),
+            models: vec![model.clone()],
+            default_model: Some(model.name.clone()),
+            placeholder: sandboxes::placeholder(&seed.session),
+        };
+        self.product.gateway.open_door(grant).map_err(fail)
+    }
+
+    fn spec(
+        &self,
+        seed: &SessionSeed,
+        agent: &ResolvedAgent,
+        model: &ModelConfig,
+        door: &Door,
+    ) -> Result<SandboxSpec, Failure> {
+        let dirs = self.product.home.session(&seed.session).map_err(|e| lasting(&e))?;
+        Ok(sandboxes::spec(Parts {
+            session: &seed.session,
+            agent,
+            dirs: &dirs,
+            workspace: None,
+            door: door.socket().to_owned(),
+            command: Command::Builtin(vec!["__agent".into()]),
+            env: agent_env(seed, agent, model),
+        }))
+    }
+
+    fn launch(
+        &self,
+        scribe: &Scribe,
+        spec: &SandboxSpec,
+    ) -> Result<(Sandbox, sandbox::Pipes), Failure> {
+        let (stdio, pipes) = Stdio::piped().map_err(fail)?;
+        let start = |e| lasting(&crate::product::start_failure(e));
+        let prepared = self.product.spawner.prepare(spec, stdio).map_err(start)?;
+        let report = prepared.report().clone();
+        let body = Body::SandboxStarted {
+            plan_sha256: sha256_hex(&report.plan.sha256_input()),
+            program: "nanoclaw __agent".into(),
+            walls: report.walls.clone(),
+            limits: report.limits.clone(),
+        };
+        scribe.write(None, body, Durability::Durable).map_err(fail)?;
+        *self.last_report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+        Ok((prepared.start().map_err(start)?, pipes))
+    }
+}
+
+/// The session is on record before its sandbox is made.
+pub(crate) fn opened(
+    scribe: &Scribe,
+    agent: &ResolvedAgent,
+    resumed: bool,
+) -> Result<(), Failure> {
+    let body = Body::SessionOpened {
+        resumed,
+        backend: "native".into(),
+        policy_sha256: sha256_hex(&agent.policy_bytes),
+        grants: agent.grants_text.iter().map(|g| inline(g).to_owned()).collect(),
+    };
+    scribe.write(None, body, Durability::Ordered).map(drop).map_err(fail)
+}
+
+const NO_MODEL: &str = "No model is configured, so there is nobody to ask. `nanoclaw chat` tells \
+                        the three ways to get one.";
+
+fn agent_env(
+    seed: &SessionSeed,
+    agent: &ResolvedAgent,
+    model: &ModelConfig,
+) -> BTreeMap<String, String> {
+    let api = match model.api {
+        ModelApi::OpenAi => "openai",
+        ModelApi::Anthropic | ModelApi::Script => "anthropic",
+    };
+    let mut env: BTreeMap<String, String> = [
+        ("NANOCLAW_MODEL", model.name.clone()),
+        ("NANOCLAW_MODEL_API", api.to_owned()),
+        ("NANOCLAW_MAX_TOKENS", model.max_tokens.to_string()),
+        ("NANOCLAW_CONTEXT_TOKENS", model.context_tokens.to_string()),
+        ("NANOCLAW_PLACEHOLDER", sandboxes::placeholder(&seed.session)),
+        ("NANOCLAW_TOOLS", agent.tools.iter().cloned().collect::<Vec<_>>().join(",")),
+    ]
+    .into_iter()
+    .map(|(k, v)| (k.to_owned(), v))
+    .collect();
+    if let Some(text) = &agent.instructions {
+        env.insert("NANOCLAW_INSTRUCTIONS".into(), text.clone());
+    }
+    env
+}
+
+type Words = Arc<Mutex<String>>;
+
+/// Drains standard error, keeping its end.
+fn last_words(mut stderr: std::fs::File) -> Words {
+    let words = Words::default();
+    let kept = Arc::clone(&words);
+    std::thread::spawn(move || {
+        let mut piece = [0_u8; 1_024];
+        while let Ok(n @ 1..) = stderr.read(&mut piece) {
+            let mut text = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            text.push_str(&String::from_utf8_lossy(&piece[..n]));
+            let excess = text.len().saturating_sub(LAST_WORDS_BYTES);
+            let cut = (excess..=text.len()).find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+            text.drain(..cut);
+        }
+    });
+    words
+}
+
+fn with_words(cause: &str, words: &Words) -> Failure {
+    let text = words.lock().unwrap_or_else(PoisonError::into_inner);
+    let last = text.trim();
+    let said = if last.is_empty() { String::new() } else { format!(" It said: {last}") };
+    Failure { kind: FailureKind::LinkLost, sentence: format!("The agent failed: {cause}.{said}") }
+}
+
+/// A running agent.
+struct Link {
+    client: AcpClient,
+    sandbox: Sandbox,
+    door: Door,
+    scribe: Scribe,
+    words: Words,
+    limit: Duration,
+}
+
+struct Canceller(CancelHandle);
+
+impl Cancel for Canceller {
+    fn cancel(&self) {
+        self.0.cancel();
+    }
+}
+
+impl AgentLink for Link {
+    fn prompt(
+        &mut self,
+        turn: &TurnId,
+        text: &str,
+        on: &mut dyn FnMut(Progress),
+    ) -> Result<TurnDone, Failure> {
+        self.door.set_turn(Some(turn.clone()));
+        let (finished, timer) = self.arm();
+        let mut gathered = Gathered::new(&self.scribe, turn, self.client.cancel_handle(), on);
+        let result = self.client.prompt(text, &mut |update| gathered.update(update));
+        let Gathered { text, refused, .. } = gathered;
+        drop(finished);
+        let late = timer.join().unwrap_or(false);
+        self.door.set_turn(None);
+        if let Some(sentence) = refused {
+            return Err(fail(sentence));
+        }
+        self.outcome(result, text, late)
+    }
+
+    fn canceller(&self) -> Box<dyn Cancel> {
+        Box::new(Canceller(self.client.cancel_handle()))
+    }
+
+    fn stop(self: Box<Self>, reason: &str) {
+        let Self { client, sandbox, door, scribe, .. } = *self;
+        drop(client); // closes its input, upon which the agent leaves
+        if sandbox.wait_timeout(LEAVE_GRACE).is_none() {
+            // A spawner that is gone has killed it already.
+            drop(sandbox.kill());
+        }
+        let ended = sandbox.wait();
+        let stopped = Body::SandboxStopped {
+            outcome: ended.outcome.to_string(),
+            cpu_ms: ended.usage.cpu_ms,
+            peak_memory_bytes: ended.usage.peak_memory_bytes,
+        };
+        let counts = door.counts().to_map();
+        let closed = Body::SessionClosed { reason: reason.to_owned(), counts };
+        // Nothing follows that could be withheld; a log that is gone shows its missing tail.
+        drop(scribe.write(None, stopped, Durability::Ordered));
+        drop(scribe.write(None, closed, Durability::Durable));
+    }
+}
+
+impl Link {
+    /// Cancels the turn when its time is over. Dropping the sender disarms; `true` if it fired.
+    fn arm(&self) -> (mpsc::Sender<()>, std::thread::JoinHandle<bool>) {
+        let (finished, waits) = mpsc::channel::<()>();
+        let cancel = self.client.cancel_handle();
+        let deadline = Instant::now() + self.limit;
+        let timer = std::thread::spawn(move || {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let late = matches!(waits.recv_timeout(left), Err(mpsc::RecvTimeoutError::Timeout));
+            if late {
+                cancel.cancel();
+            }
+            late
+        });
+        (finished, timer)
+    }
+
+    fn outcome(
+        &self,
+        result: Result<agent::client::PromptResult, PromptError>,
+        text: String,
+        late: bool,
+    ) -> Result<TurnDone, Failure> {
+        match result {
+            Ok(done) if late => {
+                drop(done);
+                let limit = policy::format_duration(self.limit);
+                Err(fail(format!("The turn took longer than its limit of {limit} and was stopped.")))
+            }
+            Ok(done) => Ok(TurnDone {
+                text,
+                cancelled: done.stop == StopReason::Cancelled,
+                input_tokens: done.usage.input_tokens,
+                output_tokens: done.usage.output_tokens,
+            }),
+            Err(PromptError::Model(failure)) => {
+                let kind =
+                    if failure.retryable { FailureKind::Passing } else { FailureKind::Lasting };
+                Err(Failure { kind, sentence: failure.message })
+            }
+            Err(PromptError::Agent(error)) if !error.is_fatal() => Err(fail(error)),
+            Err(PromptError::Agent(error)) => {
+                Err(with_words(error.to_string().trim_end_matches('.'), &self.words))
+            }
+        }
+    }
+}
+
+/// Collects the reply of a turn and puts its tool calls on record.
+struct Gathered<'a> {
+    scribe: &'a Scribe,
+    turn: &'a TurnId,
+    cancel: CancelHandle,
+    on: &'a mut dyn FnMut(Progress),
+    text: String,
+    tools: BTreeMap<String, String>,
+    refused: Option<String>,
+    cancelled: AtomicBool,
+}
+
+impl<'a> Gathered<'a> {
+    fn new(
+        scribe: &'a Scribe,
+        turn: &'a TurnId,
+        cancel: CancelHandle,
+        on: &'a mut dyn FnMut(Progress),
+    ) -> Self {
+        Self {
+            scribe,
+            turn,
+            cancel,
+            on,
+            text: String::new(),
+            tools: BTreeMap::new(),
+            refused: None,
+            cancelled: AtomicBool::new(false),
+        }
+    }
+
+    fn update(&mut self, update: Update) {
+        match update {
+            Update::Text(piece) => {
+                if self.text.len() + piece.len() <= REPLY_BYTES_MAX {
+                    self.text.push_str(&piece);
+                }
+                (self.on)(Progress::Text(piece));
+            }
+            Update::ToolStarted { id, tool, arguments_json, .. } => {
+                // What is said before a tool call is talk, not the reply.
+                self.text.clear();
+                self.tools.insert(id.clone(), tool.clone());
+                self.record(Body::ToolCalled {
+                    call: id.clone(),
+                    tool: tool.clone(),
+                    arguments: inline(&arguments_json).to_owned(),
+                    arguments_sha256: sha256_hex(arguments_json.as_bytes()),
+                });
+                (self.on)(Progress::ToolStarted { id, tool, arguments: arguments_json });
+            }
+            Update::ToolFinished { id, ok, summary, bytes } => {
+                self.record(Body::ToolFinished {
+                    call: id.clone(),
+                    tool: self.tools.remove(&id).unwrap_or_default(),
+                    ok,
+                    bytes,
+                    summary: inline(&summary).to_owned(),
+                });
+                (self.on)(Progress::ToolFinished { id, ok, summary, bytes });
+            }
+        }
+    }
+
+    /// A turn whose records cannot be written is stopped.
+    fn record(&mut self, body: Body) {
+        if let Err(e) = self.scribe.write(Some(self.turn), body, Durability::Ordered) {
+            self.refused.get_or_insert_with(|| format!("The turn was stopped, for {e}."));
+            if !self.cancelled.swap(true, Ordering::SeqCst) {
+                self.cancel.cancel();
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Everything put together, in numbered steps, and taken apart in the opposite order.
+
+use crate::failure::{Context, Failure, Kind, Result};
+use crate::home::Home;
+use gateway::{Gateway, GatewayConfig, Vault};
+use model::{AgentName, ModelConfig, RecordSink};
+use policy::{AgentFile, Additions, Config, MountContext, ResolveContext, ResolvedAgent, load};
+use sandbox::{Spawner, SpawnerOptions, StartError, StartErrorKind};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Threads that serve all doors of this process; they wait for I/O, not for CPUs.
+const GATEWAY_THREADS: usize = 2;
+
+/// The parts every command that runs agents needs.
+pub(crate) struct Product {
+    pub(crate) home: Home,
+    pub(crate) config: Config,
+    pub(crate) sink: Arc<dyn RecordSink>,
+    pub(crate) gateway: Gateway,
+    pub(crate) spawner: Spawner,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Product {
+    /// Puts it together; `role` is how this process is named in the log.
+    pub(crate) fn open(home: Home, role: &str) -> Result<Self> {
+        // 1. What people wrote.
+        let config = load_config(&home)?;
+        // 2. The spawner, before anything that a sandbox must not inherit.
+        let options =
+            SpawnerOptions { image: None, private: vec![home.path().to_owned()] };
+        let spawner = Spawner::launch(options).map_err(start_failure)?;
+        // 3. The recorder, for nothing happens without a record.
+        let sink: Arc<dyn RecordSink> = Arc::new(recorder(&home, role)?);
+        // 4. The gateway with the vault.
+        let vault = Vault::open(home.path())
+            .map_err(|e| Failure::new(Kind::Protection, format!("the vault: {e}")))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(GATEWAY_THREADS)
+            .enable_all()
+            .build()
+            .context("the gateway's threads")?;
+        let mut settings = GatewayConfig::new(Arc::clone(&sink), vault);
+        settings.plain_http_hosts = plain_http_hosts(&config);
+        let gateway = {
+            let _inside = runtime.enter();
+            Gateway::new(settings)
+        };
+        Ok(Self { home, config, sink, gateway, spawner, _runtime: runtime })
+    }
+
+    /// The grants of an agent: its file's, or those of the built-in default.
+    pub(crate) fn agent(&self, name: &AgentName, more: &Additions) -> Result<ResolvedAgent> {
+        resolve_agent(&self.home, &self.config, name, more)
+    }
+
+    /// The model an agent uses, if any is configured.
+    pub(crate) fn model_of(&self, agent: &ResolvedAgent) -> Result<Option<ModelConfig>> {
+        model_of(&self.config, agent)
+    }
+}
+
+/// Reads `nanoclaw.toml`.
+pub(crate) fn load_config(home: &Home) -> Result<Config> {
+    load::config(home.path()).map_err(|e| Failure::usage(e).remedy("nothing was started"))
+}
+
+/// Connects to the recorder of the home, starting it if need be.
+pub(crate) fn recorder(home: &Home, role: &str) -> Result<audit::Client> {
+    let path = home.path();
+    let start = || {
+        let args = [OsStr::new("--home"), path.as_os_str(), OsStr::new("__recorder")];
+        audit::start_recorder(Path::new("/proc/self/exe"), &args)
+    };
+    audit::Client::connect(path, role, start).map_err(|e| {
+        Failure::new(Kind::Audit, format!("the audit log cannot be opened: {e}")).remedy(format!(
+            "nothing was started, for nothing goes unrecorded; see `nanoclaw audit verify {}`",
+            home.audit().display()
+        ))
+    })
+}
+
+/// Model servers written with `http://` by the user, who thereby asked for it.
+fn plain_http_hosts(config: &Config) -> Vec<String> {
+    let plain = config.models.values().filter_map(|m| m.base_url.strip_prefix("http://"));
+    plain.map(|rest| host_of(rest).to_owned()).collect()
+}
+
+fn host_of(rest: &str) -> &str {
+    let authority = rest.split('/').next().unwrap_or(rest);
+    if authority.starts_with('[') {
+        return authority.trim_start_matches('[').split(']').next().unwrap_or(authority);
+    }
+    authority.split(':').next().unwrap_or(authority)
+}
+
+/// Resolves an agent by name; without a file, only `assistant` (the built-in default) exists.
+pub(crate) fn resolve_agent(
+    home: &Home,
+    config: &Config,
+    name: &AgentName,
+    more: &Additions,
+) -> Result<ResolvedAgent> {
+    let person = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
+    let protected = [home.path().to_owned()];
+    let mounts = MountContext { home: &person, protected: &protected };
+    let found = load::agent(home.path(), name, mounts, Some(config), more);
+    if let Some(agent) = found.map_err(Failure::usage)? {
+        return Ok(agent);
+    }
+    if name.as_str() != DEFAULT_AGENT {
+        let known: Vec<String> =
+            load::agent_names(home.path()).iter().map(ToString::to_string).collect();
+        let file = home.agents().join(format!("{name}.toml"));
+        return Err(Failure::new(Kind::Missing, format!("there is no agent {name}")).remedy(
+            format!("write {}; there are: {}", file.display(), known_agents(&known)),
+        ));
+    }
+    let context = ResolveContext { mounts, config: Some(config), instructions: None };
+    let mut agent =
+        AgentFile::builtin_default().resolve(name, &context, more).map_err(Failure::usage)?;
+    load::pin_mounts(&mut agent, &mounts).map_err(Failure::usage)?;
+    Ok(agent)
+}
+
+/// The agent that exists without a file.
+pub(crate) const DEFAULT_AGENT: &str = "assistant";
+
+fn known_agents(known: &[String]) -> String {
+    let mut all = vec![DEFAULT_AGENT.to_owned()];
+    all.extend(known.iter().filter(|n| n.as_str() != DEFAULT_AGENT).cloned());
+    all.join(", ")
+}
+
+/// The model an agent's file names, else the only one there is.
+pub(crate) fn model_of(config: &Config, agent: &ResolvedAgent) -> Result<Option<ModelConfig>> {
+    let models = &config.models;
+    match &agent.model {
+        Some(name) => Ok(models.get(name).cloned()),
+        None if models.len() > 1 => {
+            let names: Vec<&str> = models.keys().map(String::as_str).collect();
+            let cause = format!("agent {} names no model, and there are several", agent.name);
+            Err(Failure::usage(cause).remedy(format!(
+                "write `model = \"…\"` in agents/{}.toml; there are: {}",
+                agent.name,
+                names.join(", ")
+            )))
+        }
+        None => Ok(models.values().next().cloned()),
+    }
+}
+
+/// A sandbox that could not be started, as people meet it.
+pub(crate) fn start_failure(error: StartError) -> Failure {
+    let kind = match error.kind {
+        StartErrorKind::Spec(_) => Kind::Usage,
+        _ => Kind::Protection,
+    };
+    Failure::new(kind, format!("the sandbox was not started: {}", error.cause))
+        .remedy(error.remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::host_of;
+
+    #[test]
+    fn the_host_of_a_base_url() {
+        assert_eq!(host_of("127.0.0.1:11434/v1"), "127.0.0.1");
+        assert_eq!(host_of("[::1]:80"), "::1");
+        assert_eq!(host_of("ollama.lan"), "ollama.lan");
+    }
+}

@@ -1,0 +1,243 @@
+//! `run`: any command, once, in a fresh sandbox with the same walls and records.
+//!
+//! Pipeline: grants ─► session on record ─► door ─► prepared ─► on record ─► start ─► exit code.
+
+mod streams;
+
+use crate::args::RunArgs;
+use crate::failure::{Context, Failure, Kind, Result};
+use crate::home::{Home, SessionDirs};
+use crate::product::{self, Product};
+use crate::sandboxes::{self, Parts};
+use crate::scribe::{Scribe, inline, sha256_hex};
+use crate::{host, signals, ui, world};
+use gateway::{Door, DoorGrant, TurnCell};
+use model::{AgentName, Body, Command, Durability, RecordError, SandboxSpec, SessionId};
+use policy::{Additions, MountContext, ResolvedAgent};
+use sandbox::{Ended, Sandbox};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use streams::Streams;
+
+/// The exit code of a command that took too long, as timeout(1) has it.
+const TIMED_OUT: u8 = 124;
+/// How long a command may take to leave after it was asked to, when its time is over.
+const TERMINATE_GRACE: Duration = Duration::from_secs(2);
+
+/// Runs `run`.
+pub(crate) fn run(home: Home, args: &RunArgs) -> Result<u8> {
+    let config = product::load_config(&home)?;
+    let additions = additions(&home, args)?;
+    let name = crate::agent_name(args.agent.as_deref(), &policy::Config::default())?;
+    let agent = product::resolve_agent(&home, &config, &name, &additions)?;
+    let workspace = args.workspace.as_deref().map(folder).transpose()?;
+    let product = Product::open(home, "run")?;
+    let session =
+        SessionId::mint(world::now_ms(), u32::from_le_bytes(world::random_bytes()));
+    let one = OneRun::new(&product, &agent, session, name)?;
+    let timeout = additions.timeout;
+    one.go(args, workspace.as_deref(), timeout)
+}
+
+fn folder(path: &Path) -> Result<PathBuf> {
+    let real = path.canonicalize().map_err(|e| {
+        Failure::usage(format!("the workspace {}: {e}", path.display()))
+            .remedy("name a folder that exists")
+    })?;
+    if !real.is_dir() {
+        return Err(Failure::usage(format!("the workspace {} is not a folder", path.display())));
+    }
+    Ok(real)
+}
+
+/// What the command line grants beyond the agent's file.
+fn additions(home: &Home, args: &RunArgs) -> Result<Additions> {
+    let person = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
+    let protected = [home.path().to_owned()];
+    let context = MountContext { home: &person, protected: &protected };
+    let lookup = |name: &str| std::env::var(name).ok();
+    let mut more = Additions::default();
+    for argument in &args.mount {
+        // A relative source is meant from here.
+        let argument = absolute_source(argument)?;
+        more.mounts.push(policy::parse_mount(&argument, &context).map_err(Failure::usage)?);
+    }
+    for argument in &args.allow {
+        more.egress.push(policy::parse_allow(argument).map_err(Failure::usage)?);
+    }
+    for argument in &args.env {
+        let (name, value) = policy::parse_env(argument, lookup).map_err(Failure::usage)?;
+        more.env.insert(name, value);
+    }
+    let memory = args.memory.as_deref().map(policy::parse_memory).transpose();
+    more.memory = memory.map_err(Failure::usage)?;
+    let timeout = args.timeout.as_deref().map(policy::parse_timeout).transpose();
+    more.timeout = timeout.map_err(Failure::usage)?;
+    Ok(more)
+}
+
+fn absolute_source(argument: &str) -> Result<String> {
+    if argument.starts_with(['/', '~']) {
+        return Ok(argument.to_owned());
+    }
+    let here = std::env::current_dir().context("the current folder")?;
+    let rest = argument.strip_prefix("./").unwrap_or(argument);
+    let rest = rest.strip_prefix('.').filter(|r| r.starts_with(':')).unwrap_or(rest);
+    let slash = if rest.starts_with(':') { "" } else { "/" };
+    Ok(format!("{}{slash}{rest}", here.display()))
+}
+
+/// Removes the folders of a session that nobody will come back to.
+struct Folders(PathBuf);
+
+impl Drop for Folders {
+    fn drop(&mut self) {
+        // What cannot be removed now stays below the home, unreachable for any sandbox.
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+struct OneRun<'a> {
+    product: &'a Product,
+    agent: &'a ResolvedAgent,
+    scribe: Scribe,
+    door: Door,
+    dirs: SessionDirs,
+    _folders: Folders,
+}
+
+fn unrecorded(error: &RecordError) -> Failure {
+    Failure::new(Kind::Audit, error).remedy("nothing was started, for nothing goes unrecorded")
+}
+
+impl<'a> OneRun<'a> {
+    fn new(
+        product: &'a Product,
+        agent: &'a ResolvedAgent,
+        session: SessionId,
+        name: AgentName,
+    ) -> Result<Self> {
+        let dirs = product.home.session(&session)?;
+        let folders = Folders(product.home.path().join("sessions").join(session.as_str()));
+        // With several models and none named, none is granted.
+        let model = product.model_of(agent).ok().flatten();
+        let grant = DoorGrant {
+            session: session.clone(),
+            agent: name.clone(),
+            turn: TurnCell::default(),
+            socket: product.home.door(&session)?,
+            egress: agent.egress.clone(),
+            default_model: model.as_ref().map(|m| m.name.clone()),
+            models: model.into_iter().collect(),
+            placeholder: sandboxes::placeholder(&session),
+        };
+        let door = product.gateway.open_door(grant).map_err(Failure::other)?;
+        let scribe = Scribe { sink: Arc::clone(&product.sink), session, agent: name };
+        Ok(Self { product, agent, scribe, door, dirs, _folders: folders })
+    }
+
+    fn spec(&self, args: &RunArgs, workspace: Option<&Path>) -> SandboxSpec {
+        let mut env = BTreeMap::new();
+        if args.tty
+            && let Ok(term) = std::env::var("TERM")
+        {
+            env.insert("TERM".to_owned(), term);
+        }
+        sandboxes::spec(Parts {
+            session: &self.scribe.session,
+            agent: self.agent,
+            dirs: &self.dirs,
+            workspace,
+            door: self.door.socket().to_owned(),
+            command: Command::Program(args.command.clone()),
+            env,
+        })
+    }
+
+    fn go(
+        self,
+        args: &RunArgs,
+        workspace: Option<&Path>,
+        timeout: Option<Duration>,
+    ) -> Result<u8> {
+        let opened = host::opened(&self.scribe, self.agent, false);
+        opened.map_err(|f| Failure::new(Kind::Audit, f.sentence))?;
+        let (stdio, streams) = Streams::open(args.tty)?;
+        let spec = self.spec(args, workspace);
+        let prepared =
+            self.product.spawner.prepare(&spec, stdio).map_err(product::start_failure)?;
+        let report = prepared.report();
+        let started = Body::SandboxStarted {
+            plan_sha256: sha256_hex(&report.plan.sha256_input()),
+            program: inline(&args.command.join(" ")).to_owned(),
+            walls: report.walls.clone(),
+            limits: report.limits.clone(),
+        };
+        self.scribe.write(None, started, Durability::Durable).map_err(|e| unrecorded(&e))?;
+        let sandbox = Arc::new(prepared.start().map_err(product::start_failure)?);
+        let streams = streams.attach()?;
+        forward_signals(&sandbox, streams.master())?;
+        let (ended, late) = wait(&sandbox, timeout);
+        streams.finish();
+        self.close(&ended, late)
+    }
+
+    fn close(&self, ended: &Ended, late: bool) -> Result<u8> {
+        let outcome = if late { "stopped at its time limit".into() } else { ended.outcome.to_string() };
+        let stopped = Body::SandboxStopped {
+            outcome: outcome.clone(),
+            cpu_ms: ended.usage.cpu_ms,
+            peak_memory_bytes: ended.usage.peak_memory_bytes,
+        };
+        let closed = Body::SessionClosed { reason: outcome, counts: self.door.counts().to_map() };
+        let recorded = self
+            .scribe
+            .write(None, stopped, Durability::Ordered)
+            .and_then(|_| self.scribe.write(None, closed, Durability::Durable));
+        recorded.map_err(|e| {
+            Failure::new(Kind::Audit, format!("the command ended, but its end is not on record: {e}"))
+        })?;
+        if let sandbox::Outcome::Killed(why) = &ended.outcome {
+            ui::note(format!("nanoclaw: the command was killed: {why}"));
+        }
+        if late {
+            ui::note("nanoclaw: the command was stopped at its time limit");
+            return Ok(TIMED_OUT);
+        }
+        Ok(u8::try_from(ended.outcome.code() & 0xff).unwrap_or(1))
+    }
+}
+
+/// Waits; at the time limit asks the command to leave, then ends it.
+fn wait(sandbox: &Sandbox, timeout: Option<Duration>) -> (Ended, bool) {
+    let Some(limit) = timeout else { return (sandbox.wait(), false) };
+    if let Some(ended) = sandbox.wait_timeout(limit) {
+        return (ended, false);
+    }
+    // A spawner that is gone has killed it already.
+    drop(sandbox.signal(signals::TERMINATE));
+    if let Some(ended) = sandbox.wait_timeout(TERMINATE_GRACE) {
+        return (ended, true);
+    }
+    drop(sandbox.kill());
+    (sandbox.wait(), true)
+}
+
+fn forward_signals(sandbox: &Arc<Sandbox>, master: Option<std::fs::File>) -> Result<()> {
+    let sandbox = Arc::clone(sandbox);
+    let mut kinds =
+        vec![signals::INTERRUPT, signals::QUIT, signals::HANGUP, signals::TERMINATE];
+    if master.is_some() {
+        kinds.push(signals::WINDOW);
+    }
+    signals::watch(&kinds, move |kind| {
+        if let (signals::WINDOW, Some(master)) = (kind, &master) {
+            streams::copy_window(master);
+            return;
+        }
+        // It may just have ended; then there is nobody to tell.
+        drop(sandbox.signal(kind));
+    })
+}

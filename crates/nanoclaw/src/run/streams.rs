@@ -1,0 +1,132 @@
+//! Standard streams of `run`: files and pipes are handed over; a terminal of the user's never
+//! is, it is copied through pipes or, with `-t`, through a terminal of the command's own.
+
+use crate::failure::{Context, Failure, Result};
+use crate::terminal::{self, Restore};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{tcgetwinsize, tcsetwinsize};
+use sandbox::Stdio;
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::JoinHandle;
+
+/// What copies between the user's terminal and the sandbox, before the start.
+pub(super) enum Streams {
+    /// `-t`: the master side of the command's terminal.
+    Terminal(File),
+    /// The ends to be copied; `None` where the stream was handed over.
+    Pipes { stdin: Option<File>, stdout: Option<File>, stderr: Option<File> },
+}
+
+/// The copying, under way.
+pub(super) struct Attached {
+    master: Option<File>,
+    outputs: Vec<JoinHandle<()>>,
+    _restore: Option<Restore>,
+}
+
+impl Streams {
+    /// Decides for each stream. With `tty` the user must be at a terminal.
+    pub(super) fn open(tty: bool) -> Result<(Stdio, Self)> {
+        if tty { Self::terminal() } else { Self::piped() }
+    }
+
+    fn terminal() -> Result<(Stdio, Self)> {
+        if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+            return Err(Failure::usage("-t needs a terminal on standard input and output")
+                .remedy("leave -t out in scripts"));
+        }
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = openpt(flags).context("a terminal for the command")?;
+        grantpt(&master).context("a terminal for the command")?;
+        unlockpt(&master).context("a terminal for the command")?;
+        let name = ptsname(&master, Vec::new()).context("a terminal for the command")?;
+        let open = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
+        let slave = rustix::fs::open(&name, open, rustix::fs::Mode::empty())
+            .context("a terminal for the command")?;
+        let master = File::from(master);
+        copy_window(&master);
+        let stdio = Stdio::terminal(slave).context("a terminal for the command")?;
+        Ok((stdio, Self::Terminal(master)))
+    }
+
+    fn piped() -> Result<(Stdio, Self)> {
+        let (stdin, ours_in) = side(&io::stdin(), true)?;
+        let (stdout, ours_out) = side(&io::stdout(), false)?;
+        let (stderr, ours_err) = side(&io::stderr(), false)?;
+        let streams = Self::Pipes { stdin: ours_in, stdout: ours_out, stderr: ours_err };
+        Ok((Stdio { stdin, stdout, stderr }, streams))
+    }
+
+    /// Starts copying.
+    pub(super) fn attach(self) -> Result<Attached> {
+        match self {
+            Self::Terminal(master) => {
+                let restore = terminal::raw()?;
+                let input = master.try_clone().context("the terminal")?;
+                let output = master.try_clone().context("the terminal")?;
+                std::thread::spawn(move || copy(io::stdin(), input));
+                let outputs = vec![std::thread::spawn(move || copy(output, io::stdout()))];
+                Ok(Attached { master: Some(master), outputs, _restore: Some(restore) })
+            }
+            Self::Pipes { stdin, stdout, stderr } => {
+                if let Some(pipe) = stdin {
+                    std::thread::spawn(move || copy(io::stdin(), pipe));
+                }
+                let mut outputs = Vec::new();
+                if let Some(pipe) = stdout {
+                    outputs.push(std::thread::spawn(move || copy(pipe, io::stdout())));
+                }
+                if let Some(pipe) = stderr {
+                    outputs.push(std::thread::spawn(move || copy(pipe, io::stderr())));
+                }
+                Ok(Attached { master: None, outputs, _restore: None })
+            }
+        }
+    }
+}
+
+impl Attached {
+    /// The command's terminal, for passing on changes of size.
+    pub(super) fn master(&self) -> Option<File> {
+        self.master.as_ref().and_then(|m| m.try_clone().ok())
+    }
+
+    /// Waits until everything the command wrote has been shown.
+    pub(super) fn finish(self) {
+        for output in self.outputs {
+            // A panicked copier has shown what it could.
+            drop(output.join());
+        }
+    }
+}
+
+/// What the sandbox gets for one stream, and our end where it must be copied.
+fn side(own: &(impl AsFd + IsTerminal), input: bool) -> Result<(OwnedFd, Option<File>)> {
+    if !own.is_terminal() {
+        let given = own.as_fd().try_clone_to_owned().context("a standard stream")?;
+        return Ok((given, None));
+    }
+    let flags = rustix::pipe::PipeFlags::CLOEXEC;
+    let (read, write) = rustix::pipe::pipe_with(flags).context("a pipe")?;
+    Ok(if input { (read, Some(write.into())) } else { (write, Some(read.into())) })
+}
+
+/// Copies until either side ends. A terminal whose other side is closed reads as an error (EIO).
+fn copy(mut from: impl Read, mut to: impl Write) {
+    let mut piece = [0_u8; 16 << 10];
+    while let Ok(n @ 1..) = from.read(&mut piece) {
+        if to.write_all(&piece[..n]).and_then(|()| to.flush()).is_err() {
+            return;
+        }
+    }
+}
+
+/// Gives the command's terminal the size of the user's.
+pub(super) fn copy_window(master: &File) {
+    if let Ok(size) = tcgetwinsize(io::stdout()) {
+        // A size that cannot be set is a cosmetic matter.
+        drop(tcsetwinsize(master, size));
+    }
+}

@@ -1,0 +1,113 @@
+//! From grants to a `SandboxSpec`: environment, folders, door.
+
+use crate::home::SessionDirs;
+use model::{
+    Command, DoorSpec, Mount, Network, RootFs, SandboxSpec, SessionId, Workspace,
+};
+use policy::ResolvedAgent;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The door's port on the sandbox's loopback. It is the sandbox's own loopback, so it collides
+/// with nothing; the number is the customary one for proxies.
+pub(crate) const DOOR_PORT: u16 = 3128;
+/// Where programs are looked up inside.
+const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Home inside.
+const HOME_INSIDE: &str = "/home/agent";
+/// Workspace inside.
+pub(crate) const WORKSPACE_INSIDE: &str = "/workspace";
+
+/// What stands where programs insist on a key. It opens nothing.
+pub(crate) fn placeholder(session: &SessionId) -> String {
+    format!("nanoclaw-placeholder-{session}")
+}
+
+/// What a sandbox is made from.
+pub(crate) struct Parts<'a> {
+    pub(crate) session: &'a SessionId,
+    pub(crate) agent: &'a ResolvedAgent,
+    pub(crate) dirs: &'a SessionDirs,
+    /// A folder of the user's in place of the session's own workspace.
+    pub(crate) workspace: Option<&'a Path>,
+    pub(crate) door: PathBuf,
+    pub(crate) command: Command,
+    pub(crate) env: BTreeMap<String, String>,
+}
+
+/// The finished description.
+pub(crate) fn spec(parts: Parts<'_>) -> SandboxSpec {
+    let workspace = match parts.workspace {
+        Some(folder) => Workspace::User(folder.to_owned()),
+        None => Workspace::Session(parts.dirs.workspace.clone()),
+    };
+    let mut env = base_env(parts.session, parts.workspace);
+    env.extend(parts.agent.env.clone());
+    env.extend(parts.env);
+    SandboxSpec {
+        session: parts.session.clone(),
+        agent: parts.agent.name.clone(),
+        rootfs: RootFs::HostUsr,
+        workspace,
+        home: parts.dirs.home.clone(),
+        mounts: parts.agent.mounts.iter().map(Mount::clone).collect(),
+        network: Network::Door(DoorSpec { socket: parts.door, port: DOOR_PORT }),
+        env,
+        command: parts.command,
+        cwd: PathBuf::from(WORKSPACE_INSIDE),
+        limits: parts.agent.limits.clone(),
+    }
+}
+
+/// The environment from empty: what any program needs, and where the door is.
+fn base_env(session: &SessionId, workspace: Option<&Path>) -> BTreeMap<String, String> {
+    let door = format!("http://127.0.0.1:{DOOR_PORT}");
+    let key = placeholder(session);
+    let mut env: BTreeMap<String, String> = [
+        ("PATH", search_path(workspace)),
+        ("HOME", HOME_INSIDE.to_owned()),
+        ("USER", "agent".to_owned()),
+        ("LOGNAME", "agent".to_owned()),
+        ("SHELL", "/bin/sh".to_owned()),
+        ("LANG", "C.UTF-8".to_owned()),
+        ("TMPDIR", "/tmp".to_owned()),
+        ("NO_PROXY", "127.0.0.1,localhost".to_owned()),
+        ("no_proxy", "127.0.0.1,localhost".to_owned()),
+        ("ANTHROPIC_BASE_URL", door.clone()),
+        ("ANTHROPIC_API_KEY", key.clone()),
+        ("OPENAI_BASE_URL", format!("{door}/v1")),
+        ("OPENAI_API_BASE", format!("{door}/v1")),
+        ("OPENAI_API_KEY", key),
+        ("NANOCLAW_DOOR_PORT", DOOR_PORT.to_string()),
+    ]
+    .into_iter()
+    .map(|(k, v)| (k.to_owned(), v))
+    .collect();
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"]
+    {
+        env.insert(name.to_owned(), door.clone());
+    }
+    if let Some(venv) = workspace.and_then(virtualenv) {
+        env.insert("VIRTUAL_ENV".into(), format!("{WORKSPACE_INSIDE}/{venv}"));
+    }
+    env
+}
+
+/// The project's own programs come first, as after `activate` or under `npm run`.
+fn search_path(workspace: Option<&Path>) -> String {
+    let mut path = String::new();
+    if let Some(folder) = workspace {
+        if let Some(venv) = virtualenv(folder) {
+            path.push_str(&format!("{WORKSPACE_INSIDE}/{venv}/bin:"));
+        }
+        if folder.join("node_modules/.bin").is_dir() {
+            path.push_str(&format!("{WORKSPACE_INSIDE}/node_modules/.bin:"));
+        }
+    }
+    path.push_str(SEARCH_PATH);
+    path
+}
+
+fn virtualenv(folder: &Path) -> Option<&'static str> {
+    [".venv", "venv"].into_iter().find(|name| folder.join(name).join("pyvenv.cfg").is_file())
+}

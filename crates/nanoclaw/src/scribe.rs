@@ -1,0 +1,50 @@
+//! Writing records about one session.
+
+use crate::world::now_ms;
+use model::{
+    AgentName, Body, Durability, MAX_INLINE_BYTES, Record, RecordError, RecordSink, RecordSinkExt,
+    SessionId, Sha256Hex, TurnId,
+};
+use std::sync::Arc;
+
+/// Knows whom the records are about.
+#[derive(Clone)]
+pub(crate) struct Scribe {
+    pub(crate) sink: Arc<dyn RecordSink>,
+    pub(crate) session: SessionId,
+    pub(crate) agent: AgentName,
+}
+
+impl Scribe {
+    /// Writes one record and waits as its class demands; returns its index.
+    pub(crate) fn write(
+        &self,
+        turn: Option<&TurnId>,
+        body: Body,
+        durability: Durability,
+    ) -> Result<u64, RecordError> {
+        let record = Record {
+            time_ms: now_ms(),
+            session: Some(self.session.clone()),
+            agent: Some(self.agent.clone()),
+            turn: turn.cloned(),
+            body,
+        };
+        self.sink.append(record, durability)
+    }
+}
+
+/// SHA-256 in hex.
+pub(crate) fn sha256_hex(bytes: &[u8]) -> Sha256Hex {
+    let hash = audit::merkle::sha256(bytes);
+    Sha256Hex(hash.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// The beginning of a text that fits into a record's field, cut at a character's border.
+pub(crate) fn inline(text: &str) -> &str {
+    let mut end = text.len().min(MAX_INLINE_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}

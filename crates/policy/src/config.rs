@@ -1,0 +1,232 @@
+//! `nanoclaw.toml`: the models there are, and which agent answers by default.
+
+use crate::credential::known_form;
+use crate::error::{Place, PolicyError, Problem, quote};
+use crate::keys::{self, nearest};
+use crate::reader::{At, Section, Source};
+use crate::url::{BaseUrl, parse_base_url};
+use model::{AgentName, ModelApi, ModelConfig};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+/// Answer length asked for when nothing is written: enough for a file, little enough that a
+/// runaway answer stays cheap.
+const MAX_TOKENS_DEFAULT: u32 = 8_192;
+
+/// Context assumed when nothing is written: what current hosted models have at least. Servers
+/// with less must say so, or they refuse long conversations.
+const CONTEXT_TOKENS_DEFAULT: u32 = 128_000;
+
+/// Largest token figure accepted; beyond it is a typing error.
+const TOKENS_MAX: i64 = 100_000_000;
+
+/// Longest name of a model or secret, in characters.
+const NAME_CHARS_MAX: usize = 64;
+
+/// Something allowed that a person should know about. Shown at start, never fatal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// Where it was written.
+    pub place: Place,
+    /// What it means.
+    pub text: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: warning: {}", self.place, self.text)
+    }
+}
+
+/// `nanoclaw.toml`, resolved.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The agent used where none is named.
+    pub default_agent: Option<AgentName>,
+    /// The models by name.
+    pub models: BTreeMap<String, ModelConfig>,
+    /// What a person should know.
+    pub warnings: Vec<Warning>,
+}
+
+impl Config {
+    /// Parses the text of a `nanoclaw.toml`; `file` is how errors call it.
+    ///
+    /// # Errors
+    /// With file, line and column, for everything that is not exactly understood.
+    pub fn parse(file: &str, text: &str) -> Result<Self, PolicyError> {
+        let source = Source { file, text };
+        let root = source.parse()?;
+        let top = Section::top(&source, &root, &keys::CONFIG)?;
+        let default_agent = top.parsed("default_agent", "default_agent = \"helper\"", |name| {
+            AgentName::parse(name).map_err(|e| {
+                Problem::bad("default_agent", format!("is {}: {}", quote(name), e.why), RENAME)
+            })
+        })?;
+        let mut config =
+            Self { default_agent: default_agent.map(|at| at.value), ..Self::default() };
+        for (name, section) in top.named("models", &keys::MODEL)? {
+            if !is_name(&name.value) {
+                let why = format!("{} is not a model's name", quote(&name.value));
+                return Err(Problem::bad("[models]", why, RENAME).at(&name.place));
+            }
+            let model = read_model(&name.value, &section, &mut config.warnings)?;
+            config.models.insert(name.value, model);
+        }
+        Ok(config)
+    }
+
+    /// The model of that name.
+    ///
+    /// # Errors
+    /// Names the nearest known model and what to write.
+    pub(crate) fn require_model(&self, name: &At<String>) -> Result<(), PolicyError> {
+        if self.models.contains_key(&name.value) {
+            return Ok(());
+        }
+        let near = nearest(&name.value, self.models.keys().map(String::as_str));
+        let remedy = match near {
+            Some(near) => format!("did you mean {near:?}?"),
+            None => "add it to nanoclaw.toml, or name one that is there".to_owned(),
+        };
+        let why = format!("is {}, but nanoclaw.toml has no such [models.*]", quote(&name.value));
+        Err(Problem::bad("model", why, remedy).at(&name.place))
+    }
+}
+
+const RENAME: &str = "use 1 to 64 lower-case letters, digits and inner '-'";
+
+/// Names of models and secrets become parts of records, file names and command lines.
+fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= NAME_CHARS_MAX
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        && !name.starts_with(['-', '.'])
+}
+
+fn read_model(
+    name: &str,
+    section: &Section<'_, '_>,
+    warnings: &mut Vec<Warning>,
+) -> Result<ModelConfig, PolicyError> {
+    let api = section.parsed("api", "api = \"anthropic\"", |text| match text {
+        "anthropic" => Ok(ModelApi::Anthropic),
+        "openai" => Ok(ModelApi::OpenAi),
+        "script" => Ok(ModelApi::Script),
+        other => Err(Problem::bad(
+            "api",
+            format!("is {}, which is not known", quote(other)),
+            "write \"anthropic\", \"openai\" or \"script\"",
+        )),
+    })?;
+    let api = api.ok_or_else(|| section.missing("api", "api = \"anthropic\""))?.value;
+    let max = section.integer_in("max_tokens", "max_tokens = 8192", 1..=TOKENS_MAX)?;
+    let context =
+        section.integer_in("context_tokens", "context_tokens = 128000", 1..=TOKENS_MAX)?;
+    let (max_tokens, context_tokens) = (
+        or_default(max.as_ref(), MAX_TOKENS_DEFAULT),
+        or_default(context.as_ref(), CONTEXT_TOKENS_DEFAULT),
+    );
+    if let Some(at) = max.as_ref().or(context.as_ref()).filter(|_| max_tokens >= context_tokens) {
+        let why = format!("({max_tokens}) leaves no room in context_tokens ({context_tokens})");
+        return Err(Problem::bad("max_tokens", why, "write a smaller max_tokens").at(&at.place));
+    }
+    let mut config = ModelConfig {
+        name: name.to_owned(),
+        api,
+        base_url: String::new(),
+        model: String::new(),
+        secret: None,
+        script: None,
+        max_tokens,
+        context_tokens,
+    };
+    match api {
+        ModelApi::Script => read_script(section, &mut config)?,
+        ModelApi::Anthropic | ModelApi::OpenAi => read_server(section, &mut config, warnings)?,
+    }
+    Ok(config)
+}
+
+fn or_default(found: Option<&At<u64>>, default: u32) -> u32 {
+    found.and_then(|at| u32::try_from(at.value).ok()).unwrap_or(default)
+}
+
+fn read_script(section: &Section<'_, '_>, config: &mut ModelConfig) -> Result<(), PolicyError> {
+    for key in ["base_url", "model", "secret"] {
+        if let Some(found) = section.string(key, "script = \"demo.toml\"")? {
+            let problem = Problem::bad(key, "has no meaning for api = \"script\"", "remove it");
+            return Err(problem.at(&found.place));
+        }
+    }
+    let example = "script = \"demo.toml\"";
+    let script = section.string("script", example)?;
+    let script = script.ok_or_else(|| section.missing("script", example))?;
+    let path = PathBuf::from(script.value);
+    let stem = path.file_stem().and_then(|s| s.to_str()).filter(|s| !s.is_empty());
+    let Some(stem) = stem.filter(|_| !script.value.contains('\0')) else {
+        return Err(Problem::bad("script", "names no file", example).at(&script.place));
+    };
+    config.model = stem.to_owned();
+    config.script = Some(path);
+    Ok(())
+}
+
+fn read_server(
+    section: &Section<'_, '_>,
+    config: &mut ModelConfig,
+    warnings: &mut Vec<Warning>,
+) -> Result<(), PolicyError> {
+    if let Some(found) = section.string("script", "api = \"script\"")? {
+        let why = "has a meaning only for api = \"script\"";
+        return Err(Problem::bad("script", why, "remove it").at(&found.place));
+    }
+    let example = "model = \"NAME-OF-THE-PROVIDER\"";
+    let model = section.parsed("model", example, |text| {
+        let ok =
+            !text.is_empty() && text.len() <= 200 && text.bytes().all(|b| b.is_ascii_graphic());
+        let remedy = "write the provider's own name of the model";
+        if ok { Ok(text.to_owned()) } else { Err(Problem::bad("model", "is not a name", remedy)) }
+    })?;
+    config.model = model.ok_or_else(|| section.missing("model", example))?.value;
+    config.secret =
+        section.parsed("secret", "secret = \"anthropic\"", secret_name)?.map(|at| at.value);
+    let written =
+        section.parsed("base_url", "base_url = \"https://api.example.org\"", parse_base_url)?;
+    match written {
+        Some(At { place, value: BaseUrl { text, plain } }) => {
+            if let Some(why) = plain {
+                warnings.push(Warning { place, text: format!("base_url {text}: {why}") });
+            }
+            config.base_url = text;
+        }
+        None => {
+            let (url, line) = match config.api {
+                ModelApi::OpenAi => ("https://api.openai.com", "secret = \"openai\""),
+                _ => ("https://api.anthropic.com", "secret = \"anthropic\""),
+            };
+            if config.secret.is_none() {
+                return Err(section.missing("secret", line));
+            }
+            config.base_url = url.to_owned();
+        }
+    }
+    Ok(())
+}
+
+/// The name of a secret in the vault. Whoever pastes the secret itself is told so, without
+/// repeating it.
+fn secret_name(text: &str) -> Result<String, Problem> {
+    if let Some(why) = known_form(text) {
+        return Err(Problem::Credential { name: "secret".into(), why });
+    }
+    if is_name(text) {
+        return Ok(text.to_owned());
+    }
+    Err(Problem::bad(
+        "secret",
+        "is not the name of a secret",
+        "write the NAME that was given to `nanoclaw secret set NAME`: letters, digits, '-', '_', '.'",
+    ))
+}

@@ -1,0 +1,164 @@
+//! The vocabulary of the files: every key of every table, and which of them this version enforces.
+
+/// The schema version this crate reads and writes.
+pub const SCHEMA_VERSION: i64 = 1;
+
+/// Furthest a key may be from a known one (in edits) to be suggested; beyond it guesses mislead.
+const SUGGEST_DISTANCE_MAX: usize = 3;
+
+/// The keys of one table.
+pub(crate) struct Keys {
+    /// Accepted.
+    pub(crate) known: &'static [&'static str],
+    /// Part of the schema, but without a mechanism in this version: refused by name.
+    pub(crate) later: &'static [&'static str],
+}
+
+pub(crate) const CONFIG: Keys =
+    Keys { known: &["schema", "default_agent", "models"], later: &["channels"] };
+
+pub(crate) const MODEL: Keys = Keys {
+    known: &["api", "base_url", "model", "secret", "script", "max_tokens", "context_tokens"],
+    later: &[],
+};
+
+pub(crate) const AGENT: Keys = Keys {
+    known: &[
+        "schema",
+        "description",
+        "runtime",
+        "command",
+        "model",
+        "instructions",
+        "workspace",
+        "sandbox",
+        "mounts",
+        "egress",
+        "env",
+        "tools",
+    ],
+    later: &["ask", "budget"],
+};
+
+pub(crate) const INSTRUCTIONS: Keys = Keys { known: &["file"], later: &[] };
+
+pub(crate) const SANDBOX: Keys = Keys {
+    known: &[
+        "backend",
+        "rootfs",
+        "memory",
+        "cpus",
+        "pids",
+        "file_size",
+        "tmp",
+        "open_files",
+        "turn_timeout",
+        "limits",
+    ],
+    later: &["disk", "require"],
+};
+
+pub(crate) const MOUNT: Keys = Keys { known: &["source", "target", "access"], later: &[] };
+
+pub(crate) const EGRESS: Keys = Keys {
+    known: &["host", "port", "private"],
+    later: &["methods", "paths", "secret", "max_upload_per_day", "tls", "deliver"],
+};
+
+pub(crate) const TOOLS: Keys = Keys { known: &["allow"], later: &[] };
+
+impl Keys {
+    /// The known or later key nearest to `key`, if near enough to be what was meant.
+    pub(crate) fn nearest(&self, key: &str) -> Option<&'static str> {
+        nearest(key, self.known.iter().chain(self.later).copied())
+    }
+}
+
+/// The candidate with the fewest edits from `word`: at most a third of the word and never more
+/// than [`SUGGEST_DISTANCE_MAX`]. Ties go to the first.
+pub(crate) fn nearest<'a>(
+    word: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let chars: Vec<char> = word.chars().take(64).collect();
+    let limit = (chars.len() / 3 + 1).min(SUGGEST_DISTANCE_MAX);
+    candidates
+        .map(|c| (distance(&chars, c), c))
+        .filter(|(d, _)| *d <= limit)
+        .min_by_key(|(d, _)| *d)
+        .map(|(_, c)| c)
+}
+
+/// Optimal string alignment distance: insertions, deletions, substitutions and swaps of
+/// neighbours, each worth one.
+fn distance(a: &[char], b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut before: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=b.len()).collect();
+    for (i, &ca) in a.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, &cb) in b.iter().enumerate() {
+            let mut best = (last[j] + usize::from(ca != cb)).min(last[j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && ca == b[j - 1] && a[i - 1] == cb {
+                best = best.min(before[j - 1] + 1);
+            }
+            row.push(best);
+        }
+        before = std::mem::replace(&mut last, row);
+    }
+    last[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_finds_typos_and_leaves_strangers_alone() {
+        for (typo, want) in [
+            ("memroy", Some("memory")),
+            ("cpu", Some("cpus")),
+            ("time_out", None),
+            ("roofts", Some("rootfs")),
+            ("opne_files", Some("open_files")),
+            ("turntimeout", Some("turn_timeout")),
+            ("dsik", Some("disk")),
+            ("", None),
+        ] {
+            assert_eq!(SANDBOX.nearest(typo), want, "{typo}");
+        }
+    }
+
+    /// The committed schemas name exactly the keys that are accepted, table by table.
+    #[test]
+    fn the_schemas_are_fresh() {
+        let agent: serde_json::Value =
+            serde_json::from_str(include_str!("../schema/agent.schema.json")).expect("JSON");
+        let config: serde_json::Value =
+            serde_json::from_str(include_str!("../schema/nanoclaw.schema.json")).expect("JSON");
+        let of = |root: &serde_json::Value, path: &str| -> Vec<String> {
+            let table = root.pointer(path).expect(path);
+            assert_eq!(table["additionalProperties"], false, "{path} lets strangers in");
+            let mut keys: Vec<_> =
+                table["properties"].as_object().expect(path).keys().cloned().collect();
+            keys.sort();
+            keys
+        };
+        for (root, path, keys) in [
+            (&agent, "", &AGENT),
+            (&agent, "/properties/instructions/oneOf/1", &INSTRUCTIONS),
+            (&agent, "/properties/sandbox", &SANDBOX),
+            (&agent, "/properties/mounts/items", &MOUNT),
+            (&agent, "/properties/egress/items", &EGRESS),
+            (&agent, "/properties/tools", &TOOLS),
+            (&config, "", &CONFIG),
+            (&config, "/properties/models/additionalProperties", &MODEL),
+        ] {
+            let mut known = keys.known.to_vec();
+            known.sort_unstable();
+            assert_eq!(of(root, path), known, "{path}");
+        }
+        let tools = agent.pointer("/properties/tools/properties/allow/items/enum");
+        assert_eq!(tools, Some(&serde_json::json!(crate::BUILTIN_TOOLS)));
+    }
+}

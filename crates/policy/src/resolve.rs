@@ -1,0 +1,239 @@
+//! Second stage: an agent file, this machine and the command line → the grants of a session.
+
+use crate::agent_file::{AgentFile, Instructions, Runtime};
+use crate::canonical;
+use crate::config::Config;
+use crate::error::{Place, PolicyError, Problem};
+use crate::mounts::{self, MountContext};
+use crate::reader::At;
+use crate::units::{format_duration, format_size};
+use model::{AgentName, EgressRule, Limit, Limits, Mount, Strictness};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// What resolving needs beside the file.
+#[derive(Debug, Clone, Copy)]
+pub struct ResolveContext<'a> {
+    /// For `~` and for what no mount may show.
+    pub mounts: MountContext<'a>,
+    /// The models there are; `None` leaves the model's name unchecked.
+    pub config: Option<&'a Config>,
+    /// The text of [`AgentFile::instructions_file`], read by the caller.
+    pub instructions: Option<&'a str>,
+}
+
+/// What the command line adds to an agent's grants.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Additions {
+    /// `--mount`, with the argument as it is shown in errors.
+    pub mounts: Vec<Mount>,
+    /// `--allow`.
+    pub egress: Vec<EgressRule>,
+    /// `--env`.
+    pub env: BTreeMap<String, String>,
+    /// `--memory`.
+    pub memory: Option<Limit>,
+    /// `--timeout`.
+    pub timeout: Option<Duration>,
+}
+
+/// Everything a session of this agent has. What is not here, it does not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvedAgent {
+    /// Its name.
+    pub name: AgentName,
+    /// One line about it.
+    pub description: String,
+    /// What runs.
+    pub runtime: Runtime,
+    /// A `[models.*]` of `nanoclaw.toml`; `None` means that the file names none.
+    pub model: Option<String>,
+    /// What it is told, if anything.
+    pub instructions: Option<String>,
+    /// The limits of its sandbox.
+    pub limits: Limits,
+    /// How long one turn may take.
+    pub turn_timeout: Duration,
+    /// Folders, in the order written.
+    pub mounts: Vec<Mount>,
+    /// Hosts, in the order written.
+    pub egress: Vec<EgressRule>,
+    /// Environment variables.
+    pub env: BTreeMap<String, String>,
+    /// The tools of the built-in agent that it is offered; whoever starts it must pass them on.
+    pub tools: BTreeSet<String>,
+    /// One readable line a grant. Values of environment variables do not appear.
+    pub grants_text: Vec<String>,
+    /// Canonical JSON (RFC 8785) of all of the above but `grants_text`; its digest stands in
+    /// the log.
+    pub policy_bytes: Vec<u8>,
+}
+
+impl AgentFile {
+    /// Resolves the file for this machine, with what the command line adds.
+    ///
+    /// # Errors
+    /// For mounts that may not be granted or overlap, unknown models, and duplicate grants.
+    pub fn resolve(
+        &self,
+        name: &AgentName,
+        context: &ResolveContext<'_>,
+        additions: &Additions,
+    ) -> Result<ResolvedAgent, PolicyError> {
+        if let (Some(config), Some(model)) = (context.config, &self.model) {
+            config.require_model(model)?;
+        }
+        let mut agent = ResolvedAgent {
+            name: name.clone(),
+            description: self.description.clone(),
+            runtime: self.runtime.clone(),
+            model: self.model.as_ref().map(|at| at.value.clone()),
+            instructions: self.instructions_text(context)?,
+            limits: self.sandbox.limits.clone(),
+            turn_timeout: self.sandbox.turn_timeout,
+            mounts: self.resolve_mounts(&context.mounts, &additions.mounts)?,
+            egress: self.egress.clone(),
+            env: self.env.clone(),
+            tools: self.tools.clone(),
+            grants_text: Vec::new(),
+            policy_bytes: Vec::new(),
+        };
+        for rule in &additions.egress {
+            // The file's own rule stands: it may say `private`, which no argument can.
+            if !agent.egress.iter().any(|r| r.host == rule.host && r.port == rule.port) {
+                agent.egress.push(rule.clone());
+            }
+        }
+        agent.env.extend(additions.env.clone());
+        if let Some(memory) = additions.memory {
+            agent.limits.memory_bytes = memory;
+        }
+        if let Some(timeout) = additions.timeout {
+            agent.turn_timeout = timeout;
+        }
+        agent.seal();
+        Ok(agent)
+    }
+
+    fn instructions_text(&self, ctx: &ResolveContext<'_>) -> Result<Option<String>, PolicyError> {
+        match &self.instructions {
+            None => Ok(None),
+            Some(At { value: Instructions::Text(text), .. }) => Ok(Some(text.clone())),
+            Some(At { place, value: Instructions::File(name) }) => match ctx.instructions {
+                Some(text) => match crate::credential::known_form(text) {
+                    Some(why) => Err(Problem::Credential { name: name.clone(), why }.at(place)),
+                    None => Ok(Some(text.to_owned())),
+                },
+                None => {
+                    let why = format!("names {name:?}, which was not read");
+                    Err(Problem::bad("instructions", why, "put it beside the agent file").at(place))
+                }
+            },
+        }
+    }
+
+    fn resolve_mounts(
+        &self,
+        context: &MountContext<'_>,
+        added: &[Mount],
+    ) -> Result<Vec<Mount>, PolicyError> {
+        let mut all = Vec::new();
+        for written in &self.mounts {
+            let source = mounts::parse_source(&written.source.value, context)
+                .map_err(|p| p.at(&written.source.place))?;
+            let target = written.target.value.clone();
+            let mount = Mount { source, target, access: written.access };
+            all.push((written.target.place.clone(), mount));
+        }
+        for mount in added {
+            let shown = format!("--mount …:{}", mount.target.display());
+            all.push((Place::Argument(shown), mount.clone()));
+        }
+        mounts::check_overlap(&all)?;
+        Ok(all.into_iter().map(|(_, mount)| mount).collect())
+    }
+
+    /// How errors and rule ids call the file.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+}
+
+impl ResolvedAgent {
+    /// Recomputes `grants_text` and `policy_bytes`. Call it after changing any other field, e.g.
+    /// after [`crate::load::pin_mounts`].
+    pub fn seal(&mut self) {
+        self.grants_text = self.describe();
+        self.policy_bytes = canonical::to_bytes(&self.as_json());
+    }
+
+    fn describe(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.mounts.iter().map(mounts::describe).collect();
+        lines.extend(self.egress.iter().map(|rule| {
+            let private = if rule.private { ", private addresses allowed" } else { "" };
+            format!("egress {}:{}{private} ({})", rule.host, rule.port, rule.id)
+        }));
+        if let Some(model) = &self.model {
+            lines.push(format!("model {model}"));
+        }
+        lines.extend(self.env.keys().map(|name| format!("environment variable {name}")));
+        let limits = &self.limits;
+        let firm = |limit: &Limit| match limit.strictness {
+            Strictness::Required => "required",
+            Strictness::Fallback => "fallback accepted",
+        };
+        let memory = format_size(limits.memory_bytes.value);
+        lines.push(format!("memory up to {memory}, {}", firm(&limits.memory_bytes)));
+        let (cpu, of_1000) = (limits.cpu_milli.value / 1000, limits.cpu_milli.value % 1000);
+        lines.push(format!("CPUs up to {cpu}.{of_1000:03}, {}", firm(&limits.cpu_milli)));
+        lines.push(format!("processes up to {}, {}", limits.pids.value, firm(&limits.pids)));
+        lines.push(format!("one turn up to {}", format_duration(self.turn_timeout)));
+        lines
+    }
+
+    fn as_json(&self) -> serde_json::Value {
+        let limit = |l: &Limit| {
+            let required = l.strictness == Strictness::Required;
+            serde_json::json!({ "value": l.value, "required": required })
+        };
+        let mount = |m: &Mount| {
+            serde_json::json!({
+                "source": m.source.to_string_lossy(),
+                "target": m.target.to_string_lossy(),
+                "write": m.access == model::Access::Write,
+            })
+        };
+        let rule = |r: &EgressRule| {
+            serde_json::json!({
+                "id": r.id, "host": r.host.as_str(), "port": r.port, "private": r.private,
+            })
+        };
+        let runtime = match &self.runtime {
+            Runtime::Builtin => serde_json::json!("builtin"),
+            Runtime::Command(argv) => serde_json::json!({ "command": argv }),
+        };
+        let timeout = u64::try_from(self.turn_timeout.as_millis()).unwrap_or(u64::MAX);
+        serde_json::json!({
+            "schema": crate::SCHEMA_VERSION,
+            "name": self.name.as_str(),
+            "description": self.description,
+            "runtime": runtime,
+            "model": self.model,
+            "instructions": self.instructions,
+            "limits": {
+                "memory_bytes": limit(&self.limits.memory_bytes),
+                "cpu_milli": limit(&self.limits.cpu_milli),
+                "pids": limit(&self.limits.pids),
+                "file_bytes": self.limits.file_bytes,
+                "open_files": self.limits.open_files,
+                "tmp_bytes": self.limits.tmp_bytes,
+            },
+            "turn_timeout_ms": timeout,
+            "mounts": self.mounts.iter().map(mount).collect::<Vec<_>>(),
+            "egress": self.egress.iter().map(rule).collect::<Vec<_>>(),
+            "env": self.env,
+            "tools": self.tools,
+        })
+    }
+}

@@ -1,0 +1,135 @@
+//! `[sandbox]`: what the box is and how large.
+
+use crate::error::{PolicyError, Problem, quote};
+use crate::keys;
+use crate::reader::{At, Section};
+use crate::units::{parse_duration, parse_size};
+use model::{Limit, Limits, Strictness};
+use std::time::Duration;
+
+/// How long a turn may take when nothing is written.
+pub const DEFAULT_TURN_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Least memory: below it a shell with one child is killed at random.
+const MEMORY_BYTES_MIN: u64 = 16 << 20;
+
+/// Least processes: init, a shell, a pipeline.
+const PIDS_MIN: i64 = 4;
+
+/// Most processes: the kernel's own PID_MAX_LIMIT on 64 bits.
+const PIDS_MAX: i64 = 4_194_304;
+
+/// Least descriptors: the three standard ones, a listener and room to load a program.
+const OPEN_FILES_MIN: i64 = 16;
+
+/// Most descriptors: `fs.nr_open` as shipped.
+const OPEN_FILES_MAX: i64 = 1_048_576;
+
+/// Least and most CPUs.
+const CPUS: std::ops::RangeInclusive<f64> = 0.01..=1024.0;
+
+/// What `[sandbox]` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SandboxSection {
+    pub(crate) limits: Limits,
+    pub(crate) turn_timeout: Duration,
+}
+
+impl Default for SandboxSection {
+    fn default() -> Self {
+        Self { limits: Limits::default(), turn_timeout: DEFAULT_TURN_TIMEOUT }
+    }
+}
+
+/// Memory from text, with its least value.
+pub(crate) fn parse_memory_bytes(text: &str) -> Result<u64, Problem> {
+    let bytes = parse_size("memory", text)?;
+    if bytes < MEMORY_BYTES_MIN {
+        let why = format!("is {}: too little to run a shell", quote(text));
+        return Err(Problem::bad("memory", why, "write at least \"16MiB\""));
+    }
+    Ok(bytes)
+}
+
+pub(crate) fn read(top: &Section<'_, '_>) -> Result<SandboxSection, PolicyError> {
+    let mut result = SandboxSection::default();
+    let Some(section) = top.section("sandbox", &keys::SANDBOX)? else { return Ok(result) };
+    one_of(&section, "backend", "native", &["docker", "podman", "apple", "kubernetes"])?;
+    one_of(&section, "rootfs", "host-usr", &["image:"])?;
+    let strictness = read_strictness(&section)?;
+    let set = |limit: &mut Limit, found: Option<u64>| {
+        if let Some(value) = found {
+            *limit = Limit { value, strictness };
+        }
+    };
+    let limits = &mut result.limits;
+    let memory = section.parsed("memory", "memory = \"1GiB\"", parse_memory_bytes)?;
+    set(&mut limits.memory_bytes, memory.map(|at| at.value));
+    set(&mut limits.cpu_milli, read_cpus(&section)?);
+    let pids = section.integer_in("pids", "pids = 256", PIDS_MIN..=PIDS_MAX)?;
+    set(&mut limits.pids, pids.map(|at| at.value));
+    let size = |key: &'static str, example| section.parsed(key, example, |t| parse_size(key, t));
+    if let Some(at) = size("file_size", "file_size = \"2GiB\"")? {
+        limits.file_bytes = at.value;
+    }
+    if let Some(at) = size("tmp", "tmp = \"256MiB\"")? {
+        limits.tmp_bytes = at.value;
+    }
+    let range = OPEN_FILES_MIN..=OPEN_FILES_MAX;
+    if let Some(at) = section.integer_in("open_files", "open_files = 4096", range)? {
+        limits.open_files = at.value;
+    }
+    let timeout = section.parsed("turn_timeout", "turn_timeout = \"10min\"", |text| {
+        parse_duration("turn_timeout", text)
+    })?;
+    if let Some(at) = timeout {
+        result.turn_timeout = at.value;
+    }
+    Ok(result)
+}
+
+/// A key with one accepted value; values of the schema without a mechanism are refused by name.
+pub(crate) fn one_of(
+    section: &Section<'_, '_>,
+    key: &'static str,
+    only: &str,
+    later: &[&str],
+) -> Result<(), PolicyError> {
+    let example = format!("{key} = {only:?}");
+    section.parsed(key, &example, |text| {
+        if text == only {
+            return Ok(());
+        }
+        let known = |l: &str| text == l || (l.ends_with(':') && text.starts_with(l));
+        if later.iter().any(|l| known(l)) {
+            return Err(Problem::NotEnforced { what: format!("{key} = {}", quote(text)) });
+        }
+        Err(Problem::bad(key, format!("is {}", quote(text)), format!("write `{example}`")))
+    })?;
+    Ok(())
+}
+
+/// Written limits are required to be hard, unless the file says `limits = "fallback"`.
+fn read_strictness(section: &Section<'_, '_>) -> Result<Strictness, PolicyError> {
+    let found = section.parsed("limits", "limits = \"fallback\"", |text| match text {
+        "fallback" => Ok(Strictness::Fallback),
+        "required" => Ok(Strictness::Required),
+        other => Err(Problem::bad(
+            "limits",
+            format!("is {}", quote(other)),
+            "write \"required\" (the default) or \"fallback\"",
+        )),
+    })?;
+    Ok(found.map_or(Strictness::Required, |at| at.value))
+}
+
+fn read_cpus(section: &Section<'_, '_>) -> Result<Option<u64>, PolicyError> {
+    let Some(At { place, value }) = section.number("cpus", "cpus = 1.0")? else { return Ok(None) };
+    if !CPUS.contains(&value) {
+        let problem = Problem::bad("cpus", "is outside 0.01 to 1024", "write e.g. `cpus = 1.0`");
+        return Err(problem.at(&place));
+    }
+    // In range, so between 10 and 1,024,000.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    Ok(Some((value * 1000.0).round() as u64))
+}

@@ -1,0 +1,414 @@
+//! Good files, resolution, verdicts, random damage, and files on a real disk.
+
+#![allow(clippy::expect_used, clippy::print_stdout, clippy::print_stderr)] // helpers of tests fail by panicking
+
+use model::{Access, AgentName, HostName, ModelApi, Strictness};
+use nanoclaw_policy::{
+    Additions, AgentFile, BUILTIN_TOOLS, Config, DEFAULT_TURN_TIMEOUT, Decision, MountContext,
+    ResolveContext, ResolvedAgent, Runtime, egress_verdict, load, parse_allow, parse_env,
+    parse_memory, parse_mount, parse_timeout,
+};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+use testkit::{Rng, TempDir};
+
+const GOOD: &str = r#"schema = 1
+description = "Reads my notes"
+runtime = "builtin"
+model = "claude"
+instructions = "You triage issues."
+workspace = "session"
+
+[sandbox]
+backend = "native"
+rootfs = "host-usr"
+memory = "512MiB"
+cpus = 1.5
+pids = 128
+file_size = "1GiB"
+tmp = "64MiB"
+open_files = 1024
+turn_timeout = "5min"
+
+[[mounts]]
+source = "~/notes"
+target = "/mnt/notes"
+access = "read"
+
+[[egress]]
+host = "API.github.com"
+
+[[egress]]
+host = "git.lan"
+port = 8443
+private = true
+
+[env]
+LANG = "C.UTF-8"
+
+[tools]
+allow = ["bash", "grep"]
+"#;
+
+const GOOD_CONFIG: &str = r#"schema = 1
+default_agent = "triage"
+
+[models.claude]
+api = "anthropic"
+model = "some-model"
+secret = "anthropic"
+
+[models.local]
+api = "openai"
+base_url = "http://127.0.0.1:11434/v1"
+model = "some-model:7b"
+max_tokens = 2_048
+context_tokens = 0x8000
+
+[models.lan]
+api = "openai"
+base_url = "http://box.lan:8080"
+model = "m"
+
+[models.demo]
+api = "script"
+script = "scripts/demo.toml"
+"#;
+
+fn context<'a>(home: &'a Path, config: Option<&'a Config>) -> ResolveContext<'a> {
+    let mounts = MountContext { home, protected: &[] };
+    ResolveContext { mounts, config, instructions: None }
+}
+
+fn resolve(text: &str, additions: &Additions) -> ResolvedAgent {
+    let config = Config::parse("nanoclaw.toml", GOOD_CONFIG).expect("good config");
+    let file = AgentFile::parse("agents/x.toml", text).expect("good file");
+    let name = AgentName::parse("x").expect("name");
+    file.resolve(&name, &context(Path::new("/home/me"), Some(&config)), additions).expect("good")
+}
+
+#[test]
+fn a_full_file_resolves_to_exactly_its_grants() {
+    let agent = resolve(GOOD, &Additions::default());
+    assert_eq!(agent.limits.memory_bytes.value, 512 << 20);
+    assert_eq!(agent.limits.cpu_milli.value, 1_500);
+    assert_eq!(agent.limits.pids.strictness, Strictness::Required);
+    assert_eq!((agent.limits.file_bytes, agent.limits.tmp_bytes), (1 << 30, 64 << 20));
+    assert_eq!(agent.limits.open_files, 1_024);
+    assert_eq!(agent.turn_timeout, Duration::from_secs(300));
+    assert_eq!(agent.mounts.len(), 1);
+    assert_eq!(agent.mounts[0].source, Path::new("/home/me/notes"));
+    assert_eq!(agent.mounts[0].access, Access::Read);
+    assert_eq!(agent.egress[0].id, "agents/x.toml:24");
+    assert_eq!((agent.egress[0].host.as_str(), agent.egress[0].port), ("api.github.com", 443));
+    assert!(!agent.egress[0].private && agent.egress[1].private);
+    assert_eq!(agent.tools.iter().collect::<Vec<_>>(), ["bash", "grep"]);
+    assert_eq!(
+        agent.grants_text,
+        [
+            "mount /home/me/notes at /mnt/notes, read only",
+            "egress api.github.com:443 (agents/x.toml:24)",
+            "egress git.lan:8443, private addresses allowed (agents/x.toml:27)",
+            "model claude",
+            "environment variable LANG",
+            "memory up to 512MiB, required",
+            "CPUs up to 1.500, required",
+            "processes up to 128, required",
+            "one turn up to 5min",
+        ]
+    );
+}
+
+#[test]
+fn an_empty_file_and_no_file_grant_nothing() {
+    let written = resolve("schema = 1\n", &Additions::default());
+    let name = AgentName::parse("x").expect("name");
+    let builtin = AgentFile::builtin_default();
+    let builtin = builtin.resolve(&name, &context(Path::new("/h"), None), &Additions::default());
+    for agent in [written, builtin.expect("no grants, no errors")] {
+        assert!(agent.mounts.is_empty() && agent.egress.is_empty() && agent.env.is_empty());
+        assert_eq!(agent.limits, model::Limits::default());
+        assert_eq!(agent.turn_timeout, DEFAULT_TURN_TIMEOUT);
+        assert_eq!(agent.runtime, Runtime::Builtin);
+        assert_eq!(agent.tools.len(), BUILTIN_TOOLS.len());
+    }
+}
+
+#[test]
+fn fallback_is_accepted_only_where_it_is_written() {
+    let text = "schema = 1\n[sandbox]\nmemory = '64MiB'\nlimits = 'fallback'\n";
+    let agent = resolve(text, &Additions::default());
+    assert_eq!(agent.limits.memory_bytes.strictness, Strictness::Fallback);
+    let agent = resolve("schema = 1\n[sandbox]\nmemory = '64MiB'\n", &Additions::default());
+    assert_eq!(agent.limits.memory_bytes.strictness, Strictness::Required);
+    assert_eq!(agent.limits.pids.strictness, Strictness::Fallback);
+}
+
+#[test]
+fn the_command_line_adds_under_the_same_rules() {
+    let home = MountContext { home: Path::new("/home/me"), protected: &[] };
+    let additions = Additions {
+        mounts: vec![parse_mount("~/a:b:/mnt/a:rw", &home).expect("a colon in the source")],
+        egress: vec![
+            parse_allow("example.org").expect("host"),
+            parse_allow("git.lan:8443").expect("granted by the file already"),
+        ],
+        env: [parse_env("MODE=fast", |_| None).expect("env")].into(),
+        memory: Some(parse_memory("2GiB").expect("size")),
+        timeout: Some(parse_timeout("30s").expect("duration")),
+    };
+    let agent = resolve(GOOD, &additions);
+    assert_eq!(agent.mounts[1].source, Path::new("/home/me/a:b"));
+    assert_eq!(agent.mounts[1].access, Access::Write);
+    assert_eq!(agent.egress.len(), 3);
+    assert_eq!(agent.egress[2].id, "--allow example.org:443");
+    assert!(agent.egress[1].private, "the file's own rule stands");
+    assert_eq!(agent.env["MODE"], "fast");
+    assert_eq!(agent.limits.memory_bytes.value, 2 << 30);
+    assert_eq!(agent.turn_timeout, Duration::from_secs(30));
+
+    let same = parse_mount("~/b:/mnt/notes/deep:ro", &home).expect("fine by itself");
+    let file = AgentFile::parse("agents/x.toml", GOOD).expect("good");
+    let additions = Additions { mounts: vec![same], ..Additions::default() };
+    let name = AgentName::parse("x").expect("name");
+    let error = file
+        .resolve(&name, &context(Path::new("/home/me"), None), &additions)
+        .expect_err("it overlaps the file's mount");
+    assert!(error.to_string().contains("overlaps"), "{error}");
+}
+
+#[test]
+fn equal_meaning_gives_equal_bytes_and_any_grant_changes_them() {
+    let base = resolve(GOOD, &Additions::default()).policy_bytes;
+    let spaced = GOOD.replace("memory = \"512MiB\"", "memory   =   \"512MiB\" # half");
+    assert_eq!(resolve(&spaced, &Additions::default()).policy_bytes, base);
+    for (from, to) in [
+        ("512MiB", "513MiB"),
+        ("access = \"read\"", "access = \"write\""),
+        ("port = 8443", "port = 8444"),
+        ("C.UTF-8", "C.UTF-9"),
+        ("\"grep\"", "\"glob\""),
+        ("5min", "6min"),
+    ] {
+        let changed = resolve(&GOOD.replace(from, to), &Additions::default()).policy_bytes;
+        assert_ne!(changed, base, "{from} to {to}");
+    }
+    let text = String::from_utf8(base).expect("UTF-8");
+    assert!(text.starts_with("{\"description\":\"Reads my notes\",\"egress\":[{"), "{text}");
+}
+
+#[test]
+fn models_are_resolved_with_their_defaults_and_warnings() {
+    let config = Config::parse("nanoclaw.toml", GOOD_CONFIG).expect("good");
+    assert_eq!(config.default_agent.map(|a| a.to_string()).as_deref(), Some("triage"));
+    let claude = &config.models["claude"];
+    assert_eq!(
+        (claude.api, claude.base_url.as_str()),
+        (ModelApi::Anthropic, "https://api.anthropic.com")
+    );
+    assert_eq!((claude.max_tokens, claude.context_tokens), (8_192, 128_000));
+    let local = &config.models["local"];
+    assert_eq!(local.base_url, "http://127.0.0.1:11434");
+    assert_eq!((local.max_tokens, local.context_tokens), (2_048, 0x8000));
+    let demo = &config.models["demo"];
+    assert_eq!((demo.model.as_str(), demo.api), ("demo", ModelApi::Script));
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        warnings,
+        [
+            "nanoclaw.toml:18:12: warning: base_url http://box.lan:8080: requests and keys cross the \
+          network unencrypted, to whatever the name resolves to"
+        ]
+    );
+}
+
+#[test]
+fn a_pasted_key_is_refused_without_being_repeated() {
+    let key = format!("{}{}", concat!("sk", "-"), "test-key-not-real");
+    let text = format!("schema = 1\n[models.a]\napi='openai'\nmodel='m'\nsecret='{key}'\n");
+    let error = Config::parse("nanoclaw.toml", &text).expect_err("a key").to_string();
+    assert!(error.contains("nanoclaw secret set") && !error.contains("not-real"), "{error}");
+    for line in [
+        "description = 'use KEY'",
+        "instructions = 'use KEY'",
+        "runtime = 'command'\ncommand = ['x', '--key=KEY']",
+    ] {
+        let text = format!("schema = 1\n{}\n", line.replace("KEY", &key));
+        let error = AgentFile::parse("a.toml", &text).expect_err(line).to_string();
+        assert!(error.contains("credential") && !error.contains("not-real"), "{error}");
+    }
+}
+
+#[test]
+fn verdicts_deny_by_default_and_name_their_rule() {
+    let rules = resolve(GOOD, &Additions::default()).egress;
+    let allowed = egress_verdict(&rules, "Api.GitHub.com.", 443);
+    assert_eq!(allowed.decision, Decision::Allow);
+    assert_eq!(allowed.rule.as_deref(), Some("agents/x.toml:24"));
+    for (host, port) in [
+        ("api.github.com", 80),
+        ("github.com", 443),
+        ("x.api.github.com", 443),
+        ("api.github.com.evil.org", 443),
+        ("evilapi.github.com", 443),
+        ("127.0.0.1", 443),
+        ("", 443),
+        ("api.github.com\0", 443),
+    ] {
+        assert_eq!(egress_verdict(&rules, host, port).decision, Decision::Deny, "{host}:{port}");
+    }
+    assert_eq!(egress_verdict(&[], "api.github.com", 443).decision, Decision::Deny);
+
+    // Whatever is asked, allow means: this very name and port stand in a rule.
+    let mut rng = Rng::from_env();
+    let alphabet: Vec<char> = "apighub.com-ACO:@/\0é*0 ".chars().collect();
+    for _ in 0..20_000 {
+        let mut host: Vec<char> = "api.github.com".chars().collect();
+        for _ in 0..rng.below(4) {
+            let at = rng.below(host.len());
+            match (rng.below(3), rng.pick(&alphabet)) {
+                (0, Some(c)) => host[at] = *c,
+                (1, Some(c)) => host.insert(at, *c),
+                _ => drop(host.remove(at)),
+            }
+        }
+        let host: String = host.into_iter().collect();
+        let port = *rng.pick(&[443, 80, 8443, 0]).unwrap_or(&443);
+        let verdict = egress_verdict(&rules, &host, port);
+        let granted = HostName::parse(&host)
+            .is_ok_and(|h| rules.iter().any(|r| r.host == h && r.port == port));
+        assert_eq!(verdict.decision == Decision::Allow, granted, "{host:?}:{port}");
+        assert_eq!(verdict.rule.is_some(), granted);
+    }
+}
+
+#[test]
+fn random_damage_never_panics_and_never_grants_silently() {
+    let mut rng = Rng::from_env();
+    for round in 0..6_000 {
+        let original = if round % 2 == 0 { GOOD } else { GOOD_CONFIG };
+        let mut bytes = original.as_bytes().to_vec();
+        for _ in 0..=rng.below(6) {
+            let at = rng.below(bytes.len());
+            match rng.below(4) {
+                0 => bytes[at] = rng.byte(),
+                1 => bytes.insert(at, rng.byte()),
+                2 => drop(bytes.remove(at)),
+                _ => {
+                    let end = (at + rng.below(40)).min(bytes.len());
+                    let piece = bytes[at..end].to_vec();
+                    let to = rng.below(bytes.len());
+                    bytes.splice(to..to, piece);
+                }
+            }
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        if let Err(error) = Config::parse("f", &text) {
+            assert!(!error.to_string().is_empty());
+        }
+        match AgentFile::parse("f", &text) {
+            Err(error) => assert!(error.to_string().starts_with("f:"), "{error}"),
+            Ok(file) => {
+                let name = AgentName::parse("x").expect("name");
+                let context = context(Path::new("/home/me"), None);
+                drop(file.resolve(&name, &context, &Additions::default()));
+            }
+        }
+    }
+    // Deep nesting is the classic way to overflow a parser's stack.
+    for deep in ["[".repeat(100_000), "a.".repeat(50_000), format!("a={}", "[{a=".repeat(30_000))] {
+        assert!(AgentFile::parse("f", &format!("schema = 1\n{deep}")).is_err());
+    }
+}
+
+#[test]
+fn files_are_read_only_if_they_can_be_trusted() {
+    let dir = TempDir::new("policy").expect("folder");
+    let path = dir.join("nanoclaw.toml");
+    assert_eq!(load::config(dir.path()).expect("absent is empty"), Config::default());
+    let refused = |part: &str| {
+        let error = load::config(dir.path()).expect_err(part).to_string();
+        assert!(error.contains(part), "{error}");
+    };
+    std::fs::write(&path, GOOD_CONFIG).expect("write");
+    assert_eq!(load::config(dir.path()).expect("good").models.len(), 4);
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).expect("chmod");
+    refused("writable by every user");
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("chmod");
+    std::fs::write(&path, b"schema = 1\n# \xff\n").expect("write");
+    refused("not UTF-8 (first bad byte at offset 13)");
+    std::fs::write(&path, "#".repeat(256 * 1024 + 1)).expect("write");
+    refused("larger than 256 KiB");
+    std::fs::remove_file(&path).expect("remove");
+    std::fs::create_dir(&path).expect("a folder in its place");
+    refused("not a regular file");
+}
+
+#[test]
+fn an_agent_is_loaded_with_its_instructions_and_real_mounts() {
+    let dir = TempDir::new("agent").expect("folder");
+    let home = dir.join("home");
+    for folder in ["agents", "home/notes", "home/.ssh", "home/other"] {
+        std::fs::create_dir_all(dir.join(folder)).expect("folder");
+    }
+    let text = "schema = 1\ninstructions = { file = 'x.md' }\n[[mounts]]\nsource = '~/link'\n\
+                target = '/mnt/n'\naccess = 'read'\n";
+    std::fs::write(dir.join("agents/x.toml"), text).expect("write");
+    std::fs::write(dir.join("agents/x.md"), "Be kind.").expect("write");
+    let name = AgentName::parse("x").expect("name");
+    let mounts = MountContext { home: &home, protected: &[] };
+    let load = || load::agent(dir.path(), &name, mounts, None, &Additions::default());
+
+    assert_eq!(load::agent_names(dir.path()), std::slice::from_ref(&name));
+    let error = load().expect_err("nothing is there").to_string();
+    assert!(error.contains("cannot be mounted"), "{error}");
+
+    std::os::unix::fs::symlink(home.join("notes"), home.join("link")).expect("link");
+    let agent = load().expect("good").expect("there");
+    assert_eq!(agent.instructions.as_deref(), Some("Be kind."));
+    assert_eq!(agent.mounts[0].source, home.join("notes").canonicalize().expect("real"));
+    let notes = agent.grants_text.iter().any(|line| line.contains("/notes at /mnt/n"));
+    assert!(notes, "the grant names the real folder: {:?}", agent.grants_text);
+
+    std::fs::remove_file(home.join("link")).expect("remove");
+    std::os::unix::fs::symlink(home.join(".ssh"), home.join("link")).expect("link");
+    let error = load().expect_err("a symlink to keys").to_string();
+    assert!(error.contains("keys and passwords are kept"), "{error}");
+
+    let absent = AgentName::parse("absent").expect("name");
+    let none = load::agent(dir.path(), &absent, mounts, None, &Additions::default());
+    assert!(none.expect("absent is no error").is_none());
+}
+
+/// Every key of the published example, each alone in its table: accepted, or refused because
+/// this version cannot enforce it; never called unknown.
+#[test]
+fn every_published_key_is_recognised() {
+    let mut refused = Vec::new();
+    for (table, lines) in [
+        ("", "description = 'x'|runtime = 'builtin'|runtime = 'codex'|runtime = 'acp'|model = 'c'"),
+        ("", "workspace = 'session'|workspace = 'agent'|instructions = 'x'"),
+        (
+            "[sandbox]",
+            "backend = 'native'|backend = 'podman'|rootfs = 'host-usr'|rootfs = 'image:x'",
+        ),
+        ("[sandbox]", "memory = '1GiB'|cpus = 1.0|pids = 256|disk = '2GiB'|turn_timeout = '10min'"),
+        ("[sandbox]", "limits = 'fallback'|require = ['landlock>=6']"),
+        ("[[egress]]\nhost = 'a.org'", "methods = ['GET']|paths = ['/repos/**']|secret = 'github'"),
+        ("[[egress]]\nhost = 'a.org'", "max_upload_per_day = '1MiB'|tls = 'tunnel'|private = true"),
+        ("[tools]", "allow = ['bash']|allow = ['send_message', 'schedule_task']"),
+        ("[[ask]]", "egress = 'POST a.org/x'|by = 'owner'|timeout = '5min'"),
+        ("[budget]", "usd_per_day = 2.0"),
+    ] {
+        for line in lines.split('|') {
+            let text = format!("schema = 1\n{table}\n{line}\n");
+            if let Err(error) = AgentFile::parse("x.toml", &text) {
+                let error = error.to_string();
+                assert!(error.contains("is not enforced in this version; remove it"), "{error}");
+                refused.push(line);
+            }
+        }
+    }
+    assert_eq!(refused.len(), 17, "{refused:?}");
+}

@@ -1,0 +1,337 @@
+//! Control groups: v2 where delegated, v1 as root, or none.
+//!
+//! Pipeline: `/proc/self/cgroup` + `/proc/self/mountinfo` ─► `Parent` (found once) ─► one `Group`
+//! a sandbox ─► limits written, read back ─► removed at the end.
+//!
+//! Invariants:
+//! 1. A limit counts as held by a cgroup only after its file was read back with that value.
+//! 2. Directories are named after the spawner's pid and start time, so that leftovers of a dead
+//!    spawner are recognised and swept, and those of a live one never touched.
+
+use crate::facts::{Ladder, Rung};
+use model::Limits;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// All our directories begin so.
+const PREFIX: &str = "nanoclaw-";
+/// Period of CPU bandwidth control; the kernel's default.
+const CPU_PERIOD_US: u64 = 100_000;
+/// A cgroup empties asynchronously after its last process; usually within a few milliseconds.
+const REMOVE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Where groups can be made.
+#[derive(Debug, Clone)]
+pub(crate) enum Parent {
+    /// A delegated v2 directory with memory, cpu and pids for its children.
+    V2(PathBuf),
+    /// v1 directories of the controllers found writable.
+    V1 { memory: Option<PathBuf>, cpu: Option<PathBuf>, pids: Option<PathBuf> },
+}
+
+impl Parent {
+    /// Looks for the best rung this process may use.
+    pub(crate) fn find() -> Option<Self> {
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        find_v2(&own, &mounts).or_else(|| find_v1(&own, &mounts))
+    }
+
+    /// Which limits it can hold.
+    pub(crate) fn ladder(&self) -> Ladder {
+        match self {
+            Self::V2(_) => Ladder { memory: Rung::V2, cpu: Rung::V2, pids: Rung::V2 },
+            Self::V1 { memory, cpu, pids } => {
+                let rung = |p: &Option<PathBuf>| p.as_ref().map_or(Rung::Fallback, |_| Rung::V1);
+                Ladder { memory: rung(memory), cpu: rung(cpu), pids: rung(pids) }
+            }
+        }
+    }
+
+    fn directories(&self) -> Vec<&PathBuf> {
+        match self {
+            Self::V2(dir) => vec![dir],
+            Self::V1 { memory, cpu, pids } => [memory, cpu, pids].into_iter().flatten().collect(),
+        }
+    }
+
+    /// Makes one group with limits and reads them back.
+    pub(crate) fn create(&self, name: &str, limits: &Limits) -> io::Result<Group> {
+        let name = format!("{PREFIX}{name}");
+        let mut group = Group { memory: None, cpu: None, pids: None, v2: None };
+        let made = match self {
+            Self::V2(dir) => group.make_v2(&dir.join(name), limits),
+            Self::V1 { memory, cpu, pids } => {
+                let at = |p: &Option<PathBuf>| p.as_ref().map(|p| p.join(&name));
+                group.make_v1([at(memory), at(cpu), at(pids)], limits)
+            }
+        };
+        if let Err(e) = made {
+            group.remove();
+            return Err(e);
+        }
+        Ok(group)
+    }
+
+    /// Removes the groups of spawners that are no more.
+    pub(crate) fn sweep(&self, alive: impl Fn(&str) -> bool) {
+        for dir in self.directories() {
+            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                let Some(owner) = name.to_str().and_then(|n| n.strip_prefix(PREFIX)) else {
+                    continue;
+                };
+                // The name is `<pid>-<start time>-<number>`.
+                if owner.rsplit_once('-').is_some_and(|(spawner, _)| !alive(spawner)) {
+                    let _ = fs::remove_dir(entry.path());
+                }
+            }
+        }
+    }
+}
+
+/// Mount points of type `kind`, with the root they show and their super options.
+fn mounts<'a>(info: &'a str, kind: &str) -> Vec<(&'a str, &'a str, &'a str)> {
+    let mut found = Vec::new();
+    for line in info.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let (mut left, mut right) = (left.split(' ').skip(3), right.split(' '));
+        let (Some(root), Some(point)) = (left.next(), left.next()) else { continue };
+        if right.next() == Some(kind) {
+            found.push((root, point, right.nth(1).unwrap_or("")));
+        }
+    }
+    found
+}
+
+fn below(point: &str, root: &str, path: &str) -> PathBuf {
+    let inside = path.strip_prefix(root).unwrap_or(path);
+    Path::new(point).join(inside.trim_start_matches('/'))
+}
+
+fn writable(dir: &Path) -> bool {
+    use rustix::fs::{Access, access};
+    access(dir, Access::WRITE_OK).is_ok()
+        && access(dir.join("cgroup.procs"), Access::WRITE_OK).is_ok()
+}
+
+fn find_v2(own: &str, info: &str) -> Option<Parent> {
+    let path = own.lines().find_map(|l| l.strip_prefix("0::"))?;
+    let list = mounts(info, "cgroup2");
+    let (root, point, _) = list.first()?;
+    let own = below(point, root, path);
+    let top = Path::new(point);
+    // From our own group upwards: where we sit has processes, so its children usually cannot
+    // have controllers; the next writable one up often can (systemd user sessions).
+    own.ancestors()
+        .take_while(|d| d.starts_with(top) && writable(d))
+        .find(|d| enabled(d))
+        .map(|d| Parent::V2(d.to_path_buf()))
+}
+
+/// Children of `dir` have memory, cpu and pids, after asking for them if need be.
+fn enabled(dir: &Path) -> bool {
+    let wanted = ["memory", "cpu", "pids"];
+    let file = dir.join("cgroup.subtree_control");
+    let has = || {
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        wanted.iter().all(|w| text.split_whitespace().any(|t| t == *w))
+    };
+    let offered = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+    let possible = wanted.iter().all(|w| offered.split_whitespace().any(|t| t == *w));
+    possible && (has() || (fs::write(&file, "+memory +cpu +pids").is_ok() && has()))
+}
+
+fn find_v1(own: &str, info: &str) -> Option<Parent> {
+    let list = mounts(info, "cgroup");
+    let controller = |name: &str| -> Option<PathBuf> {
+        let has = |text: &str| text.split(',').any(|c| c == name);
+        let path = own.lines().find_map(|l| {
+            let mut parts = l.splitn(3, ':').skip(1);
+            has(parts.next()?).then(|| parts.next())?
+        })?;
+        let (root, point, _) = list.iter().find(|(_, _, options)| has(options))?;
+        let dir = below(point, root, path);
+        writable(&dir).then_some(dir)
+    };
+    let (memory, cpu, pids) = (controller("memory"), controller("cpu"), controller("pids"));
+    if memory.is_none() && cpu.is_none() && pids.is_none() {
+        return None;
+    }
+    Some(Parent::V1 { memory, cpu, pids })
+}
+
+/// The control groups of one sandbox. v1 has up to three directories, v2 one.
+#[derive(Debug)]
+pub(crate) struct Group {
+    memory: Option<PathBuf>,
+    cpu: Option<PathBuf>,
+    pids: Option<PathBuf>,
+    /// The v2 directory.
+    v2: Option<PathBuf>,
+}
+
+fn set(dir: &Path, file: &str, value: &str) -> io::Result<()> {
+    let path = dir.join(file);
+    let tell = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    fs::write(&path, value).map_err(tell)?;
+    let got = fs::read_to_string(&path).map_err(tell)?;
+    if got.trim() != value {
+        let cause = format!("{} holds {:?}, not {value}", path.display(), got.trim());
+        return Err(io::Error::other(cause));
+    }
+    Ok(())
+}
+
+fn number(dir: Option<&PathBuf>, file: &str) -> Option<u64> {
+    fs::read_to_string(dir?.join(file)).ok()?.trim().parse().ok()
+}
+
+fn field(dir: Option<&PathBuf>, file: &str, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(dir?.join(file)).ok()?;
+    text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// The kernel rounds memory limits down to whole pages.
+fn whole_pages(bytes: u64) -> u64 {
+    let page = rustix::param::page_size() as u64;
+    (bytes / page) * page
+}
+
+fn quota(milli: u64) -> u64 {
+    // The kernel refuses quotas below one millisecond.
+    (milli * CPU_PERIOD_US / 1_000).max(1_000)
+}
+
+impl Group {
+    fn make_v2(&mut self, dir: &Path, limits: &Limits) -> io::Result<()> {
+        fs::create_dir(dir)?;
+        self.v2 = Some(dir.to_path_buf());
+        set(dir, "memory.max", &whole_pages(limits.memory_bytes.value).to_string())?;
+        if dir.join("memory.swap.max").exists() {
+            set(dir, "memory.swap.max", "0")?;
+        }
+        let cpu = format!("{} {CPU_PERIOD_US}", quota(limits.cpu_milli.value));
+        set(dir, "cpu.max", &cpu)?;
+        set(dir, "pids.max", &limits.pids.value.to_string())
+    }
+
+    fn make_v1(&mut self, dirs: [Option<PathBuf>; 3], limits: &Limits) -> io::Result<()> {
+        let [memory, cpu, pids] = dirs;
+        if let Some(dir) = memory {
+            fs::create_dir(&dir)?;
+            let dir = self.memory.insert(dir);
+            let bytes = whole_pages(limits.memory_bytes.value).to_string();
+            set(dir, "memory.limit_in_bytes", &bytes)?;
+            if dir.join("memory.memsw.limit_in_bytes").exists() {
+                set(dir, "memory.memsw.limit_in_bytes", &bytes)?;
+            }
+        }
+        if let Some(dir) = cpu {
+            fs::create_dir(&dir)?;
+            let dir = self.cpu.insert(dir);
+            set(dir, "cpu.cfs_period_us", &CPU_PERIOD_US.to_string())?;
+            set(dir, "cpu.cfs_quota_us", &quota(limits.cpu_milli.value).to_string())?;
+        }
+        if let Some(dir) = pids {
+            fs::create_dir(&dir)?;
+            let dir = self.pids.insert(dir);
+            set(dir, "pids.max", &limits.pids.value.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn directories(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.memory, &self.cpu, &self.pids, &self.v2].into_iter().flatten()
+    }
+
+    /// Files a process writes "0" to in order to join. The v1 `tasks` file and a lone thread
+    /// spare the kernel the lock over all processes that `cgroup.procs` takes, and with it
+    /// delays of up to 19 ms.
+    pub(crate) fn join_files(&self) -> Vec<PathBuf> {
+        let v1 = [&self.memory, &self.cpu, &self.pids].into_iter().flatten();
+        let v2 = self.v2.iter().map(|d| d.join("cgroup.procs"));
+        v1.map(|d| d.join("tasks")).chain(v2).collect()
+    }
+
+    /// `pid` is in every one of the groups.
+    pub(crate) fn holds(&self, pid: i32) -> bool {
+        let pid = pid.to_string();
+        let listed = |dir: &PathBuf| {
+            let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+            text.lines().any(|l| l == pid)
+        };
+        self.directories().all(listed)
+    }
+
+    /// Memory in use now, bytes.
+    pub(crate) fn memory(&self) -> Option<u64> {
+        number(self.memory.as_ref(), "memory.usage_in_bytes")
+            .or_else(|| number(self.v2.as_ref(), "memory.current"))
+    }
+
+    /// Highest memory so far, bytes.
+    pub(crate) fn peak(&self) -> Option<u64> {
+        number(self.memory.as_ref(), "memory.max_usage_in_bytes")
+            .or_else(|| number(self.v2.as_ref(), "memory.peak"))
+    }
+
+    /// Tasks now.
+    pub(crate) fn pids(&self) -> Option<u64> {
+        number(self.pids.as_ref().or(self.v2.as_ref()), "pids.current")
+    }
+
+    /// Processes killed for memory.
+    pub(crate) fn oom_kills(&self) -> Option<u64> {
+        field(self.memory.as_ref(), "memory.oom_control", "oom_kill")
+            .or_else(|| field(self.v2.as_ref(), "memory.events", "oom_kill"))
+    }
+
+    /// CPU time so far, where the group counts it.
+    pub(crate) fn cpu(&self) -> Option<Duration> {
+        field(self.v2.as_ref(), "cpu.stat", "usage_usec").map(Duration::from_micros)
+    }
+
+    /// Removes the directories; they are empty or about to be.
+    pub(crate) fn remove(&mut self) {
+        let deadline = Instant::now() + REMOVE_TIMEOUT;
+        let dirs: Vec<PathBuf> = self.directories().cloned().collect();
+        for dir in dirs {
+            // What stays is swept by the next spawner.
+            while let Err(e) = fs::remove_dir(&dir) {
+                let busy = e.raw_os_error() == Some(libc::EBUSY);
+                if !busy || Instant::now() > deadline {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INFO: &str = "\
+        30 25 0:26 / /sys/fs/cgroup/unified rw - cgroup2 none rw\n\
+        31 25 0:27 /box /sys/fs/cgroup/cpu rw,nosuid - cgroup cgroup rw,cpu,cpuacct\n\
+        32 25 0:28 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n";
+
+    #[test]
+    fn mount_points_and_own_paths_are_joined() {
+        assert_eq!(mounts(INFO, "cgroup2"), [("/", "/sys/fs/cgroup/unified", "rw")]);
+        assert_eq!(mounts(INFO, "cgroup").len(), 2);
+        assert_eq!(below("/sys/fs/cgroup/cpu", "/box", "/box/a"), Path::new("/sys/fs/cgroup/cpu/a"));
+        assert_eq!(below("/x", "/", "/"), Path::new("/x/"));
+    }
+
+    #[test]
+    fn quotas_and_pages_are_what_the_kernel_will_say_back() {
+        assert_eq!(quota(1_000), CPU_PERIOD_US);
+        assert_eq!(quota(1), 1_000);
+        assert_eq!(whole_pages(4_097), 4_096);
+    }
+}

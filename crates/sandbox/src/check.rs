@@ -1,0 +1,215 @@
+//! What a `SandboxSpec` must satisfy before anything starts.
+//!
+//! Pipeline: spec ─► shape (pure) ─► sources (looked at, no link followed) ─► `Sources`.
+//! Init opens every source again with `RESOLVE_NO_SYMLINKS`, so a change in between is an error
+//! there, never a way out.
+
+use crate::error::{SpecError, SpecErrorKind as Kind};
+use crate::facts::{HostFacts, Kind as FileKind, Source};
+use crate::plan::Sources;
+use model::{Command, Network, SandboxSpec, Workspace};
+use std::path::{Component, Path, PathBuf};
+
+/// Largest spec as JSON: it must fit one packet to the spawner with room to spare.
+pub(crate) const SPEC_BYTES_MAX: usize = 160 << 10;
+/// More mounts than anybody grants; each costs three system calls at every start.
+const MOUNTS_MAX: usize = 64;
+/// Kernel: `PATH_MAX` without its zero.
+const PATH_BYTES_MAX: usize = 4_095;
+/// The smallest memory in which a shell starts.
+const MEMORY_MIN: u64 = 4 << 20;
+/// Names under which people keep keys. A source may neither be nor lie below one.
+const SECRET_NAMES: [&str; 16] = [
+    ".ssh",
+    ".aws",
+    ".gnupg",
+    ".kube",
+    ".docker",
+    ".azure",
+    ".password-store",
+    ".netrc",
+    ".pgpass",
+    ".npmrc",
+    ".pypirc",
+    ".git-credentials",
+    "gcloud",
+    "keyrings",
+    ".mozilla",
+    ".vault-token",
+];
+/// Host directories that no grant may name, nor anything below them.
+const FORBIDDEN_SOURCES: [&str; 8] =
+    ["/proc", "/sys", "/dev", "/run", "/var/run", "/boot", "/etc", "/var/lib"];
+/// Targets that belong to the sandbox itself.
+const RESERVED_TARGETS: [&str; 16] = [
+    "/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/libx32", "/libexec", "/etc", "/dev",
+    "/proc", "/sys", "/run", "/tmp", "/var", "/workspace",
+];
+
+/// Checks a spec against the host and looks at its sources.
+///
+/// # Errors
+/// The first rule it breaks, with what to do about it.
+pub fn check(spec: &SandboxSpec, facts: &HostFacts) -> Result<Sources, SpecError> {
+    limits(spec)?;
+    command(spec)?;
+    environment(spec)?;
+    targets(spec)?;
+    let mut sources = Sources::new();
+    let mut own = |path: &Path, kind| -> Result<(), SpecError> {
+        let source = look(path, &[kind])?;
+        sources.insert(path.to_path_buf(), source.owner);
+        Ok(())
+    };
+    own(&spec.home, FileKind::Directory)?;
+    if let Network::Door(door) = &spec.network {
+        own(&door.socket, FileKind::Socket)?;
+    }
+    match &spec.workspace {
+        Workspace::Session(path) => own(path, FileKind::Directory)?,
+        Workspace::User(path) => {
+            granted(path, facts)?;
+            own(path, FileKind::Directory)?;
+        }
+    }
+    for mount in &spec.mounts {
+        granted(&mount.source, facts)?;
+        let source = look(&mount.source, &[FileKind::Directory, FileKind::File])?;
+        sources.insert(mount.source.clone(), source.owner);
+    }
+    Ok(sources)
+}
+
+fn limits(spec: &SandboxSpec) -> Result<(), SpecError> {
+    let l = &spec.limits;
+    let rules = [
+        ("memory", l.memory_bytes.value, MEMORY_MIN, 1 << 50),
+        ("cpus (thousandths)", l.cpu_milli.value, 10, 4_096_000),
+        ("pids", l.pids.value, 2, 4_194_304),
+        ("file size", l.file_bytes, 1, i64::MAX as u64),
+        ("open files", l.open_files, 16, 1 << 30),
+        ("tmp", l.tmp_bytes, 4_096, 1 << 50),
+    ];
+    for (name, value, min, max) in rules {
+        if !(min..=max).contains(&value) {
+            let cause = format!("the limit {name} is {value}");
+            return Err(SpecError::new(Kind::Limit, cause, format!("use {min} to {max}")));
+        }
+    }
+    if spec.mounts.len() > MOUNTS_MAX {
+        let cause = format!("{} mounts are asked for", spec.mounts.len());
+        return Err(SpecError::new(Kind::Size, cause, format!("grant at most {MOUNTS_MAX}")));
+    }
+    Ok(())
+}
+
+fn command(spec: &SandboxSpec) -> Result<(), SpecError> {
+    let (Command::Builtin(argv) | Command::Program(argv)) = &spec.command;
+    let bad = |cause: &str| {
+        Err(SpecError::new(Kind::Command, cause, "name a program and its arguments"))
+    };
+    if argv.first().is_none_or(String::is_empty) {
+        return bad("the command is empty");
+    }
+    if argv.iter().any(|a| a.contains('\0')) {
+        return bad("an argument holds a NUL byte");
+    }
+    absolute(&spec.cwd, "the working directory")
+}
+
+fn environment(spec: &SandboxSpec) -> Result<(), SpecError> {
+    for (name, value) in &spec.env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            let cause = format!("the environment name {name:?} or its value cannot be passed");
+            let remedy = "use a non-empty name without '=' and no NUL bytes";
+            return Err(SpecError::new(Kind::Environment, cause, remedy));
+        }
+    }
+    Ok(())
+}
+
+fn absolute(path: &Path, what: &str) -> Result<(), SpecError> {
+    let text = path.as_os_str().as_encoded_bytes();
+    let rebuilt: PathBuf = path.components().collect();
+    let plain = path.components().skip(1).all(|c| matches!(c, Component::Normal(_)));
+    let ok = path.is_absolute()
+        && plain
+        && rebuilt.as_os_str() == path.as_os_str()
+        && path.to_str().is_some()
+        && !text.iter().any(|b| *b == 0 || *b == b'\n')
+        && text.len() <= PATH_BYTES_MAX;
+    if ok {
+        return Ok(());
+    }
+    let cause = format!("{what} {path:?} is not a plain absolute path");
+    let remedy = "write it in UTF-8 from '/', without '.', '..', '//' or a final '/'";
+    Err(SpecError::new(Kind::Path, cause, remedy))
+}
+
+fn targets(spec: &SandboxSpec) -> Result<(), SpecError> {
+    let mut seen: Vec<&Path> = Vec::new();
+    for mount in &spec.mounts {
+        let target = mount.target.as_path();
+        absolute(target, "the mount target")?;
+        let over = |other: &Path| target.starts_with(other) || other.starts_with(target);
+        let reserved = RESERVED_TARGETS.iter().map(Path::new).chain([Path::new("/home/agent")]);
+        if let Some(other) = reserved.chain(seen.iter().copied()).find(|o| over(o)) {
+            let cause = format!("the mount target {target:?} overlaps {other:?}");
+            let remedy = "choose a place of its own, e.g. below /mnt";
+            return Err(SpecError::new(Kind::Overlap, cause, remedy));
+        }
+        seen.push(target);
+    }
+    Ok(())
+}
+
+fn look(path: &Path, kinds: &[FileKind]) -> Result<Source, SpecError> {
+    absolute(path, "the source")?;
+    for part in path.ancestors() {
+        match std::fs::symlink_metadata(part) {
+            Err(e) => {
+                let cause = format!("the source {path:?} cannot be used: {part:?}: {e}");
+                return Err(SpecError::new(Kind::Missing, cause, "create it or correct the path"));
+            }
+            Ok(meta) if meta.is_symlink() => {
+                let cause = format!("the source {path:?} goes through the symbolic link {part:?}");
+                let remedy = "name the real path (see `realpath`)";
+                return Err(SpecError::new(Kind::Symlink, cause, remedy));
+            }
+            Ok(_) => {}
+        }
+    }
+    match Source::look(path) {
+        Some(source) if kinds.contains(&source.kind) => Ok(source),
+        _ => {
+            let cause = format!("the source {path:?} is not a {:?}", kinds.first().copied().unwrap_or(FileKind::File)).to_lowercase();
+            Err(SpecError::new(Kind::Missing, cause, "name one that is"))
+        }
+    }
+}
+
+fn granted(path: &Path, facts: &HostFacts) -> Result<(), SpecError> {
+    absolute(path, "the source")?;
+    let refuse = |why: String| {
+        let cause = format!("the source {path:?} {why}");
+        Err(SpecError::new(Kind::Secret, cause, "grant only the folder the agent works on"))
+    };
+    if path == Path::new("/") {
+        return refuse("is the whole host".into());
+    }
+    let secret = path.iter().filter_map(|c| c.to_str()).find(|c| SECRET_NAMES.contains(c));
+    if let Some(name) = secret {
+        return refuse(format!("lies in {name:?}, where people keep keys"));
+    }
+    if let Some(base) = FORBIDDEN_SOURCES.iter().find(|f| path.starts_with(f) || Path::new(f).starts_with(path)) {
+        return refuse(format!("lies in {base}, which belongs to the host"));
+    }
+    if let Some(home) = facts.homes.iter().find(|h| h.starts_with(path)) {
+        return refuse(format!("is or contains the home directory {home:?}"));
+    }
+    let overlap = |p: &&PathBuf| p.starts_with(path) || path.starts_with(p);
+    if let Some(own) = facts.private.iter().find(overlap) {
+        return refuse(format!("overlaps {own:?}, where NanoClaw keeps its state"));
+    }
+    Ok(())
+}

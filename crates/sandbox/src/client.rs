@@ -1,0 +1,425 @@
+//! The spawner as the orchestrator sees it: a thread-safe, synchronous handle.
+//!
+//! Pipeline: `Spawner::prepare` ─► `Prepared` (measured, waiting) ─► `start` ─► `Sandbox` ─► `wait`.
+//!
+//! Invariants:
+//! 1. One thread owns the receiving side and is the parent of the spawner process, so that the
+//!    spawner's parent-death signal means "the client is gone", not "some thread ended".
+//! 2. Dropping a `Prepared` or a `Sandbox` kills it.
+//! 3. When the spawner is gone, every waiter is told; nobody waits for ever.
+
+use crate::error::{StartError, StartErrorKind};
+use crate::facts::HostFacts;
+use crate::report::{Ended, Outcome, Report, Usage};
+use crate::wire::{self, Answer, BoxId, Request};
+use model::SandboxSpec;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
+use std::time::{Duration, Instant};
+
+/// Longest wait for the spawner to say that it is ready; it takes milliseconds.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for one sandbox to be prepared, as seen from here; the spawner's own limit is
+/// shorter, so this one only speaks when the spawner hangs.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for a usage answer.
+const USAGE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How to start a spawner.
+#[derive(Debug, Clone, Default)]
+pub struct SpawnerOptions {
+    /// The executable to run as `<image> __spawner`; the own one when `None`.
+    pub image: Option<PathBuf>,
+    /// Directories that hold NanoClaw's own state; a grant that overlaps one is refused.
+    pub private: Vec<PathBuf>,
+}
+
+/// What one sandbox is doing, as told by the spawner.
+#[derive(Debug, Default)]
+struct State {
+    prepared: Option<Result<Report, StartError>>,
+    usage: Option<Usage>,
+    ended: Option<Ended>,
+}
+
+#[derive(Debug, Default)]
+struct Board {
+    states: HashMap<BoxId, State>,
+    next: BoxId,
+    /// Why the spawner is gone.
+    gone: Option<String>,
+}
+
+#[derive(Debug)]
+struct Link {
+    socket: OwnedFd,
+    board: Mutex<Board>,
+    changed: Condvar,
+}
+
+impl Link {
+    fn board(&self) -> MutexGuard<'_, Board> {
+        // A panic while holding the lock cannot leave the plain maps half-changed.
+        self.board.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn send(&self, request: &Request) -> Result<(), StartError> {
+        wire::send(&self.socket, request, &[])
+            .map_err(|e| StartError::spawner(format!("the spawner cannot be reached: {e}")))
+    }
+
+    /// Waits until `pick` gives something, the spawner is gone, or the time is over.
+    fn wait<T>(
+        &self,
+        id: BoxId,
+        limit: Option<Duration>,
+        mut pick: impl FnMut(&mut State) -> Option<T>,
+    ) -> Result<T, StartError> {
+        let deadline = limit.map(|l| Instant::now() + l);
+        let mut board = self.board();
+        loop {
+            if let Some(found) = board.states.get_mut(&id).and_then(&mut pick) {
+                return Ok(found);
+            }
+            if let Some(why) = &board.gone {
+                return Err(StartError::spawner(format!("the spawner is gone: {why}")));
+            }
+            board = match deadline.map(|d| d.saturating_duration_since(Instant::now())) {
+                None => {
+                    self.changed.wait(board).unwrap_or_else(std::sync::PoisonError::into_inner)
+                }
+                Some(Duration::ZERO) => {
+                    return Err(StartError::spawner("the spawner does not answer"));
+                }
+                Some(left) => {
+                    self.changed
+                        .wait_timeout(board, left)
+                        .unwrap_or_else(std::sync::PoisonError::into_inner)
+                        .0
+                }
+            };
+        }
+    }
+
+    fn note(&self, answer: Answer) {
+        let mut board = self.board();
+        let (id, set): (BoxId, Box<dyn FnOnce(&mut State)>) = match answer {
+            Answer::Ready { .. } => return,
+            Answer::Prepared { id, report } => {
+                (id, Box::new(|s| s.prepared = Some(Ok(*report))))
+            }
+            Answer::Failed { id, error } => (id, Box::new(|s| s.prepared = Some(Err(error)))),
+            Answer::Usage { id, usage } => (id, Box::new(move |s| s.usage = Some(usage))),
+            Answer::Ended { id, ended } => (id, Box::new(|s| s.ended = Some(ended))),
+        };
+        if let Some(state) = board.states.get_mut(&id) {
+            set(state);
+        }
+        drop(board);
+        self.changed.notify_all();
+    }
+}
+
+/// The handle of a spawner process. Cloning shares it; it ends, with all its sandboxes, when the
+/// last clone, `Prepared` and `Sandbox` are dropped or this process ends in any way.
+#[derive(Debug, Clone)]
+pub struct Spawner {
+    link: Arc<Link>,
+    facts: Arc<HostFacts>,
+    _closer: Arc<Closer>,
+}
+
+/// Shuts the socket down when the last handle goes, so that the reading thread and the spawner
+/// both see the end.
+#[derive(Debug)]
+struct Closer(Arc<Link>);
+
+impl Drop for Closer {
+    fn drop(&mut self) {
+        // Already closed is as good.
+        let _ = rustix::net::shutdown(&self.0.socket, rustix::net::Shutdown::Both);
+    }
+}
+
+impl Spawner {
+    /// Starts a spawner process and waits until it is ready.
+    ///
+    /// # Errors
+    /// When the executable cannot be started, or does not answer in time.
+    pub fn launch(options: SpawnerOptions) -> Result<Self, StartError> {
+        let failed = |e: std::io::Error| StartError::spawner(format!("cannot start it: {e}"));
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(|e| failed(e.into()))?;
+        let board = Mutex::new(Board::default());
+        let link = Arc::new(Link { socket: ours, board, changed: Condvar::new() });
+        let (tell, told) = mpsc::sync_channel(1);
+        let reader = Arc::clone(&link);
+        let image = match options.image {
+            Some(path) => path,
+            None => PathBuf::from("/proc/self/exe"),
+        };
+        std::thread::Builder::new()
+            .name("spawner".into())
+            .spawn(move || read_answers(&reader, &image, theirs, &tell))
+            .map_err(failed)?;
+        link.send(&Request::Hello { private: options.private })?;
+        let facts = told
+            .recv_timeout(READY_TIMEOUT)
+            .map_err(|_| StartError::spawner("it did not become ready"))??;
+        let closer = Arc::new(Closer(Arc::clone(&link)));
+        Ok(Self { link, facts: Arc::new(facts), _closer: closer })
+    }
+
+    /// What the spawner found on this host.
+    #[must_use]
+    pub fn facts(&self) -> &HostFacts {
+        &self.facts
+    }
+
+    /// Builds a sandbox up to the last instruction before its program, and measures it. It can
+    /// be kept like this for as long as wanted (a warm pool).
+    ///
+    /// # Errors
+    /// When the spec is refused, the host lacks something required, or what was measured is not
+    /// what was asked for. Nothing is left behind then.
+    pub fn prepare(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Prepared, StartError> {
+        let id = {
+            let mut board = self.link.board();
+            board.next += 1;
+            let id = board.next;
+            board.states.insert(id, State::default());
+            id
+        };
+        let handle = Handle { spawner: self.clone(), id };
+        let request = Request::Prepare { id, spec: Box::new(spec.clone()) };
+        let bytes = wire::encode(&request).map_err(|_| too_large())?;
+        if bytes.len() > crate::check::SPEC_BYTES_MAX {
+            return Err(too_large());
+        }
+        let fds = [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()];
+        wire::send_bytes(&self.link.socket, &bytes, &fds)
+            .map_err(|e| StartError::spawner(format!("the spawner cannot be reached: {e}")))?;
+        let report = self.link.wait(id, Some(PREPARE_TIMEOUT), |s| s.prepared.take())??;
+        Ok(Prepared { handle, report })
+    }
+}
+
+fn too_large() -> StartError {
+    StartError::new(
+        StartErrorKind::Spec(crate::SpecErrorKind::Size),
+        format!("the sandbox's description is larger than {} bytes", crate::check::SPEC_BYTES_MAX),
+        "pass large arguments or environment values in a file",
+    )
+}
+
+/// The body of the reading thread: starts the spawner, waits for its first word, then passes
+/// every answer on until the connection ends.
+fn read_answers(
+    link: &Arc<Link>,
+    image: &std::path::Path,
+    theirs: OwnedFd,
+    tell: &mpsc::SyncSender<Result<HostFacts, StartError>>,
+) {
+    let started = std::process::Command::new(image)
+        .arg0("nanoclaw")
+        .arg(crate::SPAWNER_ROLE)
+        .env_clear()
+        .envs(std::env::var_os("HOME").map(|h| ("HOME", h)))
+        .stdin(theirs)
+        .stdout(std::process::Stdio::null())
+        .spawn();
+    let mut child = match started {
+        Ok(child) => child,
+        Err(e) => {
+            let error = StartError::spawner(format!("cannot run {}: {e}", image.display()));
+            drop(tell.send(Err(error)));
+            return;
+        }
+    };
+    let mut buffer = Vec::new();
+    let why = loop {
+        match wire::receive::<Answer>(&link.socket, &mut buffer) {
+            Ok(None) => break "it closed the connection".to_owned(),
+            Err(e) => break e.to_string(),
+            Ok(Some((Answer::Ready { facts }, _))) => drop(tell.send(Ok(*facts))),
+            Ok(Some((answer, _))) => link.note(answer),
+        }
+    };
+    link.board().gone = Some(why);
+    link.changed.notify_all();
+    // It ends by itself when the connection does; waiting here keeps it from being a zombie.
+    let _ = rustix::net::shutdown(&link.socket, rustix::net::Shutdown::Both);
+    let _ = child.wait();
+}
+
+use std::os::unix::process::CommandExt as _;
+
+/// One sandbox's registration; killing and forgetting it on drop.
+#[derive(Debug)]
+struct Handle {
+    spawner: Spawner,
+    id: BoxId,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // A spawner that is gone has killed it already.
+        let _ = self.spawner.link.send(&Request::Kill { id: self.id });
+        self.spawner.link.board().states.remove(&self.id);
+    }
+}
+
+/// A sandbox that is built, measured and waiting. Dropping it ends it.
+#[derive(Debug)]
+pub struct Prepared {
+    handle: Handle,
+    report: Report,
+}
+
+impl Prepared {
+    /// What was measured. Put it on record before calling [`Prepared::start`].
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// Lets the program run.
+    ///
+    /// # Errors
+    /// When the spawner is gone.
+    pub fn start(self) -> Result<Sandbox, StartError> {
+        self.handle.spawner.link.send(&Request::Start { id: self.handle.id })?;
+        Ok(Sandbox { handle: self.handle, report: self.report })
+    }
+}
+
+/// A running sandbox. Dropping it kills everything in it.
+#[derive(Debug)]
+pub struct Sandbox {
+    handle: Handle,
+    report: Report,
+}
+
+impl Sandbox {
+    /// What was measured before it started.
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// Waits until it has ended and nothing of it is left. May be called from several threads
+    /// and again afterwards. A spawner that is gone counts as killed.
+    #[must_use]
+    pub fn wait(&self) -> Ended {
+        self.ended(None).unwrap_or_else(|e| Ended {
+            outcome: Outcome::Killed(e.cause),
+            usage: Usage::default(),
+        })
+    }
+
+    /// As [`Sandbox::wait`], but at most so long; `None` when it still runs.
+    #[must_use]
+    pub fn wait_timeout(&self, limit: Duration) -> Option<Ended> {
+        match self.ended(Some(limit)) {
+            Ok(ended) => Some(ended),
+            Err(_) if self.handle.spawner.link.board().gone.is_some() => Some(self.wait()),
+            Err(_) => None,
+        }
+    }
+
+    fn ended(&self, limit: Option<Duration>) -> Result<Ended, StartError> {
+        self.handle.spawner.link.wait(self.handle.id, limit, |s| s.ended.clone())
+    }
+
+    /// Sends a signal to the program's process group; ignored when it has ended.
+    ///
+    /// # Errors
+    /// When the spawner is gone.
+    pub fn signal(&self, signal: i32) -> Result<(), StartError> {
+        self.handle.spawner.link.send(&Request::Signal { id: self.handle.id, signal })
+    }
+
+    /// Kills everything in it at once.
+    ///
+    /// # Errors
+    /// When the spawner is gone (and with it the sandbox).
+    pub fn kill(&self) -> Result<(), StartError> {
+        self.handle.spawner.link.send(&Request::Kill { id: self.handle.id })
+    }
+
+    /// What it has used so far; the totals once it has ended.
+    ///
+    /// # Errors
+    /// When the spawner is gone or does not answer.
+    pub fn usage(&self) -> Result<Usage, StartError> {
+        let id = self.handle.id;
+        let link = &self.handle.spawner.link;
+        if let Some(state) = link.board().states.get_mut(&id) {
+            state.usage = None;
+        }
+        link.send(&Request::Usage { id })?;
+        let pick =
+            |s: &mut State| s.usage.take().or_else(|| s.ended.as_ref().map(|e| e.usage));
+        link.wait(id, Some(USAGE_TIMEOUT), pick)
+    }
+}
+
+/// The three standard streams a program gets; it gets no other descriptor. When stdin is a
+/// terminal it becomes the program's controlling terminal: pass the slave of a pty of your own,
+/// never the user's terminal itself.
+#[derive(Debug)]
+pub struct Stdio {
+    /// Descriptor 0.
+    pub stdin: OwnedFd,
+    /// Descriptor 1.
+    pub stdout: OwnedFd,
+    /// Descriptor 2.
+    pub stderr: OwnedFd,
+}
+
+/// The other ends of piped streams.
+#[derive(Debug)]
+pub struct Pipes {
+    /// Write here what the program reads.
+    pub stdin: std::fs::File,
+    /// What it writes to standard output.
+    pub stdout: std::fs::File,
+    /// What it writes to standard error.
+    pub stderr: std::fs::File,
+}
+
+impl Stdio {
+    /// Nothing to read, output thrown away.
+    ///
+    /// # Errors
+    /// When `/dev/null` cannot be opened.
+    pub fn null() -> std::io::Result<Self> {
+        let open = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+        Ok(Self { stdin: open()?.into(), stdout: open()?.into(), stderr: open()?.into() })
+    }
+
+    /// Three pipes.
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub fn piped() -> std::io::Result<(Self, Pipes)> {
+        let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+        let ((in_read, in_write), (out_read, out_write)) = (pipe()?, pipe()?);
+        let (err_read, err_write) = pipe()?;
+        let pipes =
+            Pipes { stdin: in_write.into(), stdout: out_read.into(), stderr: err_read.into() };
+        Ok((Self { stdin: in_read, stdout: out_write, stderr: err_write }, pipes))
+    }
+
+    /// All three on one terminal: the slave side of a pty.
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub fn terminal(slave: OwnedFd) -> std::io::Result<Self> {
+        Ok(Self { stdin: slave.try_clone()?, stdout: slave.try_clone()?, stderr: slave })
+    }
+}

@@ -1,0 +1,171 @@
+//! One step at a time.
+
+use super::failed;
+use super::mounts::Root;
+use crate::error::{StartError, StartErrorKind as Kind};
+use crate::step::{Owner, Step};
+use crate::sys;
+use crate::wire::Job;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// The listening end inside and the socket it leads to.
+pub(super) struct Door {
+    pub(super) listener: OwnedFd,
+    pub(super) path: String,
+}
+
+/// What is built so far.
+pub(super) struct Machine {
+    /// The session's uid on the host in root mode, 0 in plain-user mode.
+    identity: u32,
+    caller: (u32, u32),
+    groups: Vec<PathBuf>,
+    mappings: HashMap<Owner, OwnedFd>,
+    root: Option<Root>,
+    pub(super) door: Option<Door>,
+}
+
+impl Machine {
+    pub(super) fn new(job: &Job) -> io::Result<Self> {
+        rustix::process::umask(rustix::fs::Mode::empty());
+        let inherit = |(owner, fd): &(Owner, i32)| Ok((*owner, sys::inherit(*fd)?));
+        Ok(Self {
+            identity: job.identity,
+            caller: job.caller,
+            groups: job.groups.clone(),
+            mappings: job.mappings.iter().map(inherit).collect::<io::Result<_>>()?,
+            root: None,
+            door: None,
+        })
+    }
+
+    fn root(&self) -> Result<&Root, StartError> {
+        self.root.as_ref().ok_or_else(|| failed(Kind::Mount, "the plan", "has no root yet"))
+    }
+
+    pub(super) fn step(&mut self, step: &Step) -> Result<(), StartError> {
+        let kind = kind_of(step);
+        let tell = |e: io::Error| explain(kind, step, &e);
+        match step {
+            Step::Root { bytes, inodes } => {
+                self.root = Some(Root::new(*bytes, *inodes).map_err(tell)?);
+                Ok(())
+            }
+            Step::Listen { port, door } => {
+                let listener = listen(*port).map_err(tell)?;
+                self.door = Some(Door { listener, path: door.clone() });
+                Ok(())
+            }
+            Step::Landlock { abi, write, devices, scopes } => {
+                let streams = [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()]
+                    .map(|fd| fd.try_clone_to_owned());
+                let streams: Vec<OwnedFd> = streams.into_iter().flatten().collect();
+                let terminals: Vec<_> =
+                    streams.iter().map(AsFd::as_fd).filter(|fd| rustix::termios::isatty(fd)).collect();
+                crate::landlock::restrict(*abi, write, devices, *scopes, &terminals)
+                    .map_err(|e| tell(io::Error::other(e)))
+            }
+            step => self.plain(step).map_err(tell),
+        }
+    }
+
+    fn plain(&mut self, step: &Step) -> io::Result<()> {
+        match step {
+            Step::JoinGroups { .. } => {
+                self.groups.iter().try_for_each(|file| fs::write(file, "0"))
+            }
+            Step::MapCaller { inside } => super::identity::map_caller(*inside, self.caller),
+            Step::PrivateMounts => super::mounts::make_private(),
+            Step::Bind(bind) => {
+                let mapping = match bind.owner {
+                    None => None,
+                    Some(owner) => Some(self.mappings.get(&owner).ok_or_else(|| {
+                        io::Error::other("no user namespace maps this owner")
+                    })?),
+                };
+                let recursive = !bind.strict || self.identity == 0;
+                self.tree()?.bind(bind, mapping, recursive)
+            }
+            Step::Become { inside } => super::identity::become_session(self.identity, *inside),
+            Step::Scratch { bytes, inodes, places } => {
+                self.tree()?.scratch(*bytes, *inodes, places, self.identity)
+            }
+            Step::HostName { name } => Ok(rustix::system::sethostname(name.as_bytes())?),
+            Step::Loopback => {
+                let flags = SocketFlags::CLOEXEC;
+                let any = socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)?;
+                sys::bring_up(any, "lo")
+            }
+            Step::GroupNamespace => sys::unshare(libc::CLONE_NEWCGROUP),
+            Step::ResourceLimit { name, value } => super::identity::limit(name, *value),
+            Step::DropCapabilities => super::identity::drop_capabilities(),
+            Step::NoNewPrivileges => Ok(rustix::thread::set_no_new_privs(true)?),
+            Step::Seccomp { .. } => sys::load_filter(crate::seccomp::program()),
+            Step::Verify => super::identity::seal(),
+            Step::Namespaces { .. } => Ok(()),
+            mount => self.tree()?.step(mount),
+        }
+    }
+
+    fn tree(&self) -> io::Result<&Root> {
+        self.root().map_err(|e| io::Error::other(e.cause))
+    }
+}
+
+fn listen(port: u16) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+fn kind_of(step: &Step) -> Kind {
+    match step {
+        Step::Namespaces { .. } | Step::GroupNamespace => Kind::Namespaces,
+        Step::MapCaller { .. }
+        | Step::Become { .. }
+        | Step::DropCapabilities
+        | Step::NoNewPrivileges
+        | Step::ResourceLimit { .. } => Kind::Identity,
+        Step::JoinGroups { .. } => Kind::Cgroup,
+        Step::Landlock { .. } => Kind::Landlock,
+        Step::Seccomp { .. } => Kind::Seccomp,
+        Step::Listen { .. } | Step::Loopback => Kind::Door,
+        Step::Verify => Kind::Verification,
+        Step::Bind(bind) if bind.owner.is_some() => Kind::IdMap,
+        _ => Kind::Mount,
+    }
+}
+
+/// Cause and remedy of a step's failure.
+fn explain(kind: Kind, step: &Step, e: &io::Error) -> StartError {
+    let cause = format!("{step}: {e}");
+    let errno = e.raw_os_error();
+    let remedy = match (step, errno) {
+        (Step::MapCaller { .. }, _) => crate::doctor::USER_NAMESPACE_REMEDY,
+        (Step::Become { .. }, _) => crate::doctor::USER_NAMESPACE_REMEDY,
+        (Step::Proc, Some(libc::EPERM)) => {
+            "the /proc of this container is masked: run it with an unmasked /proc (docker: \
+             --security-opt systempaths=unconfined) or run nanoclaw on the host"
+        }
+        (Step::Bind(bind), Some(libc::EINVAL)) if bind.owner.is_some() => {
+            "the file system of this folder cannot be id-mapped: move it to ext4, xfs, btrfs or \
+             (Linux 6.3) tmpfs, or run nanoclaw as the plain user who owns it"
+        }
+        (Step::Bind(_), Some(libc::ELOOP)) => "name the real path, without symbolic links",
+        (Step::Landlock { .. }, _) => crate::doctor::LANDLOCK_REMEDY,
+        (Step::Seccomp { .. }, _) => crate::doctor::SECCOMP_REMEDY,
+        _ => "run `nanoclaw doctor` to see what this machine lacks",
+    };
+    StartError::new(kind, cause, remedy)
+}

@@ -1,0 +1,60 @@
+//! What holds, read from the kernel after the last step.
+
+use crate::wire::Measured;
+use std::fs;
+use std::io;
+
+const NAMESPACES: [&str; 7] = ["mnt", "pid", "net", "ipc", "uts", "user", "cgroup"];
+const STATUS: [&str; 11] = [
+    "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Uid", "Gid",
+    "Groups", "NSpid",
+];
+
+/// `net:[4026531840]` is namespace `net` number 4026531840.
+pub(crate) fn namespace(name: &str) -> io::Result<u64> {
+    let link = fs::read_link(format!("/proc/self/ns/{name}"))?;
+    let text = link.to_string_lossy();
+    let number = text.split_once('[').and_then(|(_, n)| n.strip_suffix(']')?.parse().ok());
+    number.ok_or_else(|| io::Error::other(format!("odd namespace link {text}")))
+}
+
+/// All of them, by name.
+pub(crate) fn namespaces() -> io::Result<Vec<(String, u64)>> {
+    NAMESPACES.iter().map(|n| Ok(((*n).to_owned(), namespace(n)?))).collect()
+}
+
+pub(super) fn measure() -> io::Result<Measured> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let field = |line: &str| {
+        let (name, value) = line.split_once(':')?;
+        STATUS.contains(&name).then(|| (name.to_owned(), value.trim().to_owned()))
+    };
+    let devices = fs::read_to_string("/proc/self/net/dev")?;
+    let interfaces = devices
+        .lines()
+        .skip(2)
+        .filter_map(|l| l.split_once(':').map(|(name, _)| name.trim().to_owned()))
+        .collect();
+    let map = fs::read_to_string("/proc/self/uid_map")?;
+    Ok(Measured {
+        namespaces: namespaces()?,
+        status: status.lines().filter_map(field).collect(),
+        interfaces,
+        uid_map: map.split_whitespace().collect::<Vec<_>>().join(" "),
+        limits: limits(),
+        root_read_only: root_flag()?,
+    })
+}
+
+fn limits() -> Vec<(String, u64)> {
+    use rustix::process::{Resource, getrlimit};
+    [("fsize", Resource::Fsize), ("nofile", Resource::Nofile), ("core", Resource::Core)]
+        .map(|(name, r)| (name.to_owned(), getrlimit(r).maximum.unwrap_or(u64::MAX)))
+        .into()
+}
+
+/// The mount flag itself: permission alone could also refuse writing.
+fn root_flag() -> io::Result<bool> {
+    let flags = rustix::fs::statvfs("/")?.f_flag;
+    Ok(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+}

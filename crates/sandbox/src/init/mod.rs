@@ -1,0 +1,102 @@
+//! `__sandbox-init`: the first process of a sandbox, from empty namespaces to a running program.
+//!
+//! Pipeline: job (plan + numbers) ─► steps ─► measured ─► go ─► fork, exec ─► relay and reap ─► exit.
+//!
+//! Invariants:
+//! 1. Single-threaded from start to end.
+//! 2. Executes exactly the plan's steps, in order; the first failure ends it.
+//! 3. From `Verify` on it is as confined as the program: same identity, no capability, Landlock,
+//!    seccomp. It holds nothing that the program may not have.
+//! 4. Ends when the spawner's end of the line closes, whatever the program does.
+
+mod execute;
+mod identity;
+mod measure;
+mod mounts;
+mod relay;
+mod run;
+
+pub(crate) use measure::namespaces;
+
+use crate::error::{StartError, StartErrorKind};
+use crate::step::Step;
+use crate::wire::{self, Job, Order, Word};
+use std::io::{self, Read, Seek};
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+/// Where the spawner puts things.
+pub(crate) const JOB_FD: i32 = 3;
+pub(crate) const LINE_FD: i32 = 4;
+pub(crate) const IMAGE_FD: i32 = 5;
+/// The first descriptor of a mapping's user namespace.
+pub(crate) const MAPPING_FD: i32 = 6;
+
+/// Exit status when the sandbox could not be built; the reason went over the line.
+const EXIT_NOT_BUILT: u8 = 125;
+
+/// Entry point of `argv[1] == INIT_ROLE`. Not for people: without a spawner it ends at once.
+#[must_use]
+pub fn init_main() -> ExitCode {
+    let Ok(line) = crate::sys::inherit(LINE_FD) else {
+        return ExitCode::from(EXIT_NOT_BUILT);
+    };
+    match build(&line) {
+        Ok(ready) => ready.run(line),
+        Err((step, error)) => {
+            // The spawner sees the end of the line if even this fails.
+            let _ = wire::send(&line, &Word::Failed { step, error }, &[]);
+            ExitCode::from(EXIT_NOT_BUILT)
+        }
+    }
+}
+
+fn internal(e: io::Error) -> (String, StartError) {
+    ("take over the job".into(), StartError::spawner(e.to_string()))
+}
+
+/// Executes every step up to `Verify` and waits for the word to go.
+fn build(line: &OwnedFd) -> Result<run::Ready, (String, StartError)> {
+    let image = crate::sys::inherit(IMAGE_FD).map_err(internal)?;
+    let job = read_job().map_err(internal)?;
+    let mut machine = execute::Machine::new(&job).map_err(internal)?;
+    let steps = job.plan.map(|p| p.steps).unwrap_or_default();
+    let mut program = None;
+    for step in &steps {
+        if let Step::Run { argv, builtin, cwd, environment } = step {
+            program = Some(run::Program::new(argv, *builtin, cwd, environment));
+            continue;
+        }
+        machine.step(step).map_err(|error| (step.to_string(), error))?;
+    }
+    let Some(program) = program else {
+        return Err(internal(io::Error::other("the plan runs nothing")));
+    };
+    measure_and_wait(line).map_err(internal)?;
+    Ok(run::Ready { image, program, door: machine.door })
+}
+
+fn read_job() -> io::Result<Job> {
+    let mut file = std::fs::File::from(crate::sys::inherit(JOB_FD)?);
+    file.rewind()?;
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+fn measure_and_wait(line: &OwnedFd) -> io::Result<()> {
+    wire::send(line, &Word::Measured(measure::measure()?), &[])?;
+    let mut buffer = Vec::new();
+    loop {
+        match wire::receive::<Order>(line, &mut buffer)? {
+            Some((Order::Go, _)) => return Ok(()),
+            Some((Order::Signal(_), _)) => {}
+            None => return Err(io::Error::other("the spawner let go")),
+        }
+    }
+}
+
+/// An error of one step, with the general remedy.
+fn failed(kind: StartErrorKind, what: &str, e: impl std::fmt::Display) -> StartError {
+    StartError::new(kind, format!("{what}: {e}"), "run `nanoclaw doctor` to see what is missing")
+}

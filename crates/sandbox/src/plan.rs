@@ -1,0 +1,321 @@
+//! `SandboxSpec` and `HostFacts` to an ordered list of steps. Data before action.
+//!
+//! Pipeline: spec (checked) + facts ─► `plan` ─► steps ─► printed, hashed, executed by init.
+//!
+//! Invariants:
+//! 1. Pure: no file is read here; the same input gives the same steps.
+//! 2. Nothing names a session's uid, pid or cgroup directory, so a plan's hash depends on the
+//!    spec and the host only.
+//! 3. Order is safety: mounts before identity, identity before capabilities, Landlock before
+//!    seccomp, seccomp last.
+
+use crate::facts::{HostEntry, HostFacts, Mode, Rung};
+use crate::step::{Bind, Owner, Step};
+use model::{Access, Command, DoorSpec, Network, SandboxSpec, Workspace};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// The uid and gid every sandbox has inside.
+pub(crate) const INSIDE_ID: u32 = 1000;
+/// The owner on disk of what belongs to sessions in root mode: far above what distributions and
+/// directory services hand out, below 2^31, and never the uid of any process.
+pub(crate) const DISK_OWNER: Owner = Owner { uid: 1_879_048_191, gid: 1_879_048_191 };
+/// The root holds directories and a few short files; one MiB is twice what they need.
+const ROOT_BYTES: u64 = 1 << 20;
+/// One inode each; mount targets and a workspace's host path add a handful.
+const ROOT_INODES: u64 = 1_024;
+/// Inodes cost kernel memory; with a cgroup they are charged, without one this bounds them.
+const SCRATCH_INODES: u64 = 131_072;
+/// Home inside.
+pub(crate) const HOME: &str = "/home/agent";
+/// Workspace inside.
+pub(crate) const WORKSPACE: &str = "/workspace";
+/// Our own binary inside.
+pub const BINARY_INSIDE: &str = "/run/nanoclaw/nanoclaw";
+/// Private writable places, all on one tmpfs.
+pub(crate) const SCRATCH: [&str; 4] = ["/tmp", "/var/tmp", "/dev/shm", "/run/user/1000"];
+const DEVICES: [&str; 6] =
+    ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
+
+/// Everything init will do, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The steps.
+    pub steps: Vec<Step>,
+}
+
+impl Plan {
+    /// The bytes whose digest names this plan on the audit log: its steps as compact JSON, fields
+    /// in declaration order. They are bytes to hash, not to show: environment values stand in
+    /// them.
+    #[must_use]
+    pub fn sha256_input(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, step) in self.steps.iter().enumerate() {
+            writeln!(f, "{:>3}. {step}", number + 1)?;
+        }
+        Ok(())
+    }
+}
+
+/// What was found of the sources a spec names: who owns them on disk.
+pub type Sources = BTreeMap<PathBuf, Owner>;
+
+/// Turns a checked spec into steps. Use [`crate::check`] first; `sources` come from it.
+#[must_use]
+pub fn plan(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources) -> Plan {
+    let mut steps = Vec::with_capacity(80);
+    begin(facts, &mut steps);
+    system(facts, &mut steps);
+    etc(facts, &mut steps);
+    devices(&mut steps);
+    scratch(spec, &mut steps);
+    proc(facts, &mut steps);
+    session(spec, facts, sources, &mut steps);
+    steps.extend([Step::Pivot, Step::SealRoot]);
+    network(spec, &mut steps);
+    confine(spec, facts, &mut steps);
+    run(spec, &mut steps);
+    Plan { steps }
+}
+
+fn begin(facts: &HostFacts, steps: &mut Vec<Step>) {
+    let mut names = vec!["mount", "pid", "network", "ipc", "uts"];
+    if facts.mode == Mode::User {
+        names.push("user");
+    }
+    steps.push(Step::Namespaces { names: names.into_iter().map(str::to_owned).collect() });
+    let mut kinds = Vec::new();
+    for (name, rung) in
+        [("memory", facts.ladder.memory), ("cpu", facts.ladder.cpu), ("pids", facts.ladder.pids)]
+    {
+        match rung {
+            Rung::V1 => kinds.push(format!("cgroup v1 {name}")),
+            Rung::V2 => kinds.push(format!("cgroup v2 {name}")),
+            Rung::Fallback => {}
+        }
+    }
+    if !kinds.is_empty() {
+        steps.push(Step::JoinGroups { kinds });
+    }
+    if facts.mode == Mode::User {
+        steps.push(Step::MapCaller { inside: INSIDE_ID });
+    }
+    steps.push(Step::PrivateMounts);
+}
+
+fn bind(source: &str, target: &str, read_only: bool) -> Bind {
+    Bind {
+        source: source.to_owned(),
+        target: target.to_owned(),
+        read_only,
+        devices: false,
+        strict: false,
+        owner: None,
+    }
+}
+
+fn dir(path: impl Into<String>, mode: u32) -> Step {
+    Step::Directory { path: path.into(), mode }
+}
+
+fn system(facts: &HostFacts, steps: &mut Vec<Step>) {
+    steps.push(Step::Root { bytes: ROOT_BYTES, inodes: ROOT_INODES });
+    for path in ["/usr", "/etc", "/dev", "/dev/pts", "/dev/shm", "/proc", "/tmp", "/var"] {
+        steps.push(dir(path, 0o755));
+    }
+    for path in ["/var/tmp", "/run", "/run/user", "/run/user/1000", "/run/nanoclaw", "/run/empty", "/home"] {
+        steps.push(dir(path, 0o755));
+    }
+    steps.push(dir(HOME, 0o755));
+    steps.push(dir(WORKSPACE, 0o755));
+    steps.push(Step::Symlink { path: "/var/run".into(), to: "/run".into() });
+    steps.push(Step::Bind(bind("/usr", "/usr", true)));
+    entries(&facts.root, steps);
+}
+
+fn entries(entries: &[HostEntry], steps: &mut Vec<Step>) {
+    for entry in entries {
+        match entry {
+            HostEntry::Link(path, to) => {
+                steps.push(Step::Symlink { path: path.clone(), to: to.clone() });
+            }
+            HostEntry::Tree(path) => steps.push(Step::Bind(bind(path, path, true))),
+        }
+    }
+}
+
+fn etc(facts: &HostFacts, steps: &mut Vec<Step>) {
+    // A constant machine id: the host's own is an identifier that nothing inside needs.
+    let files: [(&str, &str); 7] = [
+        (
+            "/etc/passwd",
+            "root:x:0:0:root:/:/usr/sbin/nologin\n\
+             agent:x:1000:1000:agent:/home/agent:/bin/sh\n\
+             nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+        ),
+        ("/etc/group", "root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n"),
+        ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
+        ("/etc/hostname", "sandbox\n"),
+        ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
+        ("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"),
+        ("/etc/machine-id", "00000000000000000000000000000001\n"),
+    ];
+    for (path, contents) in files {
+        steps.push(Step::File { path: path.into(), contents: contents.into() });
+    }
+    entries(&facts.etc, steps);
+}
+
+fn devices(steps: &mut Vec<Step>) {
+    for path in DEVICES {
+        steps.push(Step::Bind(Bind { devices: true, ..bind(path, path, false) }));
+    }
+    for (path, to) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+        ("/dev/ptmx", "pts/ptmx"),
+    ] {
+        steps.push(Step::Symlink { path: path.into(), to: to.into() });
+    }
+    steps.push(Step::Terminals);
+}
+
+/// Comes before `/proc`: the scratch tmpfs itself ends up covered by it, only its parts show.
+fn scratch(spec: &SandboxSpec, steps: &mut Vec<Step>) {
+    steps.push(Step::Scratch {
+        bytes: spec.limits.tmp_bytes,
+        inodes: SCRATCH_INODES,
+        places: SCRATCH.iter().map(|p| (*p).to_owned()).collect(),
+    });
+}
+
+fn proc(facts: &HostFacts, steps: &mut Vec<Step>) {
+    steps.push(Step::Proc);
+    for path in &facts.proc_read_only {
+        steps.push(Step::ProcReadOnly { path: path.clone() });
+    }
+    for (path, directory) in &facts.proc_masks {
+        steps.push(Step::ProcMask { path: path.clone(), directory: *directory });
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn session(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources, steps: &mut Vec<Step>) {
+    let strict = |source: &Path, target: &str, read_only| {
+        let owner = match facts.mode {
+            Mode::Root => sources.get(source).copied(),
+            Mode::User => None,
+        };
+        Step::Bind(Bind { strict: true, owner, ..bind(&text(source), target, read_only) })
+    };
+    steps.push(strict(&spec.home, HOME, false));
+    let (Workspace::Session(workspace) | Workspace::User(workspace)) = &spec.workspace;
+    steps.push(strict(workspace, WORKSPACE, false));
+    for mount in &spec.mounts {
+        let target = text(&mount.target);
+        steps.extend(parents(&mount.target).map(|p| dir(p, 0o755)));
+        steps.push(strict(&mount.source, &target, mount.access == Access::Read));
+    }
+    if let Workspace::User(path) = &spec.workspace
+        && link_possible(path, spec)
+    {
+        steps.extend(parents(path).map(|p| dir(p, 0o755)));
+        steps.push(Step::Symlink { path: text(path), to: WORKSPACE.into() });
+    }
+    if let Network::Door(door) = &spec.network {
+        steps.push(strict(&door.socket, DoorSpec::INSIDE, false));
+    }
+    if let Some(source) = &facts.binary {
+        steps.push(Step::OwnBinary { source: source.clone(), target: BINARY_INSIDE.into() });
+    }
+}
+
+/// `/a/b/c` gives `/a`, `/a/b`.
+fn parents(path: &Path) -> impl Iterator<Item = String> {
+    let mut list: Vec<String> =
+        path.ancestors().skip(1).filter(|p| *p != Path::new("/")).map(text).collect();
+    list.reverse();
+    list.into_iter()
+}
+
+/// The host path of a user's workspace can appear inside unless something else is there.
+fn link_possible(path: &Path, spec: &SandboxSpec) -> bool {
+    let taken = ["/usr", "/etc", "/dev", "/proc", "/run", "/bin", "/sbin", "/lib", "/lib64"];
+    let own = [WORKSPACE, HOME];
+    let under = |base: &&str| path.starts_with(base);
+    !taken.iter().any(under)
+        && !own.iter().any(under)
+        && !own.iter().any(|o| Path::new(o).starts_with(path))
+        && !SCRATCH.iter().any(|s| Path::new(s).starts_with(path))
+        && !spec
+            .mounts
+            .iter()
+            .any(|m| path.starts_with(&m.target) || m.target.starts_with(path))
+}
+
+fn network(spec: &SandboxSpec, steps: &mut Vec<Step>) {
+    steps.push(Step::HostName { name: "sandbox".into() });
+    steps.push(Step::Loopback);
+    if let Network::Door(door) = &spec.network {
+        steps.push(Step::Listen { port: door.port, door: DoorSpec::INSIDE.into() });
+    }
+}
+
+fn confine(spec: &SandboxSpec, facts: &HostFacts, steps: &mut Vec<Step>) {
+    steps.push(Step::GroupNamespace);
+    let limits = &spec.limits;
+    let mut rlimits = vec![
+        ("fsize", limits.file_bytes),
+        ("nofile", limits.open_files),
+        ("core", 0),
+        ("nproc", limits.pids.value),
+    ];
+    if facts.ladder.memory == Rung::Fallback {
+        rlimits.push(("data", limits.memory_bytes.value));
+    }
+    steps.extend(
+        rlimits
+            .into_iter()
+            .map(|(name, value)| Step::ResourceLimit { name: name.into(), value }),
+    );
+    if facts.mode == Mode::Root {
+        steps.push(Step::Become { inside: INSIDE_ID });
+    }
+    steps.extend([Step::DropCapabilities, Step::NoNewPrivileges]);
+    let mut write: Vec<String> = [WORKSPACE, HOME].iter().map(|p| (*p).to_owned()).collect();
+    write.extend(SCRATCH.iter().map(|p| (*p).to_owned()));
+    let granted = spec.mounts.iter().filter(|m| m.access == Access::Write);
+    write.extend(granted.map(|m| text(&m.target)));
+    let mut devices: Vec<String> = DEVICES.iter().map(|p| (*p).to_owned()).collect();
+    devices.push("/dev/pts".into());
+    steps.push(Step::Landlock {
+        abi: facts.landlock_abi,
+        write,
+        devices,
+        scopes: facts.landlock_abi >= 6,
+    });
+    steps.push(Step::Seccomp { reachable: crate::seccomp::reachable_syscalls() });
+    steps.push(Step::Verify);
+}
+
+fn run(spec: &SandboxSpec, steps: &mut Vec<Step>) {
+    let (argv, builtin) = match &spec.command {
+        Command::Builtin(argv) => (argv.clone(), true),
+        Command::Program(argv) => (argv.clone(), false),
+    };
+    let environment = spec.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+    steps.push(Step::Run { argv, builtin, cwd: text(&spec.cwd), environment });
+}

@@ -1,0 +1,101 @@
+//! The system-call allow-list as a classic BPF program.
+//!
+//! Pipeline: names ─► numbers ─► ranges ─► binary search tree ─► `sock_filter`s, built once.
+//! A tree keeps the worst case at a dozen instructions; the kernel evaluates the filter for
+//! every call number when it is loaded, so a linear list would cost a third of a millisecond at
+//! each start.
+//!
+//! Invariants:
+//! 1. What is not named is refused with `EPERM`; a foreign architecture or the x32 numbers kill.
+//! 2. Arguments are compared in 32 bits where the kernel reads 32 bits (ioctl requests, socket
+//!    families), so that high garbage bits cannot slip past.
+//! 3. No set-uid or set-gid bit can be put on a file: in folders that belong to root on disk it
+//!    would outlive the sandbox.
+
+mod build;
+mod table;
+
+pub(crate) use build::program;
+
+use libc::c_long;
+
+/// What an allowed call's arguments must satisfy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// Always allowed.
+    Allow,
+    /// `ENOSYS`.
+    NotImplemented,
+    /// Argument `.0` must have none of the bits `.1`.
+    NoBits(u8, u32),
+    /// Argument `.0` must be one of these.
+    OneOf(u8, &'static [u32]),
+    /// Argument `.0` must be none of these.
+    NoneOf(u8, &'static [u32]),
+    /// `AF_NETLINK` only with protocol 0 (route), else one of the plain families.
+    Socket,
+}
+
+/// `CLONE_NEW*`, all that `clone` can be given.
+const NEW_NAMESPACES: u32 = 0x7e02_0000;
+/// S_ISUID | S_ISGID.
+const SET_ID_BITS: u32 = 0o6000;
+/// `TIOCSTI` and `TIOCLINUX` type into the terminal; `TIOCSETD` loads line disciplines;
+/// `FS_IOC_SETFLAGS`-like requests stay, the file system checks them.
+const IOCTLS: &[u32] = &[0x5412, 0x541c, 0x5423];
+/// PER_LINUX and "tell me".
+const PERSONALITIES: &[u32] = &[0, 0xffff_ffff];
+/// AF_UNIX for socketpair.
+const PAIRS: &[u32] = &[1];
+/// `PR_SET_PTRACER`, `PR_SET_MM`, `PR_SET_DUMPABLE`'s neighbours that reach beyond the caller:
+/// MM lets a process pose as another; TSC and MCE policies are nobody's business inside.
+const PRCTLS: &[u32] = &[35, 33, 26, 0x5961_6d61];
+
+/// Calls allowed only with some arguments.
+const FILTERED: &[(c_long, Rule)] = &[
+    (libc::SYS_clone, Rule::NoBits(0, NEW_NAMESPACES)),
+    (libc::SYS_socket, Rule::Socket),
+    (libc::SYS_socketpair, Rule::OneOf(0, PAIRS)),
+    (libc::SYS_ioctl, Rule::NoneOf(1, IOCTLS)),
+    (libc::SYS_prctl, Rule::NoneOf(0, PRCTLS)),
+    (libc::SYS_personality, Rule::OneOf(0, PERSONALITIES)),
+    (libc::SYS_fchmod, Rule::NoBits(1, SET_ID_BITS)),
+    (libc::SYS_fchmodat, Rule::NoBits(2, SET_ID_BITS)),
+    (FCHMODAT2, Rule::NoBits(2, SET_ID_BITS)),
+    (libc::SYS_openat, Rule::NoBits(3, SET_ID_BITS)),
+    // Only FIFOs, sockets and plain files can be made without privilege anyway.
+    (libc::SYS_mknodat, Rule::NoBits(2, SET_ID_BITS)),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_chmod, Rule::NoBits(1, SET_ID_BITS)),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_open, Rule::NoBits(2, SET_ID_BITS)),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_creat, Rule::NoBits(1, SET_ID_BITS)),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_mknod, Rule::NoBits(1, SET_ID_BITS)),
+];
+/// The same number on every architecture (Linux 6.6).
+const FCHMODAT2: c_long = 452;
+
+/// Every call that has a rule, sorted by number, each once.
+pub(crate) fn rules() -> Vec<(u32, Rule)> {
+    let allowed = table::COMMON.iter().chain(table::ARCHITECTURE).map(|n| (*n, Rule::Allow));
+    let missing = table::NOT_IMPLEMENTED.iter().map(|n| (*n, Rule::NotImplemented));
+    let mut all: Vec<(u32, Rule)> = allowed
+        .chain(missing)
+        .chain(FILTERED.iter().copied())
+        .filter_map(|(n, rule)| Some((u32::try_from(n).ok()?, rule)))
+        .collect();
+    all.sort_by_key(|(n, _)| *n);
+    all.dedup_by_key(|(n, _)| *n);
+    all
+}
+
+/// How many system calls a sandboxed program can reach at all, with some arguments or any.
+#[must_use]
+pub fn reachable_syscalls() -> usize {
+    rules().iter().filter(|(_, rule)| *rule != Rule::NotImplemented).count()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+use super::*;
+
+/// A classic-BPF interpreter for exactly the instructions used here.
+fn decide(arch: u32, number: u32, args: [u64; 6]) -> u32 {
+    let code = program();
+    let word = |at: u32| match at {
+        0 => number,
+        4 => arch,
+        at => {
+            let arg = args[(at as usize - 16) / 8];
+            if at % 8 == 0 { arg as u32 } else { (arg >> 32) as u32 }
+        }
+    };
+    let (mut pc, mut a) = (0usize, 0u32);
+    loop {
+        let i = code[pc];
+        pc += 1;
+        match i.code {
+            0x20 => a = word(i.k),
+            0x54 => a &= i.k,
+            0x15 => pc += usize::from(if a == i.k { i.jt } else { i.jf }),
+            0x35 => pc += usize::from(if a >= i.k { i.jt } else { i.jf }),
+            0x05 => pc += i.k as usize,
+            0x06 => return i.k,
+            other => panic!("instruction {other:#x} at {pc}"),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+const HERE: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const HERE: u32 = 0xc000_00b7;
+const EPERM: u32 = 0x0005_0001;
+const ENOSYS: u32 = 0x0005_0026;
+const ALLOW: u32 = 0x7fff_0000;
+const KILL: u32 = 0x8000_0000;
+
+fn call(number: c_long, args: [u64; 6]) -> u32 {
+    decide(HERE, number as u32, args)
+}
+
+#[test]
+fn every_number_is_decided_as_its_rule_says() {
+    let rules: std::collections::BTreeMap<u32, Rule> = rules().into_iter().collect();
+    for number in 0..2_000 {
+        let got = decide(HERE, number, [0; 6]);
+        let want = match rules.get(&number) {
+            None => EPERM,
+            Some(Rule::NotImplemented) => ENOSYS,
+            Some(Rule::OneOf(_, list)) if !list.contains(&0) => EPERM,
+            Some(Rule::Socket) => EPERM,
+            Some(_) => ALLOW,
+        };
+        assert_eq!(got, want, "system call {number}");
+    }
+}
+
+#[test]
+fn foreign_architectures_and_x32_are_killed() {
+    assert_eq!(decide(0x4000_0003, 1, [0; 6]), KILL);
+    assert_eq!(decide(HERE, 0x4000_0000, [0; 6]), KILL);
+    assert_eq!(decide(HERE, u32::MAX, [0; 6]), KILL);
+}
+
+#[test]
+fn arguments_decide_where_they_must() {
+    let arg = |i: usize, v: u64| {
+        let mut a = [0; 6];
+        a[i] = v;
+        a
+    };
+    assert_eq!(call(libc::SYS_clone, arg(0, 0x1200_0011)), EPERM, "CLONE_NEWUSER");
+    assert_eq!(call(libc::SYS_clone, arg(0, 0x003d_0f00)), ALLOW, "a thread");
+    assert_eq!(call(libc::SYS_ioctl, arg(1, 0x5412)), EPERM, "TIOCSTI");
+    assert_eq!(call(libc::SYS_ioctl, arg(1, 0xdead_0000_5412)), EPERM, "TIOCSTI, dirty");
+    assert_eq!(call(libc::SYS_ioctl, arg(1, 0x5413)), ALLOW, "TIOCGWINSZ");
+    for (family, want) in [(1, ALLOW), (2, ALLOW), (10, ALLOW), (17, EPERM), (40, EPERM)] {
+        assert_eq!(call(libc::SYS_socket, arg(0, family)), want, "family {family}");
+    }
+    assert_eq!(call(libc::SYS_socket, [16, 3, 0, 0, 0, 0]), ALLOW, "netlink route");
+    assert_eq!(call(libc::SYS_socket, [16, 3, 12, 0, 0, 0]), EPERM, "netlink netfilter");
+    assert_eq!(call(libc::SYS_fchmodat, arg(2, 0o4755)), EPERM);
+    assert_eq!(call(libc::SYS_fchmodat, arg(2, 0o755)), ALLOW);
+    assert_eq!(call(libc::SYS_openat, arg(3, 0o4755)), EPERM);
+    assert_eq!(call(libc::SYS_personality, arg(0, 0x0040_0000)), EPERM);
+    assert_eq!(call(libc::SYS_personality, arg(0, 0xffff_ffff)), ALLOW);
+}
+
+#[test]
+fn the_dangerous_ones_are_out() {
+    for number in [
+        libc::SYS_ptrace,
+        libc::SYS_process_vm_readv,
+        libc::SYS_process_vm_writev,
+        libc::SYS_mount,
+        libc::SYS_umount2,
+        libc::SYS_fsopen,
+        libc::SYS_open_tree,
+        libc::SYS_move_mount,
+        libc::SYS_mount_setattr,
+        libc::SYS_bpf,
+        libc::SYS_perf_event_open,
+        libc::SYS_userfaultfd,
+        libc::SYS_keyctl,
+        libc::SYS_add_key,
+        libc::SYS_request_key,
+        libc::SYS_kexec_load,
+        libc::SYS_init_module,
+        libc::SYS_open_by_handle_at,
+        libc::SYS_name_to_handle_at,
+        libc::SYS_pidfd_getfd,
+        libc::SYS_setns,
+        libc::SYS_unshare,
+        libc::SYS_chroot,
+        libc::SYS_pivot_root,
+        libc::SYS_swapon,
+        libc::SYS_reboot,
+        libc::SYS_quotactl,
+        libc::SYS_acct,
+        libc::SYS_syslog,
+        libc::SYS_fanotify_init,
+        libc::SYS_memfd_secret,
+    ] {
+        assert_eq!(call(number, [0; 6]), EPERM, "system call {number}");
+    }
+}
+
+#[test]
+fn the_program_is_small() {
+    // Each instruction is run for every call number when the filter is loaded.
+    assert!(program().len() < 400, "{} instructions", program().len());
+    assert!(reachable_syscalls() < 300, "{}", reachable_syscalls());
+}

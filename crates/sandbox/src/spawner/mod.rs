@@ -1,0 +1,292 @@
+//! `__spawner`: the small process that alone starts sandboxes.
+//!
+//! Pipeline: control socket ─► requests ─► `Live` boxes (line + pidfd each) ─► answers. One poll
+//! loop, no thread, no secret.
+//!
+//! Invariants:
+//! 1. Ends, and kills and removes every sandbox, when the control socket closes or its parent
+//!    dies.
+//! 2. A sandbox's id, slot, cgroups and descriptors live in one `Live` value and are given back
+//!    when it is dropped, after its processes are gone.
+//! 3. What init says after `go` comes from inside: it is bounded, and only its exit status is
+//!    believed, for display.
+
+mod adopt;
+mod live;
+mod mapping;
+mod slots;
+mod verify;
+mod watchdog;
+
+use crate::cgroup::Parent;
+use crate::error::{StartError, StartErrorKind};
+use crate::facts::HostFacts;
+use crate::report::Outcome;
+use crate::wire::{self, Answer, BoxId, Request};
+use live::Live;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::process::{DumpableBehavior, Signal};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Sandboxes one spawner holds: three descriptors each must fit the usual limit of 20,000.
+const BOXES_MAX: usize = 4_096;
+/// The control socket is the spawner's standard input: no descriptor number to agree on.
+const CONTROL_FD: i32 = 0;
+
+/// What all sandboxes of this spawner share.
+struct Shop {
+    control: OwnedFd,
+    image: OwnedFd,
+    facts: HostFacts,
+    parent: Option<Parent>,
+    slots: slots::Slots,
+    mappings: mapping::Mappings,
+    namespaces: Vec<(String, u64)>,
+    own_name: String,
+    made: u64,
+}
+
+/// Entry point of `argv[1] == SPAWNER_ROLE`. Its standard input is the control socket.
+#[must_use]
+pub fn spawner_main() -> ExitCode {
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        // The client sees the connection end; there is nobody else to tell.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn serve() -> io::Result<()> {
+    let control = crate::sys::inherit(CONTROL_FD)?.try_clone()?;
+    // Ctrl-C in the terminal is for the client to handle.
+    let _ = rustix::process::setsid();
+    let end = crate::sys::signal_fd(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])?;
+    // TERM, not KILL: it is taken from a descriptor and leaves time to remove cgroups. A parent
+    // that died before this line has closed the control socket, which ends the loop as well.
+    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let image = seal_image()?;
+    let mut shop = Shop {
+        control,
+        image,
+        facts: HostFacts::gather(Vec::new()),
+        parent: Parent::find(),
+        slots: slots::Slots::new(),
+        mappings: mapping::Mappings::default(),
+        namespaces: crate::init::namespaces()?,
+        own_name: own_name()?,
+        made: 0,
+    };
+    sweep();
+    let mut boxes = BTreeMap::new();
+    let result = shop.turn_until_end(&mut boxes, &end);
+    for (_, mut live) in boxes {
+        live.kill("the spawner ended");
+        live.bury(&mut shop.slots);
+    }
+    result
+}
+
+/// `<pid>-<start time>`: unique on this machine since boot.
+fn own_name() -> io::Result<String> {
+    let pid = rustix::process::getpid().as_raw_nonzero();
+    let start = start_time("self").ok_or_else(|| io::Error::other("odd /proc/self/stat"))?;
+    Ok(format!("{pid}-{start}"))
+}
+
+fn start_time(pid: &str) -> Option<u64> {
+    const AFTER_COMMAND: usize = 19;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(AFTER_COMMAND)?.parse().ok()
+}
+
+/// Removes control groups that dead spawners left behind. Called at every spawner's start; safe
+/// to call at any time, for live spawners are recognised.
+pub fn sweep() {
+    if let Some(parent) = Parent::find() {
+        parent.sweep(|owner| {
+            let Some((pid, start)) = owner.split_once('-') else { return false };
+            start_time(pid).is_some_and(|now| now.to_string() == start)
+        });
+    }
+}
+
+/// A copy of the own executable that nobody can change any more.
+fn seal_image() -> io::Result<OwnedFd> {
+    let mut from = std::fs::File::open("/proc/self/exe")?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // Kernels before 6.3 do not know the flag that asks for an executable one.
+    let fd = rustix::fs::memfd_create("nanoclaw", flags | MemfdFlags::EXEC)
+        .or_else(|_| rustix::fs::memfd_create("nanoclaw", flags))?;
+    let mut to = std::fs::File::from(fd);
+    io::copy(&mut from, &mut to)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&to, seals)?;
+    Ok(to.into())
+}
+
+type Boxes = BTreeMap<BoxId, Live>;
+
+impl Shop {
+    fn turn_until_end(&mut self, boxes: &mut Boxes, end: &OwnedFd) -> io::Result<()> {
+        let mut buffer = Vec::new();
+        loop {
+            let (control, ended, events) = self.wait(boxes, end)?;
+            if ended {
+                return Ok(());
+            }
+            for (id, line, gone) in events {
+                self.box_event(boxes, id, line, gone, &mut buffer);
+            }
+            if control {
+                match wire::receive::<Request>(&self.control, &mut buffer)? {
+                    None => return Ok(()),
+                    Some((request, fds)) => self.request(boxes, request, fds),
+                }
+            }
+            self.clocks(boxes);
+        }
+    }
+
+    /// Waits for anything. Returns: control readable, told to end, and for each box with an event
+    /// whether its line is readable and whether its init is gone.
+    #[allow(clippy::type_complexity)] // three facts of one poll, taken apart at the only call
+    fn wait(
+        &self,
+        boxes: &Boxes,
+        end: &OwnedFd,
+    ) -> io::Result<(bool, bool, Vec<(BoxId, bool, bool)>)> {
+        let mut fds =
+            vec![PollFd::new(&self.control, PollFlags::IN), PollFd::new(end, PollFlags::IN)];
+        for live in boxes.values() {
+            let line = if live.line_open { PollFlags::IN } else { PollFlags::empty() };
+            // A line at its end would be reported for ever; its pidfd stands in for it.
+            let line_fd = if live.line_open { &live.line } else { &live.pidfd };
+            fds.push(PollFd::new(line_fd, line));
+            fds.push(PollFd::new(&live.pidfd, PollFlags::IN));
+        }
+        let next = boxes.values().filter_map(Live::deadline).min();
+        let timeout = next.map(|at| {
+            let left = at.saturating_duration_since(Instant::now());
+            let nanos = left.subsec_nanos().into();
+            Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: nanos }
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok((false, false, Vec::new())),
+            Err(e) => return Err(e.into()),
+        }
+        let ready: Vec<bool> = fds.iter().map(|f| !f.revents().is_empty()).collect();
+        let at = |i: usize| ready.get(i).copied().unwrap_or(false);
+        let events = boxes
+            .iter()
+            .enumerate()
+            .map(|(n, (id, live))| (*id, live.line_open && at(2 + 2 * n), at(3 + 2 * n)))
+            .filter(|(_, line, gone)| *line || *gone)
+            .collect();
+        Ok((at(0), at(1), events))
+    }
+
+    fn box_event(
+        &mut self,
+        boxes: &mut Boxes,
+        id: BoxId,
+        line: bool,
+        gone: bool,
+        buffer: &mut Vec<u8>,
+    ) {
+        let Some(live) = boxes.get_mut(&id) else { return };
+        if line && let Some(answer) = live.hear(buffer, &self.namespaces) {
+            self.answer(&answer);
+        }
+        if gone && let Some(mut live) = boxes.remove(&id) {
+            while live.line_open {
+                if let Some(answer) = live.hear(buffer, &self.namespaces) {
+                    self.answer(&answer);
+                }
+            }
+            let answer = live.bury(&mut self.slots);
+            self.answer(&answer);
+        }
+    }
+
+    fn request(&mut self, boxes: &mut Boxes, request: Request, fds: Vec<OwnedFd>) {
+        match request {
+            Request::Hello { private } => {
+                self.facts.private = private;
+                let facts = Box::new(self.facts.clone());
+                self.answer(&Answer::Ready { facts });
+            }
+            Request::Prepare { id, spec } => {
+                let made = if boxes.len() >= BOXES_MAX {
+                    Err(StartError::new(
+                        StartErrorKind::Busy,
+                        format!("{BOXES_MAX} sandboxes are open"),
+                        "end some sessions first",
+                    ))
+                } else {
+                    Live::make(self, id, &spec, &fds)
+                };
+                match made {
+                    Ok(live) => drop(boxes.insert(id, live)),
+                    Err(error) => self.answer(&Answer::Failed { id, error }),
+                }
+            }
+            Request::Start { id } => {
+                if let Some(live) = boxes.get_mut(&id) {
+                    live.go();
+                }
+            }
+            Request::Signal { id, signal } => {
+                if let Some(live) = boxes.get(&id) {
+                    live.signal(signal);
+                }
+            }
+            Request::Kill { id } => {
+                if let Some(live) = boxes.get_mut(&id) {
+                    live.kill("by request");
+                }
+            }
+            Request::Usage { id } => {
+                if let Some(live) = boxes.get(&id) {
+                    self.answer(&Answer::Usage { id, usage: live.usage() });
+                }
+            }
+        }
+    }
+
+    fn clocks(&self, boxes: &mut Boxes) {
+        let now = Instant::now();
+        for live in boxes.values_mut() {
+            live.tick(now);
+        }
+    }
+
+    /// A client that is gone is noticed by the loop.
+    fn answer(&self, answer: &Answer) {
+        let _ = wire::send(self.control.as_fd(), answer, &[]);
+    }
+}
+
+/// How long preparing may take; it takes milliseconds, and seconds on a machine that swaps.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What a box has come to, in the words of its end.
+fn outcome(finished: Option<i32>, status: i32, killed: Option<&str>) -> Outcome {
+    match (killed, finished) {
+        (Some(why), _) => Outcome::Killed(why.to_owned()),
+        (None, Some(status)) if libc::WIFSIGNALED(status) => {
+            Outcome::Signaled(libc::WTERMSIG(status))
+        }
+        (None, Some(status)) => Outcome::Exited(libc::WEXITSTATUS(status)),
+        (None, None) if libc::WIFSIGNALED(status) => {
+            Outcome::Killed(format!("its first process died of signal {}", libc::WTERMSIG(status)))
+        }
+        (None, None) => Outcome::Killed("its first process failed".into()),
+    }
+}

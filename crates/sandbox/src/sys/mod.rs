@@ -1,0 +1,47 @@
+//! The system calls that `rustix` does not offer safely. The only module of the project that may
+//! say `unsafe`; each block says why it is sound.
+//!
+//! Invariants:
+//! 1. Every function here is safe to call with any argument; wrong ones give an `io::Error`.
+//! 2. Between `clone3`/`fork` and `execveat` in a child only async-signal-safe calls are made.
+//! 3. No function here decides anything; policy stands in the callers.
+#![allow(unsafe_code)]
+
+mod process;
+mod security;
+
+pub(crate) use process::{
+    clone_exec, cloned_pause, exec_fd, exec_path, fork, fork_into, reap, replace_streams,
+    reset_signals, signal_fd,
+};
+pub(crate) use security::{
+    bring_up, landlock_abi, load_filter, lock_byte, map_mount, mount_attributes, unlock_byte,
+    unshare,
+};
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// Takes over an inherited descriptor. Call once for each number; a closed one is an error.
+pub(crate) fn inherit(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD reads a flag and touches no memory.
+    if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open (checked) and, by this function's contract, owned by no one
+    // else in this freshly executed process.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    set_cloexec(&owned)?;
+    Ok(owned)
+}
+
+fn set_cloexec(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: F_SETFD changes a flag of an open descriptor and touches no memory.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) }.into())?;
+    Ok(())
+}
+
+/// Turns the C convention into a result.
+fn check(value: libc::c_long) -> io::Result<libc::c_long> {
+    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}

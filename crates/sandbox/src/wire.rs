@@ -1,0 +1,159 @@
+//! The two protocols: client ↔ spawner and spawner ↔ init. One packet a message, JSON, bounded;
+//! descriptors travel as `SCM_RIGHTS`.
+//!
+//! Invariants:
+//! 1. A packet longer than its bound, with an unknown shape or with unexpected descriptors is an
+//!    error, never a guess.
+//! 2. Everything received is `CLOEXEC`.
+
+use crate::error::StartError;
+use crate::report::{Ended, Report, Usage};
+use model::SandboxSpec;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+/// Largest packet: below the kernel's default socket buffer (212,992 bytes on all supported
+/// kernels), so that a packet is never refused for its size.
+pub(crate) const PACKET_MAX: usize = 192 << 10;
+/// Descriptors in one packet: the three of the standard streams.
+const FDS_MAX: usize = 3;
+
+/// A sandbox's number on one spawner connection.
+pub(crate) type BoxId = u64;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    Hello { private: Vec<PathBuf> },
+    Prepare { id: BoxId, spec: Box<SandboxSpec> },
+    Start { id: BoxId },
+    Signal { id: BoxId, signal: i32 },
+    Kill { id: BoxId },
+    Usage { id: BoxId },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    Ready { facts: Box<crate::HostFacts> },
+    Prepared { id: BoxId, report: Box<Report> },
+    Failed { id: BoxId, error: StartError },
+    Usage { id: BoxId, usage: Usage },
+    Ended { id: BoxId, ended: Ended },
+}
+
+/// Spawner to init.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    Go,
+    Signal(i32),
+}
+
+/// Init to spawner.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Word {
+    Measured(Measured),
+    Failed { step: String, error: StartError },
+    Finished { status: i32 },
+}
+
+/// What init read about itself after the last step.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Measured {
+    /// `/proc/self/ns/*`: name and inode.
+    pub(crate) namespaces: Vec<(String, u64)>,
+    /// Fields of `/proc/self/status`.
+    pub(crate) status: Vec<(String, String)>,
+    /// Names in `/proc/net/dev`.
+    pub(crate) interfaces: Vec<String>,
+    /// `/proc/self/uid_map`, normalised.
+    pub(crate) uid_map: String,
+    /// Resource limits by name.
+    pub(crate) limits: Vec<(String, u64)>,
+    /// The root's mount flag.
+    pub(crate) root_read_only: bool,
+}
+
+/// What init needs besides the plan: numbers that differ from start to start.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Job {
+    /// What to do.
+    pub(crate) plan: Option<crate::Plan>,
+    /// Session uid and gid in root mode, 0 in plain-user mode.
+    pub(crate) identity: u32,
+    /// The spawner's own uid and gid: in a fresh user namespace one cannot see them.
+    pub(crate) caller: (u32, u32),
+    /// Files to write "0" to.
+    pub(crate) groups: Vec<PathBuf>,
+    /// Owner on disk and descriptor number of the user namespace that maps it.
+    pub(crate) mappings: Vec<(crate::step::Owner, i32)>,
+}
+
+/// Sends one packet.
+pub(crate) fn send<T: Serialize>(
+    socket: impl AsFd,
+    message: &T,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    send_bytes(socket, &encode(message)?, fds)
+}
+
+/// A message as bytes, checked against the bound.
+pub(crate) fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
+    let bytes = serde_json::to_vec(message)?;
+    if bytes.len() > PACKET_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is too long"));
+    }
+    Ok(bytes)
+}
+
+/// Sends bytes that are one message.
+pub(crate) fn send_bytes(
+    socket: impl AsFd,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let flags = SendFlags::NOSIGNAL;
+    rustix::io::retry_on_intr(|| {
+        rustix::net::sendmsg(&socket, &[IoSlice::new(bytes)], &mut ancillary, flags)
+    })?;
+    Ok(())
+}
+
+/// Receives one packet into `buffer`; `None` at the end of the stream.
+pub(crate) fn receive<T: DeserializeOwned>(
+    socket: impl AsFd,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    buffer.resize(PACKET_MAX, 0);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut slices = [IoSliceMut::new(buffer)];
+    let got = rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(&socket, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    let mut fds = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    if got.bytes == 0 {
+        return Ok(None);
+    }
+    if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet is too long"));
+    }
+    let message = serde_json::from_slice(buffer.get(..got.bytes).unwrap_or_default())?;
+    Ok(Some((message, fds)))
+}

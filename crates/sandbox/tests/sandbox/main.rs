@@ -1,0 +1,102 @@
+//! Real sandboxes, as root and as a plain user.
+//!
+//! Not libtest: the spawner runs `/proc/self/exe`, so this program must answer to the two inner
+//! roles itself, and it starts itself again as an ordinary user. `cargo test -p nanoclaw-sandbox
+//! --test sandbox [FILTER]`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod lab;
+mod limits;
+mod lifecycle;
+mod programs;
+mod walls;
+
+use lab::Lab;
+use std::process::{Command, ExitCode};
+
+/// The name of the account made for the second run.
+const PLAIN_USER: &str = "nanoclaw-test";
+const AS_USER: &str = "--as-user";
+
+pub(crate) type Test = (&'static str, fn(&Lab));
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().collect();
+    match args.get(1).map(String::as_str) {
+        Some(nanoclaw_sandbox::SPAWNER_ROLE) => return nanoclaw_sandbox::spawner_main(),
+        Some(nanoclaw_sandbox::INIT_ROLE) => return nanoclaw_sandbox::init_main(),
+        Some("__hold") => return lifecycle::hold(),
+        Some("__builtin") => return programs::builtin(&args[2..]),
+        Some("--list") => return ExitCode::SUCCESS,
+        _ => {}
+    }
+    let as_user = args.iter().any(|a| a == AS_USER);
+    let filter = args.iter().skip(1).find(|a| !a.starts_with('-')).cloned().unwrap_or_default();
+    let mut failed = run_all(&filter, if as_user { "user" } else { "self" });
+    if !as_user {
+        failed += again_as_user(&filter);
+    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run_all(filter: &str, mode: &str) -> usize {
+    let tests = [walls::TESTS, limits::TESTS, lifecycle::TESTS, programs::TESTS].concat();
+    let (mut passed, mut failed) = (0, Vec::new());
+    for (name, test) in tests.iter().filter(|(name, _)| name.contains(filter)) {
+        let lab = Lab::new(name);
+        let started = std::time::Instant::now();
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&lab))) {
+            Ok(()) => {
+                passed += 1;
+                println!("test {mode}::{name} ... ok ({} ms)", started.elapsed().as_millis());
+            }
+            Err(_) => {
+                println!("test {mode}::{name} ... FAILED");
+                failed.push(*name);
+            }
+        }
+    }
+    println!("{mode}: {passed} passed, {} failed {failed:?}", failed.len());
+    failed.len()
+}
+
+/// Outside CI a machine that cannot do it is told; in CI it is a failure.
+pub(crate) fn skip(name: &str, why: &str) -> usize {
+    if std::env::var_os("CI").is_some() {
+        println!("test {name} ... FAILED: {why}");
+        return 1;
+    }
+    println!("test {name} ... skipped: {why}");
+    0
+}
+
+fn again_as_user(filter: &str) -> usize {
+    if !rustix::process::geteuid().is_root() {
+        return skip("user::*", "already a plain user; root mode was not tested");
+    }
+    let known = Command::new("id").arg("-u").arg(PLAIN_USER).output();
+    if !known.is_ok_and(|o| o.status.success()) {
+        let made = Command::new("useradd").args(["--create-home", PLAIN_USER]).status();
+        if !made.is_ok_and(|s| s.success()) {
+            return skip("user::*", "useradd cannot make the test account");
+        }
+    }
+    let dir = std::env::temp_dir().join(format!("nanoclaw-plain-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    let program = dir.join("sandbox-tests");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    lab::set_mode(&dir, 0o755);
+    lab::set_mode(&program, 0o755);
+    let status = Command::new("setpriv")
+        .args(["--reuid", PLAIN_USER, "--regid", PLAIN_USER, "--init-groups", "--"])
+        .arg(&program)
+        .args([AS_USER, filter])
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .envs(std::env::var_os("CI").map(|v| ("CI", v)))
+        .current_dir("/")
+        .status();
+    std::fs::remove_dir_all(&dir).unwrap();
+    usize::from(!status.is_ok_and(|s| s.success()))
+}
