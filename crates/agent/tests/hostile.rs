@@ -1,6 +1,6 @@
 //! Frames that do not play by the rules, in both directions.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // helpers outside #[test] functions fail their test
+#![allow(clippy::unwrap_used, clippy::panic)] // functions outside #[test] fail their test
 
 mod support;
 

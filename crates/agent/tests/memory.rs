@@ -1,6 +1,6 @@
 //! What the agent keeps: over restarts, and when the conversation outgrows the model.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // helpers outside #[test] functions fail their test
+#![allow(clippy::unwrap_used, clippy::panic)] // functions outside #[test] fail their test
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! Turns of the real agent process against a fake door.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // helpers outside #[test] functions fail their test
+#![allow(clippy::unwrap_used, clippy::panic)] // functions outside #[test] fail their test
 
 mod support;
 
@@ -271,8 +271,9 @@ fn model_failures_have_their_kind_and_leave_the_session_usable() {
     ];
     for api in BOTH {
         let dir = TempDir::new();
-        let door = Door::open(dir.path(), api, move |number, _| {
-            if number % 2 == 0 { cases[number / 2].0() } else { say("well") }
+        let door = Door::open(dir.path(), api, move |number, _| match cases.get(number / 2) {
+            Some((fails, ..)) if number % 2 == 0 => fails(),
+            _ => say("well"),
         });
         let mut agent = Agent::start(&dir, api, &[], false);
         for (number, (_, kind, retryable)) in cases.iter().enumerate() {
@@ -293,6 +294,11 @@ fn model_failures_have_their_kind_and_leave_the_session_usable() {
             let last = door.seen().last().unwrap().messages();
             assert_eq!(last.matches(&question).count(), 1, "the question is there twice: {last}");
         }
+        agent.kill();
+        let mut agent = Agent::start(&dir, api, &[], true);
+        let _ = agent.turn("after the restart");
+        let last = door.seen().last().unwrap().messages();
+        assert_eq!(last.matches("question-3.").count(), 1, "twice on disk: {last}");
     }
     let dir = TempDir::new();
     let mut agent = Agent::start(&dir, Api::OpenAi, &[], false); // no door at all

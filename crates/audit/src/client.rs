@@ -10,7 +10,7 @@
 //! 3. A client that ends in order says so; one that does not is on record as lost.
 
 use crate::wire::{
-    FromRecorder, Frames, Hello, PROTOCOL, log_dir, parse_recorder, push_bye, push_hello,
+    Frames, FromRecorder, Hello, PROTOCOL, log_dir, parse_recorder, push_bye, push_hello,
     push_submit, socket_path,
 };
 use model::{Done, Durability, Record, RecordError, RecordSink};
@@ -144,7 +144,11 @@ impl Client {
         match welcome {
             Some(Ok(FromRecorder::Welcome)) => {}
             None => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Some(_) => return Err(io::Error::other("the recorder speaks another protocol; stop the old one")),
+            Some(_) => {
+                return Err(io::Error::other(
+                    "the recorder speaks another protocol; stop the old one",
+                ));
+            }
         }
         stream.set_read_timeout(None)?;
         let shared = Arc::new(Shared::default());

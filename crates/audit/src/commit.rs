@@ -25,6 +25,11 @@ const UNSYNCED_BYTES_MAX: usize = 8 << 20;
 /// Batches the tiles may lag behind; the committer waits beyond, and so memory stays bounded.
 pub(crate) const JOBS_AHEAD_MAX: usize = 8;
 
+/// After a batch its submitters come back with their next records. So many turns of the processor
+/// they get for it, as long as the queue grows; without it every second batch would be a single
+/// record with a sync of its own.
+const SETTLE_TURNS: usize = 64;
+
 /// What a queued entry costs beyond its bytes, roughly.
 const PENDING_BYTES: usize = 128;
 
@@ -119,7 +124,11 @@ impl Shared {
     }
 
     /// Waits for something to do; `None` when the log is closing, or failed, and nothing is left.
-    fn take(&self) -> Option<(Vec<Pending>, Vec<Sender<Checkpoint>>)> {
+    /// `answered` is how many were just told that they are done.
+    fn take(&self, answered: usize) -> Option<(Vec<Pending>, Vec<Sender<Checkpoint>>)> {
+        if answered > 1 {
+            self.settle(answered);
+        }
         let mut queue = self.lock();
         loop {
             if queue.failed.is_some() {
@@ -138,6 +147,23 @@ impl Shared {
         drop(queue);
         self.emptied.notify_all();
         Some(work)
+    }
+
+    /// Lets submitters that were just answered queue their next records: until there are as many,
+    /// or none came in two turns, or the turns are used up. No clock, no sleep.
+    fn settle(&self, answered: usize) {
+        let (mut before, mut still) = (0, 0);
+        for _ in 0..SETTLE_TURNS {
+            let queue = self.lock();
+            let (now, done) = (queue.pending.len(), queue.closing || queue.failed.is_some());
+            drop(queue);
+            still = if now == before { still + 1 } else { 0 };
+            if now >= answered || still > 2 || done {
+                return;
+            }
+            before = now;
+            std::thread::yield_now();
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -164,7 +190,9 @@ impl Unsynced {
 /// The thread.
 pub(crate) fn run(mut wal: Wal, shared: &Shared, jobs: &SyncSender<Job>) {
     let mut unsynced = Unsynced::default();
-    while let Some((batch, sign)) = shared.take() {
+    let mut answered = 0;
+    while let Some((batch, sign)) = shared.take(answered) {
+        answered = batch.len();
         let result = write(&mut wal, batch, &mut unsynced).and_then(|()| {
             let must = !unsynced.waiting.is_empty()
                 || !sign.is_empty()
@@ -193,11 +221,11 @@ pub(crate) fn run(mut wal: Wal, shared: &Shared, jobs: &SyncSender<Job>) {
 }
 
 fn write(wal: &mut Wal, batch: Vec<Pending>, unsynced: &mut Unsynced) -> io::Result<()> {
-    let mut index = wal.next();
+    let first = wal.next();
     let written = wal.append(batch.iter().map(|p| p.entry.bytes()));
     let cause = written.as_ref().err().map(ToString::to_string);
     let mut ordered = Vec::new();
-    for p in batch {
+    for (index, p) in (first..).zip(batch) {
         unsynced.bytes += p.entry.bytes().len();
         unsynced.entries.push(p.entry);
         match (p.durability, &cause) {
@@ -205,7 +233,6 @@ fn write(wal: &mut Wal, batch: Vec<Pending>, unsynced: &mut Unsynced) -> io::Res
             // After a failure both wait for the answer that the failure is.
             _ => unsynced.waiting.push((index, p.done)),
         }
-        index += 1;
     }
     for (index, done) in ordered {
         done(Ok(index));

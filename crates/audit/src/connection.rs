@@ -8,7 +8,7 @@
 use crate::entry::{self, ENTRY_BYTES_MAX, EncodeError, Uids};
 use crate::log::Log;
 use crate::wire::{
-    FromClient, Frames, Hello, PROTOCOL, ROLE_BYTES_MAX, parse_client, push_result, push_welcome,
+    Frames, FromClient, Hello, PROTOCOL, ROLE_BYTES_MAX, parse_client, push_result, push_welcome,
 };
 use model::{Body, Durability, Record, RecordError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -46,7 +46,15 @@ pub(crate) struct Hub {
 impl Hub {
     pub(crate) fn new(log: Log, uids: Uids, wake: OwnedFd, records: u64) -> Self {
         let (records, failed) = (AtomicU64::new(records), AtomicBool::new(false));
-        Self { log, uids, wake, records, failed, seats: Mutex::default(), departed: AtomicU64::new(0) }
+        Self {
+            log,
+            uids,
+            wake,
+            records,
+            failed,
+            seats: Mutex::default(),
+            departed: AtomicU64::new(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, (u64, HashMap<u64, UnixStream>)> {
@@ -212,7 +220,8 @@ impl Outbox {
         if !answers.deaf {
             push_result(&mut answers.bytes, id, result);
         }
-        let wake = was_empty || answers.outstanding == 0 || answers.outstanding + 1 == OUTSTANDING_MAX;
+        let wake =
+            was_empty || answers.outstanding == 0 || answers.outstanding + 1 == OUTSTANDING_MAX;
         drop(answers);
         if wake {
             self.changed.notify_all();
@@ -248,6 +257,7 @@ impl Outbox {
                 let mut answers = self.lock();
                 answers.deaf = true;
                 answers.bytes.clear();
+                self.changed.notify_all();
             }
             bytes.clear();
         }

@@ -25,7 +25,9 @@ pub const OCSF_VERSION: &str = "1.9.0";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
     /// It is too large.
-    #[error("the record has {bytes} bytes; an entry may have {ENTRY_BYTES_MAX}; store the payload beside it and record its digest")]
+    #[error(
+        "the record has {bytes} bytes; an entry may have {ENTRY_BYTES_MAX}; store the payload beside it and record its digest"
+    )]
     TooLarge {
         /// Its size.
         bytes: usize,
@@ -180,17 +182,20 @@ pub fn encode(record: &Record, uid: &[u8; 36]) -> Result<Entry, EncodeError> {
         }
         out.push(b'}');
     }
-    for (key, number) in [
-        (&b",\"category_uid\":"[..], shape.class / 1000),
-        (b",\"class_uid\":", shape.class),
-    ] {
+    for (key, number) in
+        [(&b",\"category_uid\":"[..], shape.class / 1000), (b",\"class_uid\":", shape.class)]
+    {
         out.extend(key);
         canonical::uint(&mut out, number)?;
     }
-    out.extend(concat!(
-        ",\"metadata\":{\"product\":{\"name\":\"nanoclaw\",\"version\":\"",
-        env!("CARGO_PKG_VERSION"),
-        "\"},\"uid\":\"").as_bytes());
+    out.extend(
+        concat!(
+            ",\"metadata\":{\"product\":{\"name\":\"nanoclaw\",\"version\":\"",
+            env!("CARGO_PKG_VERSION"),
+            "\"},\"uid\":\""
+        )
+        .as_bytes(),
+    );
     out.extend(uid);
     out.extend(b"\",\"version\":\"");
     out.extend(OCSF_VERSION.as_bytes());
@@ -217,7 +222,9 @@ pub fn encode(record: &Record, uid: &[u8; 36]) -> Result<Entry, EncodeError> {
 
 /// Why bytes are not an entry of this kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the entry is not a record this version knows: {why}; read it with the version that wrote it, or as plain JSON")]
+#[error(
+    "the entry is not a record this version knows: {why}; read it with the version that wrote it, or as plain JSON"
+)]
 pub struct DecodeError {
     /// What is wrong.
     pub why: String,

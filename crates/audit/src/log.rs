@@ -15,10 +15,10 @@
 
 use crate::commit::{self, Pending, Shared};
 use crate::entry::Entry;
+use crate::merkle;
 use crate::note::{Checkpoint, NOTE_BYTES_MAX, NoteError, Signer, Verifier};
 use crate::tiler::{self, Mode, SignAfter, Tiles};
 use crate::wal::{self, SEGMENT_BYTES, Wal, WalError};
-use crate::merkle;
 use model::{Done, Durability, RecordError};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -135,11 +135,12 @@ impl Log {
             tiles = repair(dir)?;
         }
         tiles.start_writing().map_err(at(&dir.join("tile")))?;
-        let wal = Wal::resume(dir, &replayed, options.segment_bytes).map_err(at(&dir.join("wal")))?;
+        let wal =
+            Wal::resume(dir, &replayed, options.segment_bytes).map_err(at(&dir.join("wal")))?;
         let recovered = Recovered { records: replayed.next, torn_bytes, tiles_repaired };
         let verifier = signer.verifier().clone();
-        let (shared, threads) = start(wal, tiles, signer, head.size, options.sign_after)
-            .map_err(at(dir))?;
+        let (shared, threads) =
+            start(wal, tiles, signer, head.size, options.sign_after).map_err(at(dir))?;
         Ok(Self { shared, threads, recovered, verifier, _lock: lock })
     }
 
@@ -257,10 +258,9 @@ fn check(dir: &Path, head: &Checkpoint) -> Result<(Tiles, wal::Replayed), OpenEr
             "the signed head covers {} records, but only {} are there",
             head.size, replayed.next
         ))),
-        Some(root) if root != head.root => Err(mismatch(format!(
-            "the first {} records are not those that were signed",
-            head.size
-        ))),
+        Some(root) if root != head.root => {
+            Err(mismatch(format!("the first {} records are not those that were signed", head.size)))
+        }
         Some(_) => Ok((tiles, replayed)),
     }
 }
@@ -331,7 +331,8 @@ fn signer(dir: &Path) -> Result<Signer, OpenError> {
             let seed = <[u8; 32]>::try_from(seed).unwrap_or_default();
             let made = Signer::from_seed(&name, seed);
             let made = made.map_err(|error| OpenError::Note { path: key_path.clone(), error })?;
-            write_new(dir, "private/key", &format!("{}\n", made.skey())).map_err(io_at(&key_path))?;
+            write_new(dir, "private/key", &format!("{}\n", made.skey()))
+                .map_err(io_at(&key_path))?;
             made
         }
     };

@@ -160,9 +160,11 @@ impl TileTree {
 
     /// The unfinished tile of each level that has one: level, tile index, hashes.
     pub fn partial_tiles(&self) -> impl Iterator<Item = (u8, u64, &[Hash])> {
-        self.levels.iter().enumerate().filter(|(_, h)| !h.is_empty()).map(|(level, hashes)| {
-            (level as u8, self.size >> (8 * (level + 1)), hashes.as_slice())
-        })
+        self.levels
+            .iter()
+            .enumerate()
+            .filter(|(_, h)| !h.is_empty())
+            .map(|(level, hashes)| (level as u8, self.size >> (8 * (level + 1)), hashes.as_slice()))
     }
 }
 

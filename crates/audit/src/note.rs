@@ -24,7 +24,9 @@ pub const NOTE_BYTES_MAX: u64 = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoteError {
     /// The key text is not of the right form.
-    #[error("the {which} is not a valid signed-note key: {why}; restore the file from a copy you trust")]
+    #[error(
+        "the {which} is not a valid signed-note key: {why}; restore the file from a copy you trust"
+    )]
     Key {
         /// "verifier key" or "signing key".
         which: &'static str,
@@ -32,7 +34,9 @@ pub enum NoteError {
         why: &'static str,
     },
     /// The note is not of the right form.
-    #[error("the checkpoint is malformed at byte {offset}: {why}; fetch it again from a copy you trust")]
+    #[error(
+        "the checkpoint is malformed at byte {offset}: {why}; fetch it again from a copy you trust"
+    )]
     Malformed {
         /// Where in the file.
         offset: u64,
@@ -40,7 +44,9 @@ pub enum NoteError {
         why: &'static str,
     },
     /// No line carries a valid signature of the given key.
-    #[error("the checkpoint's signature is not valid for key {key}: it was changed or another key made it")]
+    #[error(
+        "the checkpoint's signature is not valid for key {key}: it was changed or another key made it"
+    )]
     Signature {
         /// Name of the key.
         key: String,
@@ -164,7 +170,10 @@ impl Verifier {
         let (name, id_text, public) = split_key(vkey, "verifier key")?;
         let id = key_id(&name, &public);
         if hex8(id) != id_text {
-            return Err(NoteError::Key { which: "verifier key", why: "its id does not match its parts" });
+            return Err(NoteError::Key {
+                which: "verifier key",
+                why: "its id does not match its parts",
+            });
         }
         Ok(Self { name, id, public })
     }
@@ -190,7 +199,8 @@ impl Verifier {
     pub fn open(&self, note: &[u8]) -> Result<Checkpoint, NoteError> {
         let bad = |offset: usize, why| NoteError::Malformed { offset: offset as u64, why };
         let note = std::str::from_utf8(note).map_err(|e| bad(e.valid_up_to(), "not UTF-8"))?;
-        let split = note.rfind("\n\n").ok_or_else(|| bad(0, "no empty line before the signatures"))?;
+        let split =
+            note.rfind("\n\n").ok_or_else(|| bad(0, "no empty line before the signatures"))?;
         let (text, signatures) = (&note[..=split], &note[split + 2..]);
         if signatures.is_empty() || !signatures.ends_with('\n') {
             return Err(bad(note.len(), "the signature lines do not end"));
@@ -253,7 +263,8 @@ impl Signer {
     pub fn from_seed(name: &str, seed: [u8; 32]) -> Result<Self, NoteError> {
         let bad = |why| NoteError::Key { which: "signing key", why };
         check_name(name).map_err(bad)?;
-        let pair = Ed25519KeyPair::from_seed_unchecked(&seed).map_err(|_| bad("the seed is refused"))?;
+        let pair =
+            Ed25519KeyPair::from_seed_unchecked(&seed).map_err(|_| bad("the seed is refused"))?;
         let public = <[u8; 32]>::try_from(pair.public_key().as_ref());
         let public = public.map_err(|_| bad("the public key has not 32 bytes"))?;
         let verifier = Verifier { name: name.to_owned(), id: key_id(name, &public), public };

@@ -80,13 +80,14 @@ pub struct Reader {
     filter: Filter,
     due: u64,
     open: Option<Open>,
+    broken: bool,
 }
 
 impl Reader {
     /// A reader of the log in `dir` (see [`crate::log_dir`]). A log that does not exist yet is empty.
     #[must_use]
     pub fn new(dir: &Path, filter: Filter) -> Self {
-        Self { dir: dir.to_owned(), filter, due: 0, open: None }
+        Self { dir: dir.to_owned(), filter, due: 0, open: None, broken: false }
     }
 
     /// The next entry that the filter takes; `None` when there is none yet.
@@ -153,8 +154,14 @@ impl Reader {
 impl Iterator for Reader {
     type Item = Result<Stored, ReadError>;
 
+    /// As [`Reader::next_entry`]; ends after an error, which would only come again.
     fn next(&mut self) -> Option<Self::Item> {
-        self.next_entry().transpose()
+        if self.broken {
+            return None;
+        }
+        let next = self.next_entry().transpose();
+        self.broken = matches!(next, Some(Err(_)));
+        next
     }
 }
 

@@ -106,7 +106,8 @@ fn serve(home: &Path, log: Log, listener: UnixListener) -> io::Result<()> {
     rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty())?;
     let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
     let recovered = log.recovered().clone();
-    let hub = Arc::new(Hub::new(log, Uids::new(u64::from_ne_bytes(random)), wake, recovered.records));
+    let hub =
+        Arc::new(Hub::new(log, Uids::new(u64::from_ne_bytes(random)), wake, recovered.records));
     hub.append_own(
         Body::RecorderStarted {
             version: env!("CARGO_PKG_VERSION").to_owned(),

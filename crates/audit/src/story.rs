@@ -122,7 +122,10 @@ fn of_session(body: &Body) -> String {
                 some => format!("these grants: {}", quote(&some.join(", "))),
             };
             let digest: String = visible(&policy_sha256.0).chars().take(12).collect();
-            format!("The session {verb}, sandboxed by {}, policy {digest}, with {grants}.", quote(backend))
+            format!(
+                "The session {verb}, sandboxed by {}, policy {digest}, with {grants}.",
+                quote(backend)
+            )
         }
         Body::SessionClosed { reason, counts } => {
             let counts: Vec<String> = counts.iter().map(|(k, n)| format!("{n} {k}")).collect();
@@ -185,15 +188,22 @@ fn of_model(body: &Body) -> String {
         Body::ModelRequest { model, host, bytes, .. } => {
             format!("The model {} at {} was asked, {bytes} bytes.", quote(model), quote(host))
         }
-        Body::ModelResponse { model, status, bytes, input_tokens, output_tokens, duration_ms, error, .. } => {
-            match error {
-                Some(e) => format!("The model {} failed (status {status}): {}", quote(model), quote(e)),
-                None => format!(
-                    "The model {} answered after {duration_ms} ms: {bytes} bytes, {input_tokens} tokens in, {output_tokens} out.",
-                    quote(model)
-                ),
-            }
-        }
+        Body::ModelResponse {
+            model,
+            status,
+            bytes,
+            input_tokens,
+            output_tokens,
+            duration_ms,
+            error,
+            ..
+        } => match error {
+            Some(e) => format!("The model {} failed (status {status}): {}", quote(model), quote(e)),
+            None => format!(
+                "The model {} answered after {duration_ms} ms: {bytes} bytes, {input_tokens} tokens in, {output_tokens} out.",
+                quote(model)
+            ),
+        },
         Body::SecretUsed { secret, host } => {
             format!("The gateway used the secret {} for it at {}.", quote(secret), quote(host))
         }
@@ -210,16 +220,16 @@ fn of_egress(body: &Body) -> String {
             quote(rule)
         ),
         Body::EgressResult { host, port, sent, received, duration_ms, error } => {
-            let end = error.as_ref().map_or(String::new(), |e| format!(" It broke off: {}", quote(e)));
+            let end =
+                error.as_ref().map_or(String::new(), |e| format!(" It broke off: {}", quote(e)));
             let host = quote(host);
-            format!("The connection to {host}:{port} ended after {duration_ms} ms: {sent} bytes out, {received} in.{end}")
+            format!(
+                "The connection to {host}:{port} ended after {duration_ms} ms: {sent} bytes out, {received} in.{end}"
+            )
         }
-        Body::EgressRefused { target, rule, reason } => format!(
-            "It was REFUSED {}: {} (rule {}).",
-            quote(target),
-            quote(reason),
-            quote(rule)
-        ),
+        Body::EgressRefused { target, rule, reason } => {
+            format!("It was REFUSED {}: {} (rule {}).", quote(target), quote(reason), quote(rule))
+        }
         _ => body.kind().to_owned(),
     }
 }

@@ -6,8 +6,8 @@
 //!
 //! 1. Only entries that are synced in the write-ahead log come here; so nothing is signed that a
 //!    power cut could take back.
-//! 2. Tiles are synced before the checkpoint that needs them is signed; the checkpoint is synced
-//!    under another name, renamed, and its folder synced.
+//! 2. Tiles are written before the checkpoint that needs them is signed (and synced, unless they are
+//!    many: `SYNCED_TILES_MAX`); the checkpoint is synced under another name, renamed, and its folder synced.
 //! 3. There is a timer only while an entry waits for a signature: an idle log never wakes up.
 
 use crate::entry::Entry;
@@ -24,8 +24,11 @@ use std::time::{Duration, Instant};
 /// Partial tiles of this many earlier checkpoints are kept, for readers that hold one of them.
 const OLD_CHECKPOINTS_KEPT: usize = 2;
 
-/// Up to so many new tile files are synced one by one; beyond, the whole file system is, once.
-const SYNC_ONE_BY_ONE_MAX: usize = 8;
+/// Up to so many new tile files are synced before the head that needs them, which covers any pace
+/// of people and agents. More come only in a rush, and syncing them all would hold up the
+/// write-ahead log: they are left to the kernel, and if the power fails within its half minute the
+/// next open writes them again (they are derived; `audit verify` names them until then).
+const SYNCED_TILES_MAX: usize = 8;
 
 /// When to sign.
 #[derive(Debug, Clone, Copy)]
@@ -122,7 +125,10 @@ impl Tiles {
             self.bundle.clear();
             for tile in full.drain(..) {
                 let kind = Kind::Hashes(tile.level);
-                self.finish(TileName { kind, index: tile.index, width }, tile.hashes.as_flattened())?;
+                self.finish(
+                    TileName { kind, index: tile.index, width },
+                    tile.hashes.as_flattened(),
+                )?;
             }
         }
         self.full = full;
@@ -176,9 +182,7 @@ impl Tiles {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        if self.unsynced.len() > SYNC_ONE_BY_ONE_MAX {
-            rustix::fs::syncfs(File::open(&self.dir)?)?;
-        } else {
+        if self.unsynced.len() <= SYNCED_TILES_MAX {
             for path in &self.unsynced {
                 File::open(path)?.sync_all()?;
                 if let Some(folder) = path.parent() {

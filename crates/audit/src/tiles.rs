@@ -200,7 +200,14 @@ mod tests {
         let part = TileName { kind: Kind::Hashes(1), index: 5, width: 12 };
         assert_eq!(part.path(), "tile/1/005.p/12");
         assert_eq!(TileName::parse(&part.path()), Some(part));
-        for bad in ["tile/1/5", "tile/01/005", "tile/1/005.p/256", "tile/1/005.p/012", "tile/1/x000/005", "x"] {
+        for bad in [
+            "tile/1/5",
+            "tile/01/005",
+            "tile/1/005.p/256",
+            "tile/1/005.p/012",
+            "tile/1/x000/005",
+            "x",
+        ] {
             assert_eq!(TileName::parse(bad), None, "{bad}");
         }
     }

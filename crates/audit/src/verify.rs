@@ -114,10 +114,14 @@ fn verifier(dir: &Path, given: Option<&str>) -> Result<Verifier, Finding> {
     let path = dir.join("vkey");
     let found = read_small(&path).map_err(io_finding(&path))?;
     let given = given
-        .map(|text| Verifier::parse(text.trim_end()).map_err(|e| finding("(the key given)", 0, e.to_string())))
+        .map(|text| {
+            Verifier::parse(text.trim_end())
+                .map_err(|e| finding("(the key given)", 0, e.to_string()))
+        })
         .transpose()?;
     let Some(bytes) = found else {
-        return given.ok_or_else(|| finding(&path, 0, "it is missing, and no verifier key was given"));
+        return given
+            .ok_or_else(|| finding(&path, 0, "it is missing, and no verifier key was given"));
     };
     let own = std::str::from_utf8(&bytes).unwrap_or_default();
     let parsed = Verifier::parse(own.trim_end_matches('\n'))
@@ -127,9 +131,11 @@ fn verifier(dir: &Path, given: Option<&str>) -> Result<Verifier, Finding> {
         return Err(finding(&path, at, "the verifier key is not written the one right way"));
     }
     match given {
-        Some(given) if given != parsed => {
-            Err(finding(&path, 0, "it is not the verifier key that was given: another log, or a forged one"))
-        }
+        Some(given) if given != parsed => Err(finding(
+            &path,
+            0,
+            "it is not the verifier key that was given: another log, or a forged one",
+        )),
         _ => Ok(parsed),
     }
 }
@@ -349,7 +355,16 @@ struct Assembly<'a> {
 impl<'a> Assembly<'a> {
     fn new(dir: &'a Path, head: &'a Head, answers: Receiver<Result<Chunk, Finding>>) -> Self {
         let (tree, early) = (TileTree::default(), BTreeMap::new());
-        Self { dir, head, answers, early, under_way: 0, tree, spare: Vec::new(), buffer: Vec::new() }
+        Self {
+            dir,
+            head,
+            answers,
+            early,
+            under_way: 0,
+            tree,
+            spare: Vec::new(),
+            buffer: Vec::new(),
+        }
     }
 
     /// Reads all segments; returns the records and the bytes beyond the signed size.
@@ -475,7 +490,8 @@ impl<'a> Assembly<'a> {
             return Ok(());
         }
         let at = origin.len() + 1 + size.to_string().len() + 1;
-        let what = format!("the {size} records there do not hash to the signed root: they were rewritten");
+        let what =
+            format!("the {size} records there do not hash to the signed root: they were rewritten");
         Err(finding(self.dir.join("checkpoint"), at as u64, what))
     }
 }

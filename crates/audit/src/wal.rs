@@ -229,7 +229,9 @@ pub fn segments(dir: &Path) -> io::Result<Vec<Segment>> {
             .and_then(|n| u64::from_str_radix(n, 16).ok());
         match first {
             Some(first) if segment_path(dir, first) == path => found.push(Segment { first, path }),
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, path.display().to_string())),
+            _ => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, path.display().to_string()));
+            }
         }
     }
     found.sort_by_key(|s| s.first);
@@ -295,8 +297,7 @@ pub fn replay(dir: &Path, mut each: impl FnMut(Frame<'_>)) -> Result<Replayed, W
     let all = segments(dir).map_err(io_at(&dir.join("wal")))?;
     let mut found = Replayed { next: 0, last: None, torn: None };
     for (i, segment) in all.iter().enumerate() {
-        let damaged =
-            |offset, why| WalError::Damaged { path: segment.path.clone(), offset, why };
+        let damaged = |offset, why| WalError::Damaged { path: segment.path.clone(), offset, why };
         if segment.first != found.next {
             let why = BadFrame::Sequence { found: segment.first, due: found.next };
             return Err(damaged(0, why));

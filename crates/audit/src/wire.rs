@@ -222,7 +222,10 @@ impl<R: Read> Frames<R> {
         len.copy_from_slice(&self.buffer[self.start..self.start + 4]);
         let len = u32::from_le_bytes(len) as usize;
         if len == 0 || len > FRAME_BYTES_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame has an impossible length"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a frame has an impossible length",
+            ));
         }
         if !self.fill(4 + len)? {
             return Err(cut_off());

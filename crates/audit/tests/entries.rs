@@ -36,7 +36,8 @@ fn every_kind_is_canonical_and_comes_back_as_it_went_in() {
 #[test]
 fn ids_are_uuids_of_version_7_and_never_twice() {
     let uids = Uids::new(u64::MAX);
-    let all: std::collections::BTreeSet<_> = (0..1000).map(|_| uids.next(1_700_000_000_000)).collect();
+    let all: std::collections::BTreeSet<_> =
+        (0..1000).map(|_| uids.next(1_700_000_000_000)).collect();
     assert_eq!(all.len(), 1000);
     for uid in all {
         let text = std::str::from_utf8(&uid).unwrap();
@@ -68,7 +69,9 @@ fn any(seed: &mut Seed, depth: usize) -> Value {
         2 => json!(seed.next() as i64 >> 11),
         3 => json!(text(seed)),
         4 => (0..seed.below(5)).map(|_| any(seed, depth - 1)).collect(),
-        _ => Value::Object((0..seed.below(6)).map(|_| (text(seed), any(seed, depth - 1))).collect()),
+        _ => {
+            Value::Object((0..seed.below(6)).map(|_| (text(seed), any(seed, depth - 1))).collect())
+        }
     }
 }
 
@@ -86,7 +89,9 @@ fn what_not_every_reader_reads_alike_is_refused() {
     let large = record(Body::RecorderStopped { records: 1 << 53 });
     assert!(matches!(encode(&large, &uid), Err(EncodeError::Number(_))));
     let long = record(Body::ClientLost { pid: 1, role: "x".repeat(ENTRY_BYTES_MAX) });
-    assert!(matches!(encode(&long, &uid), Err(EncodeError::TooLarge { bytes }) if bytes > ENTRY_BYTES_MAX));
+    assert!(
+        matches!(encode(&long, &uid), Err(EncodeError::TooLarge { bytes }) if bytes > ENTRY_BYTES_MAX)
+    );
 }
 
 #[test]

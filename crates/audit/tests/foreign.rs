@@ -12,8 +12,8 @@ use signed_note::{Note, StandardVerifier, VerifierList};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tlog_tiles::{
-    Checkpoint, Error, Hash, HashReader, Tile, TileHashReader, TileReader, check_record, check_tree,
-    prove_record, prove_tree, record_hash, stored_hash_index,
+    Checkpoint, Error, Hash, HashReader, Tile, TileHashReader, TileReader, check_record,
+    check_tree, prove_record, prove_tree, record_hash, stored_hash_index,
 };
 
 /// Reads our folder for the foreign reader, which has Go's path layout with the height in it.
@@ -70,12 +70,14 @@ fn checkpoint_tiles_entries_and_proofs_are_accepted() {
         let old_root = tlog_tiles::tree_hash(old, &reader).unwrap();
         check_tree(&proof, N, *checkpoint.hash(), old, old_root).unwrap();
     }
-    // The foreign reader finds a changed tile, and the foreign note a changed size.
+    // A proof from a changed tile (its third hash, sibling of record 3) is refused, and the foreign note a changed size.
     let tile = dir.0.join("tile/0/000");
     let mut bytes = fs::read(&tile).unwrap();
     bytes[77] ^= 1;
     fs::write(&tile, bytes).unwrap();
-    assert!(reader.read_hashes(&[stored_hash_index(0, 3)]).is_err());
+    let proven = prove_record(N, 3, &reader)
+        .and_then(|p| check_record(&p, N, *checkpoint.hash(), 3, record_hash(&entry(3))));
+    assert!(proven.is_err());
     let text = fs::read_to_string(dir.0.join("checkpoint")).unwrap();
     fs::write(dir.0.join("checkpoint"), text.replacen("66000", "66001", 1)).unwrap();
     assert!(foreign_checkpoint(&dir.0).is_none());

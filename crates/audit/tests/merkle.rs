@@ -1,11 +1,11 @@
 //! Our tree against RFC 6962 as `ct-merkle` has it.
 #![allow(clippy::unwrap_used)]
 
+use ct_merkle::mem_backed_tree::MemoryBackedTree;
 use nanoclaw_audit::merkle::{
     Hash, TileTree, consistency_proof, inclusion_proof, leaf_hash, verify_consistency,
     verify_inclusion,
 };
-use ct_merkle::mem_backed_tree::MemoryBackedTree;
 use sha2::Sha256;
 
 fn entries(n: usize) -> Vec<Vec<u8>> {

@@ -106,7 +106,11 @@ fn many_clients() {
                 for i in 0..EACH {
                     let tell = tell.clone();
                     let how = if i % 3 == 0 { Durability::Durable } else { Durability::Ordered };
-                    client.submit(tool(&format!("{c}-{i}")), how, Box::new(move |r| tell.send((i, r.unwrap())).unwrap()));
+                    client.submit(
+                        tool(&format!("{c}-{i}")),
+                        how,
+                        Box::new(move |r| tell.send((i, r.unwrap())).unwrap()),
+                    );
                 }
                 drop(client); // Waits for the answers.
                 drop(tell);
@@ -125,7 +129,9 @@ fn many_clients() {
     for (c, indices) in got.iter().enumerate() {
         for (i, index) in indices {
             let want = format!("{c}-{i}");
-            assert!(matches!(&entries[*index as usize].body, Body::ToolFinished { call, .. } if *call == want));
+            assert!(
+                matches!(&entries[*index as usize].body, Body::ToolFinished { call, .. } if *call == want)
+            );
         }
     }
     assert_eq!(entries[0].body.kind(), "recorder_started");
@@ -157,7 +163,9 @@ fn starters_at_once() {
             .map(|i| {
                 let home = home.clone();
                 thread::spawn(move || {
-                    connect(&home, "racer").append(tool(&format!("{round}-{i}")), Durability::Durable).unwrap()
+                    connect(&home, "racer")
+                        .append(tool(&format!("{round}-{i}")), Durability::Durable)
+                        .unwrap()
                 })
             })
             .collect();
@@ -364,7 +372,10 @@ fn crash_campaign() {
         child.wait().unwrap();
         for line in lines.join().unwrap().split_inclusive(|b| *b == b'\n') {
             let line = std::str::from_utf8(line).unwrap();
-            let Some((index, call)) = line.strip_suffix('\n').and_then(|l| l.split_once(' ')) else { continue };
+            let Some((index, call)) = line.strip_suffix('\n').and_then(|l| l.split_once(' '))
+            else {
+                continue;
+            };
             let twice = acknowledged.insert(index.parse().unwrap(), call.to_owned());
             assert_eq!(twice, None, "index {index} was given twice");
         }
@@ -376,7 +387,10 @@ fn crash_campaign() {
     let entries = entries(&temp.0);
     for (index, want) in &acknowledged {
         let found = &entries[*index as usize].body;
-        assert!(matches!(found, Body::ToolFinished { call, .. } if call == want), "{index}: {found:?}");
+        assert!(
+            matches!(found, Body::ToolFinished { call, .. } if call == want),
+            "{index}: {found:?}"
+        );
     }
     assert!(acknowledged.len() > 100, "{}", acknowledged.len());
     assert_eq!(verify_dir(&log_dir(&temp.0), None).unwrap().records, entries.len() as u64);

@@ -125,10 +125,12 @@ fn a_record_rewritten_with_its_checksum_is_named_and_not_opened() {
 
 #[test]
 fn a_cut_tail_a_lost_segment_and_a_lost_head_are_refused() {
-    let attacks: [(&str, fn(&Path)); 6] = [
+    type Attack = (&'static str, fn(&Path));
+    let attacks: [Attack; 6] = [
         ("tail cut at a record", |dir| {
             let last = public_files(&dir.join("wal")).pop().unwrap();
-            let len = fs::metadata(&last).unwrap().len() - frame(261, true, &entry(261)).len() as u64;
+            let len =
+                fs::metadata(&last).unwrap().len() - frame(261, true, &entry(261)).len() as u64;
             fs::File::options().write(true).open(last).unwrap().set_len(len).unwrap();
         }),
         ("last segment gone", |dir| {

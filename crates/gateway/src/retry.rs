@@ -11,7 +11,8 @@ pub struct RetryPolicy {
     pub pause: Duration,
     /// No pause is longer, unless the server asks for it.
     pub pause_max: Duration,
-    /// All pauses together stay below this; a `Retry-After` beyond it ends the trying at once.
+    /// No attempt begins later than this after the first; a `Retry-After` beyond it ends the trying
+    /// at once.
     pub total_max: Duration,
 }
 
@@ -30,11 +31,11 @@ impl Default for RetryPolicy {
 
 impl RetryPolicy {
     /// The pause before the next attempt, or `None` to give up. `attempt` counts those made,
-    /// `paused` the pauses so far, `random` is any number.
+    /// `elapsed` is the time since the first began, `random` is any number.
     pub(crate) fn next_pause(
         &self,
         attempt: u32,
-        paused: Duration,
+        elapsed: Duration,
         asked: Option<Duration>,
         random: u64,
     ) -> Option<Duration> {
@@ -47,7 +48,7 @@ impl RetryPolicy {
         let jitter = ceiling.as_millis() as u64 / 2;
         let own = ceiling - Duration::from_millis(random % (jitter + 1));
         let pause = asked.map_or(own, |asked| asked.max(own));
-        (paused + pause <= self.total_max).then_some(pause)
+        (elapsed + pause <= self.total_max).then_some(pause)
     }
 }
 

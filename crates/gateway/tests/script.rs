@@ -150,3 +150,21 @@ async fn without_a_line_it_says_so_and_a_later_turn_starts_anew() {
         ask(&rig, "/v1/messages", json!({"model": "tour", "messages": messages})).await;
     assert!(answer.contains("Goodbye"), "{answer}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_huge_result_or_request_stays_bounded() {
+    let (rig, _dir) = rig();
+    let messages = |size: usize| {
+        json!([
+            {"role": "user", "content": "look"},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "a"}, {"type": "tool_use", "id": "b"}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "b", "content": "x".repeat(size)}]},
+        ])
+    };
+    let body = json!({"model": "tour", "messages": messages(1_000_000)});
+    let (status, answer) = ask(&rig, "/v1/messages", body).await;
+    assert!(status == 200 && answer.len() < 50_000 && answer.contains('…'), "{}", answer.len());
+    let body = json!({"model": "tour", "messages": messages(5_000_000)});
+    let (status, answer) = ask(&rig, "/v1/messages", body).await;
+    assert!(status == 400 && answer.contains("up to"), "{answer}");
+}

@@ -377,9 +377,10 @@ impl<'a> Gathered<'a> {
                 (self.on)(Progress::ToolStarted { id, tool, arguments: arguments_json });
             }
             Update::ToolFinished { id, ok, summary, bytes } => {
+                let tool = self.tools.remove(&id).unwrap_or_default();
                 self.record(Body::ToolFinished {
                     call: id.clone(),
-                    tool: self.tools.remove(&id).unwrap_or_default(),
+                    tool,
                     ok,
                     bytes,
                     summary: inline(&summary).to_owned(),

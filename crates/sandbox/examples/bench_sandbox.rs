@@ -4,7 +4,9 @@
 //! turns, so that noise of the machine hits all alike; ratios are of the same run.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use model::{AgentName, Command, DoorSpec, Limits, Network, RootFs, SandboxSpec, SessionId, Workspace};
+use model::{
+    AgentName, Command, DoorSpec, Limits, Network, RootFs, SandboxSpec, SessionId, Workspace,
+};
 use nanoclaw_sandbox::{Spawner, SpawnerOptions, Stdio, floor};
 use std::ffi::CString;
 use std::io::{Read, Write};
@@ -117,7 +119,14 @@ fn bench(runs: usize, dir: &Path) {
     floor.wait().unwrap();
     for series in &all {
         let ratio = series.at(50) / all[0].at(50);
-        println!("{:<26} p50 {:6.2} ms  p95 {:6.2} ms  {ratio:5.2} x floor", series.0, series.at(50), series.at(95));
+        let quiet = series.at(10) / all[0].at(10);
+        println!(
+            "{:<26} p10 {:6.2} ms ({quiet:4.2} x floor)  p50 {:6.2} ms ({ratio:4.2} x floor)  p95 {:6.2} ms",
+            series.0,
+            series.at(10),
+            series.at(50),
+            series.at(95)
+        );
     }
 }
 

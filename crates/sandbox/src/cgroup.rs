@@ -324,7 +324,10 @@ mod tests {
     fn mount_points_and_own_paths_are_joined() {
         assert_eq!(mounts(INFO, "cgroup2"), [("/", "/sys/fs/cgroup/unified", "rw")]);
         assert_eq!(mounts(INFO, "cgroup").len(), 2);
-        assert_eq!(below("/sys/fs/cgroup/cpu", "/box", "/box/a"), Path::new("/sys/fs/cgroup/cpu/a"));
+        assert_eq!(
+            below("/sys/fs/cgroup/cpu", "/box", "/box/a"),
+            Path::new("/sys/fs/cgroup/cpu/a")
+        );
         assert_eq!(below("/x", "/", "/"), Path::new("/x/"));
     }
 

@@ -42,8 +42,22 @@ const FORBIDDEN_SOURCES: [&str; 8] =
     ["/proc", "/sys", "/dev", "/run", "/var/run", "/boot", "/etc", "/var/lib"];
 /// Targets that belong to the sandbox itself.
 const RESERVED_TARGETS: [&str; 16] = [
-    "/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/libx32", "/libexec", "/etc", "/dev",
-    "/proc", "/sys", "/run", "/tmp", "/var", "/workspace",
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib64",
+    "/lib32",
+    "/libx32",
+    "/libexec",
+    "/etc",
+    "/dev",
+    "/proc",
+    "/sys",
+    "/run",
+    "/tmp",
+    "/var",
+    "/workspace",
 ];
 
 /// Checks a spec against the host and looks at its sources.
@@ -105,9 +119,8 @@ fn limits(spec: &SandboxSpec) -> Result<(), SpecError> {
 
 fn command(spec: &SandboxSpec) -> Result<(), SpecError> {
     let (Command::Builtin(argv) | Command::Program(argv)) = &spec.command;
-    let bad = |cause: &str| {
-        Err(SpecError::new(Kind::Command, cause, "name a program and its arguments"))
-    };
+    let bad =
+        |cause: &str| Err(SpecError::new(Kind::Command, cause, "name a program and its arguments"));
     if argv.first().is_none_or(String::is_empty) {
         return bad("the command is empty");
     }
@@ -182,7 +195,11 @@ fn look(path: &Path, kinds: &[FileKind]) -> Result<Source, SpecError> {
     match Source::look(path) {
         Some(source) if kinds.contains(&source.kind) => Ok(source),
         _ => {
-            let cause = format!("the source {path:?} is not a {:?}", kinds.first().copied().unwrap_or(FileKind::File)).to_lowercase();
+            let cause = format!(
+                "the source {path:?} is not a {:?}",
+                kinds.first().copied().unwrap_or(FileKind::File)
+            )
+            .to_lowercase();
             Err(SpecError::new(Kind::Missing, cause, "name one that is"))
         }
     }
@@ -201,7 +218,9 @@ fn granted(path: &Path, facts: &HostFacts) -> Result<(), SpecError> {
     if let Some(name) = secret {
         return refuse(format!("lies in {name:?}, where people keep keys"));
     }
-    if let Some(base) = FORBIDDEN_SOURCES.iter().find(|f| path.starts_with(f) || Path::new(f).starts_with(path)) {
+    if let Some(base) =
+        FORBIDDEN_SOURCES.iter().find(|f| path.starts_with(f) || Path::new(f).starts_with(path))
+    {
         return refuse(format!("lies in {base}, which belongs to the host"));
     }
     if let Some(home) = facts.homes.iter().find(|h| h.starts_with(path)) {

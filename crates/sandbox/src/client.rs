@@ -37,6 +37,9 @@ pub struct SpawnerOptions {
     pub private: Vec<PathBuf>,
 }
 
+/// Namespaces by name, with the error that making one gave.
+type Tried = Vec<(String, Option<String>)>;
+
 /// What one sandbox is doing, as told by the spawner.
 #[derive(Debug, Default)]
 struct State {
@@ -49,8 +52,19 @@ struct State {
 struct Board {
     states: HashMap<BoxId, State>,
     next: BoxId,
+    /// What trying each namespace gave.
+    tried: Option<Tried>,
     /// Why the spawner is gone.
     gone: Option<String>,
+}
+
+impl Board {
+    /// A box that nobody holds any more needs no news.
+    fn set(&mut self, id: BoxId, change: impl FnOnce(&mut State)) {
+        if let Some(state) = self.states.get_mut(&id) {
+            change(state);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -78,19 +92,25 @@ impl Link {
         limit: Option<Duration>,
         mut pick: impl FnMut(&mut State) -> Option<T>,
     ) -> Result<T, StartError> {
+        self.wait_for(limit, |board| board.states.get_mut(&id).and_then(&mut pick))
+    }
+
+    fn wait_for<T>(
+        &self,
+        limit: Option<Duration>,
+        mut pick: impl FnMut(&mut Board) -> Option<T>,
+    ) -> Result<T, StartError> {
         let deadline = limit.map(|l| Instant::now() + l);
         let mut board = self.board();
         loop {
-            if let Some(found) = board.states.get_mut(&id).and_then(&mut pick) {
+            if let Some(found) = pick(&mut board) {
                 return Ok(found);
             }
             if let Some(why) = &board.gone {
                 return Err(StartError::spawner(format!("the spawner is gone: {why}")));
             }
             board = match deadline.map(|d| d.saturating_duration_since(Instant::now())) {
-                None => {
-                    self.changed.wait(board).unwrap_or_else(std::sync::PoisonError::into_inner)
-                }
+                None => self.changed.wait(board).unwrap_or_else(std::sync::PoisonError::into_inner),
                 Some(Duration::ZERO) => {
                     return Err(StartError::spawner("the spawner does not answer"));
                 }
@@ -106,17 +126,13 @@ impl Link {
 
     fn note(&self, answer: Answer) {
         let mut board = self.board();
-        let (id, set): (BoxId, Box<dyn FnOnce(&mut State)>) = match answer {
-            Answer::Ready { .. } => return,
-            Answer::Prepared { id, report } => {
-                (id, Box::new(|s| s.prepared = Some(Ok(*report))))
-            }
-            Answer::Failed { id, error } => (id, Box::new(|s| s.prepared = Some(Err(error)))),
-            Answer::Usage { id, usage } => (id, Box::new(move |s| s.usage = Some(usage))),
-            Answer::Ended { id, ended } => (id, Box::new(|s| s.ended = Some(ended))),
-        };
-        if let Some(state) = board.states.get_mut(&id) {
-            set(state);
+        match answer {
+            Answer::Ready { .. } => {}
+            Answer::Tried { namespaces } => board.tried = Some(namespaces),
+            Answer::Prepared { id, report } => board.set(id, |s| s.prepared = Some(Ok(*report))),
+            Answer::Failed { id, error } => board.set(id, |s| s.prepared = Some(Err(error))),
+            Answer::Usage { id, usage } => board.set(id, |s| s.usage = Some(usage)),
+            Answer::Ended { id, ended } => board.set(id, |s| s.ended = Some(ended)),
         }
         drop(board);
         self.changed.notify_all();
@@ -178,6 +194,15 @@ impl Spawner {
     #[must_use]
     pub fn facts(&self) -> &HostFacts {
         &self.facts
+    }
+
+    /// Makes each kind of namespace once, alone; with the error where it fails.
+    ///
+    /// # Errors
+    /// When the spawner is gone or does not answer.
+    pub(crate) fn try_namespaces(&self) -> Result<Tried, StartError> {
+        self.link.send(&Request::TryNamespaces)?;
+        self.link.wait_for(Some(USAGE_TIMEOUT), |board| board.tried.take())
     }
 
     /// Builds a sandbox up to the last instruction before its program, and measures it. It can
@@ -362,8 +387,7 @@ impl Sandbox {
             state.usage = None;
         }
         link.send(&Request::Usage { id })?;
-        let pick =
-            |s: &mut State| s.usage.take().or_else(|| s.ended.as_ref().map(|e| e.usage));
+        let pick = |s: &mut State| s.usage.take().or_else(|| s.ended.as_ref().map(|e| e.usage));
         link.wait(id, Some(USAGE_TIMEOUT), pick)
     }
 }

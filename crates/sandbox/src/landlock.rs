@@ -5,7 +5,7 @@
 //! 2. A rule that cannot be added is an error, never skipped.
 
 use ::landlock::{
-    ABI, AccessFs, BitFlags, CompatLevel, Compatible, Access as _, PathBeneath, PathFd, Ruleset,
+    ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
     RulesetAttr, RulesetCreatedAttr, Scope,
 };
 use std::os::fd::BorrowedFd;
@@ -44,14 +44,18 @@ pub(crate) fn restrict(
     }
     let mut rules = rules.create().map_err(|e| tell(&e))?;
     let all = AccessFs::from_all(abi);
-    let use_device = (AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::ReadDir | AccessFs::IoctlDev)
-        & all;
+    let use_device =
+        (AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::ReadDir | AccessFs::IoctlDev) & all;
     let places = std::iter::once(("/", read))
         .chain(write.iter().map(|p| (p.as_str(), all)))
         .chain(devices.iter().map(|p| (p.as_str(), use_device)));
     for (path, rights) in places {
         let fd = PathFd::new(path).map_err(|e| tell(&e))?;
-        let rights = if std::path::Path::new(path).is_dir() { rights } else { rights & AccessFs::from_file(abi) };
+        let rights = if std::path::Path::new(path).is_dir() {
+            rights
+        } else {
+            rights & AccessFs::from_file(abi)
+        };
         rules = rules.add_rule(PathBeneath::new(fd, rights)).map_err(|e| tell(&e))?;
     }
     for fd in terminals {

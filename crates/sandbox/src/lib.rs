@@ -39,11 +39,13 @@ pub use doctor::{Check, Status, inspect};
 pub use error::{SpecError, SpecErrorKind, StartError, StartErrorKind};
 pub use facts::{HostEntry, HostFacts, Ladder, Mode, Rung};
 pub use init::init_main;
-pub use plan::{BINARY_INSIDE, Plan, Sources, plan};
+pub use plan::{BINARY_INSIDE, DISK_OWNER, Plan, Sources, plan};
 pub use report::{Ended, Outcome, Report, Usage};
 pub use seccomp::reachable_syscalls;
 pub use spawner::{spawner_main, sweep};
 pub use step::{Bind, Owner, Step};
+/// What probes try from inside.
+pub use sys::attempt;
 
 /// `argv[1]` of the spawner process; `main` hands over to [`spawner_main`] before anything else.
 pub const SPAWNER_ROLE: &str = "__spawner";

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 pub(crate) const INSIDE_ID: u32 = 1000;
 /// The owner on disk of what belongs to sessions in root mode: far above what distributions and
 /// directory services hand out, below 2^31, and never the uid of any process.
-pub(crate) const DISK_OWNER: Owner = Owner { uid: 1_879_048_191, gid: 1_879_048_191 };
+pub const DISK_OWNER: Owner = Owner { uid: 1_879_048_191, gid: 1_879_048_191 };
 /// The root holds directories and a few short files; one MiB is twice what they need.
 const ROOT_BYTES: u64 = 1 << 20;
 /// One inode each; mount targets and a workspace's host path add a handful.
@@ -79,6 +79,7 @@ pub fn plan(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources) -> Plan {
     scratch(spec, &mut steps);
     proc(facts, &mut steps);
     session(spec, facts, sources, &mut steps);
+    groups(facts, &mut steps);
     steps.extend([Step::Pivot, Step::SealRoot]);
     network(spec, &mut steps);
     confine(spec, facts, &mut steps);
@@ -92,6 +93,14 @@ fn begin(facts: &HostFacts, steps: &mut Vec<Step>) {
         names.push("user");
     }
     steps.push(Step::Namespaces { names: names.into_iter().map(str::to_owned).collect() });
+    if facts.mode == Mode::User {
+        steps.push(Step::MapCaller { inside: INSIDE_ID });
+    }
+    steps.push(Step::PrivateMounts);
+}
+
+/// As late as the host's files can still be seen: the spawner makes the groups meanwhile.
+fn groups(facts: &HostFacts, steps: &mut Vec<Step>) {
     let mut kinds = Vec::new();
     for (name, rung) in
         [("memory", facts.ladder.memory), ("cpu", facts.ladder.cpu), ("pids", facts.ladder.pids)]
@@ -105,10 +114,6 @@ fn begin(facts: &HostFacts, steps: &mut Vec<Step>) {
     if !kinds.is_empty() {
         steps.push(Step::JoinGroups { kinds });
     }
-    if facts.mode == Mode::User {
-        steps.push(Step::MapCaller { inside: INSIDE_ID });
-    }
-    steps.push(Step::PrivateMounts);
 }
 
 fn bind(source: &str, target: &str, read_only: bool) -> Bind {
@@ -131,7 +136,9 @@ fn system(facts: &HostFacts, steps: &mut Vec<Step>) {
     for path in ["/usr", "/etc", "/dev", "/dev/pts", "/dev/shm", "/proc", "/tmp", "/var"] {
         steps.push(dir(path, 0o755));
     }
-    for path in ["/var/tmp", "/run", "/run/user", "/run/user/1000", "/run/nanoclaw", "/run/empty", "/home"] {
+    for path in
+        ["/var/tmp", "/run", "/run/user", "/run/user/1000", "/run/nanoclaw", "/run/empty", "/home"]
+    {
         steps.push(dir(path, 0o755));
     }
     steps.push(dir(HOME, 0o755));
@@ -260,10 +267,7 @@ fn link_possible(path: &Path, spec: &SandboxSpec) -> bool {
         && !own.iter().any(under)
         && !own.iter().any(|o| Path::new(o).starts_with(path))
         && !SCRATCH.iter().any(|s| Path::new(s).starts_with(path))
-        && !spec
-            .mounts
-            .iter()
-            .any(|m| path.starts_with(&m.target) || m.target.starts_with(path))
+        && !spec.mounts.iter().any(|m| path.starts_with(&m.target) || m.target.starts_with(path))
 }
 
 fn network(spec: &SandboxSpec, steps: &mut Vec<Step>) {
@@ -287,9 +291,7 @@ fn confine(spec: &SandboxSpec, facts: &HostFacts, steps: &mut Vec<Step>) {
         rlimits.push(("data", limits.memory_bytes.value));
     }
     steps.extend(
-        rlimits
-            .into_iter()
-            .map(|(name, value)| Step::ResourceLimit { name: name.into(), value }),
+        rlimits.into_iter().map(|(name, value)| Step::ResourceLimit { name: name.into(), value }),
     );
     if facts.mode == Mode::Root {
         steps.push(Step::Become { inside: INSIDE_ID });

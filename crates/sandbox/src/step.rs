@@ -31,7 +31,7 @@ pub struct Bind {
 
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "step", rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case")]
 #[allow(missing_docs)] // the fields are what the variant says and what `Display` prints
 pub enum Step {
     /// New namespaces, made by `clone3` before anything else runs.

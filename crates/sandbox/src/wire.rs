@@ -22,6 +22,9 @@ use std::path::PathBuf;
 /// Largest packet: below the kernel's default socket buffer (212,992 bytes on all supported
 /// kernels), so that a packet is never refused for its size.
 pub(crate) const PACKET_MAX: usize = 192 << 10;
+/// Largest order to init: the paths of three control groups, each below 4 KiB. Small, for init
+/// touches no page it need not.
+pub(crate) const ORDER_MAX: usize = 16 << 10;
 /// Descriptors in one packet: the three of the standard streams.
 const FDS_MAX: usize = 3;
 
@@ -36,6 +39,7 @@ pub(crate) enum Request {
     Signal { id: BoxId, signal: i32 },
     Kill { id: BoxId },
     Usage { id: BoxId },
+    TryNamespaces,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,11 +49,14 @@ pub(crate) enum Answer {
     Failed { id: BoxId, error: StartError },
     Usage { id: BoxId, usage: Usage },
     Ended { id: BoxId, ended: Ended },
+    Tried { namespaces: Vec<(String, Option<String>)> },
 }
 
 /// Spawner to init.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
+    /// Write "0" to these files.
+    Join(Vec<PathBuf>),
     Go,
     Signal(i32),
 }
@@ -88,8 +95,6 @@ pub(crate) struct Job {
     pub(crate) identity: u32,
     /// The spawner's own uid and gid: in a fresh user namespace one cannot see them.
     pub(crate) caller: (u32, u32),
-    /// Files to write "0" to.
-    pub(crate) groups: Vec<PathBuf>,
     /// Owner on disk and descriptor number of the user namespace that maps it.
     pub(crate) mappings: Vec<(crate::step::Owner, i32)>,
 }
@@ -130,12 +135,14 @@ pub(crate) fn send_bytes(
     Ok(())
 }
 
-/// Receives one packet into `buffer`; `None` at the end of the stream.
+/// Receives one packet into `buffer`, which keeps its size; `None` at the end of the stream.
 pub(crate) fn receive<T: DeserializeOwned>(
     socket: impl AsFd,
     buffer: &mut Vec<u8>,
 ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    buffer.resize(PACKET_MAX, 0);
+    if buffer.is_empty() {
+        buffer.resize(PACKET_MAX, 0);
+    }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut slices = [IoSliceMut::new(buffer)];

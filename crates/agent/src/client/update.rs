@@ -177,3 +177,49 @@ fn tool_name(call: &Value) -> String {
 fn label(value: &Value, field: &str) -> String {
     one_line(value.get(field).and_then(Value::as_str).unwrap_or(""), MAX_LABEL_BYTES)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::Rng;
+    use crate::rpc::{Incoming, parse};
+
+    const UPDATE: &str = r#"{"jsonrpc":"2.0","method":"session/update","params":{"update":{"sessionUpdate":"tool_call","toolCallId":"t","title":"a","kind":"edit","status":"completed","rawInput":{"a":1},"content":[{"type":"content","content":{"type":"text","text":"done"}}]}}}"#;
+    const ASK: &str = r#"{"jsonrpc":"2.0","method":"m","params":{"toolCall":{"title":"x"},"options":[{"optionId":"y","name":"Yes","kind":"allow_once"}]}}"#;
+
+    #[test]
+    fn mutated_updates_and_permission_requests_never_panic() {
+        let mut rng = Rng::new(23);
+        let mut updates = 0;
+        for round in 0..10_000 {
+            let seed = if round % 2 == 0 { UPDATE } else { ASK };
+            let Ok(Incoming::Notification { params, .. }) = parse(&rng.mutate(seed.as_bytes()))
+            else {
+                continue;
+            };
+            read(&params, &mut |_| updates += 1);
+            let outcome = permission(&params).outcome(&PermissionAnswer::Deny);
+            assert_eq!(outcome["outcome"]["outcome"], "cancelled", "nothing here offers a no");
+        }
+        assert!(updates > 100, "the fuzz never reached an update");
+    }
+
+    #[test]
+    fn what_is_handed_on_is_bounded() {
+        let long = "é\n".repeat(100_000);
+        let update = json!({"update": {"sessionUpdate": "tool_call", "toolCallId": long, "title": long,
+            "kind": long, "status": "failed", "rawInput": long, "rawOutput": long}});
+        let mut seen = Vec::new();
+        read(&update, &mut |u| seen.push(u));
+        let [
+            Update::ToolStarted { id, title, tool, arguments_json },
+            Update::ToolFinished { ok: false, summary, bytes, .. },
+        ] = seen.as_slice()
+        else {
+            panic!("{} updates", seen.len())
+        };
+        assert!([id, title, tool].iter().all(|t| t.len() <= MAX_LABEL_BYTES && !t.contains('\n')));
+        assert!(arguments_json.len() <= MAX_DETAIL_BYTES && summary.len() <= MAX_DETAIL_BYTES);
+        assert_eq!(*bytes, 300_000);
+    }
+}

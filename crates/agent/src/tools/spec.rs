@@ -27,24 +27,37 @@ fn flag(description: &str) -> Value {
     json!({"type": "boolean", "description": description})
 }
 
+fn path() -> Value {
+    text("Absolute, or relative to the working directory")
+}
+
 fn build() -> Vec<ToolSpec> {
-    let path = || text("Absolute, or relative to the working directory");
-    vec![
-        ToolSpec {
-            name: "bash",
-            description: "Runs a shell command in the working directory and returns its output \
+    let mut specs = vec![bash()];
+    specs.extend(files());
+    specs.extend(searches());
+    specs
+}
+
+fn bash() -> ToolSpec {
+    ToolSpec {
+        name: "bash",
+        description: "Runs a shell command in the working directory and returns its output \
                 (stdout and stderr together, beginning and end if it is long) and its exit code. \
                 Nothing it starts outlives it unless background is true; then it returns at once \
                 with an id, the process group and a log file to read.",
-            schema: object(
-                json!({
-                    "command": text("The command"),
-                    "timeout_ms": number("Time limit in milliseconds; default 120000, at most 600000"),
-                    "background": flag("Leave it running and return at once"),
-                }),
-                &["command"],
-            ),
-        },
+        schema: object(
+            json!({
+                "command": text("The command"),
+                "timeout_ms": number("Time limit in milliseconds; default 120000, at most 600000"),
+                "background": flag("Leave it running and return at once"),
+            }),
+            &["command"],
+        ),
+    }
+}
+
+fn files() -> [ToolSpec; 3] {
+    [
         ToolSpec {
             name: "read_file",
             description: "Reads a text file with line numbers, 2000 lines from offset unless limit says otherwise.",
@@ -79,6 +92,11 @@ fn build() -> Vec<ToolSpec> {
                 &["path", "old_string", "new_string"],
             ),
         },
+    ]
+}
+
+fn searches() -> [ToolSpec; 2] {
+    [
         ToolSpec {
             name: "glob",
             description: "Finds files by name, newest first, at most 200. A pattern without a \

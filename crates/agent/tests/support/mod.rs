@@ -2,7 +2,7 @@
 //! tiny pieces) and the real agent as a child process.
 
 #![allow(dead_code)] // each test file uses its part
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test helper fails its test
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // what fails here fails its test
 
 use nanoclaw_agent::client::{AcpClient, AgentInfo, PromptError, PromptResult, Update};
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
 //! What several of these tests need.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 use model::{
     AgentName, Body, Direction, Durability, LimitState, MessageId, Record, SaltedDigest, SessionId,
@@ -104,7 +104,11 @@ pub fn every_kind() -> Vec<Body> {
             plan_sha256: digest(),
             program: s("sh"),
             walls: vec![WallState { wall: s("landlock"), state: s("ABI 7") }],
-            limits: vec![LimitState { limit: s("pids"), value: s("256"), enforced_by: s("cgroup v2") }],
+            limits: vec![LimitState {
+                limit: s("pids"),
+                value: s("256"),
+                enforced_by: s("cgroup v2"),
+            }],
         },
         Body::SandboxStopped { outcome: s("exit 0"), cpu_ms: 1, peak_memory_bytes: 2 },
         Body::Message {
@@ -116,7 +120,13 @@ pub fn every_kind() -> Vec<Body> {
         },
         Body::TurnStarted { message },
         Body::TurnFinished { outcome: s("ok"), duration_ms: 10 },
-        Body::ModelRequest { model: s("m"), api: s("script"), host: s("h"), bytes: 1, sha256: digest() },
+        Body::ModelRequest {
+            model: s("m"),
+            api: s("script"),
+            host: s("h"),
+            bytes: 1,
+            sha256: digest(),
+        },
         Body::ModelResponse {
             model: s("m"),
             status: 200,
@@ -136,8 +146,24 @@ pub fn every_kind() -> Vec<Body> {
         },
         Body::ToolFinished { call: s("1"), tool: s("bash"), ok: false, bytes: 3, summary: s("no") },
         Body::EgressIntent { host: s("h"), port: 443, rule: s("r"), address: s("192.0.2.1") },
-        Body::EgressResult { host: s("h"), port: 443, sent: 1, received: 2, duration_ms: 3, error: Some(s("reset")) },
-        Body::EgressRefused { target: s("10.0.0.1:22"), rule: s("default"), reason: s("private range") },
-        Body::ProbeObserved { probe: s("ptrace"), expected: s("EPERM"), observed: s("EPERM"), held: true },
+        Body::EgressResult {
+            host: s("h"),
+            port: 443,
+            sent: 1,
+            received: 2,
+            duration_ms: 3,
+            error: Some(s("reset")),
+        },
+        Body::EgressRefused {
+            target: s("10.0.0.1:22"),
+            rule: s("default"),
+            reason: s("private range"),
+        },
+        Body::ProbeObserved {
+            probe: s("ptrace"),
+            expected: s("EPERM"),
+            observed: s("EPERM"),
+            held: true,
+        },
     ]
 }

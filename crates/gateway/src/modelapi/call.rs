@@ -17,7 +17,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use hyper::header::{HeaderName, HeaderValue};
 use model::{Body, Durability};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 /// An error page is read only as far as a message may stand in it.
@@ -103,7 +103,7 @@ pub(crate) async fn attempt_all(
 ) -> Result<Reply, Failure> {
     let prototype = build(q, secret)?;
     let request = || clone_request(&prototype);
-    let (mut attempt, mut paused) = (0, Duration::ZERO);
+    let (mut attempt, started) = (0, Instant::now());
     loop {
         attempt += 1;
         Counters::add(&door.scribe.counters.bytes_up, q.body.len() as u64);
@@ -121,18 +121,15 @@ pub(crate) async fn attempt_all(
                 };
                 let asked = retry::asked_pause(field("retry-after"), field("retry-after-ms"));
                 let body = error_body(exchange.response.into_body(), secret, outcome).await;
-                if let Some(reply) = own_words(q, status, &body) {
+                if let Some(reply) = own_words(status, &body) {
                     return Ok(reply);
                 }
                 (status_failure(q, status, &body), retry::is_passing(status), asked)
             }
         };
-        let pause = door.retry.next_pause(attempt, paused, asked, retry::jitter());
+        let pause = door.retry.next_pause(attempt, started.elapsed(), asked, retry::jitter());
         match pause.filter(|_| passing) {
-            Some(pause) => {
-                paused += pause;
-                tokio::time::sleep(pause).await;
-            }
+            Some(pause) => tokio::time::sleep(pause).await,
             None => return Err(with_attempts(failure, attempt)),
         }
     }
@@ -192,13 +189,13 @@ async fn error_body(body: Incoming, secret: Option<&Secret>, outcome: &mut Outco
 }
 
 /// Refusals of the request itself are the agent's to read, if they are JSON at all.
-fn own_words(q: &Question<'_>, status: u16, body: &[u8]) -> Option<Reply> {
+fn own_words(status: u16, body: &[u8]) -> Option<Reply> {
     let about_request = (400..500).contains(&status)
         && !retry::is_passing(status)
         && !matches!(status, 401 | 403 | 407);
     let json = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(body).is_ok();
     let unknown_model = status == 404 && provider_words(body).is_none();
-    (about_request && json && !unknown_model && !q.body.is_empty())
+    (about_request && json && !unknown_model)
         .then(|| Reply::Refused { status, body: body.to_vec() })
 }
 

@@ -36,10 +36,10 @@ pub(crate) async fn serve(conn: &mut Conn, door: &DoorState, head: &Head) -> io:
         Operation::Ask(ask) => serve_ask(conn, door, head, ask).await,
         Operation::ListModels => {
             let list = wire::model_list(&model_ids(door)).to_string();
-            json(conn, head, 200, list.as_bytes()).await
+            json(conn, head.keep_alive, 200, list.as_bytes()).await
         }
         Operation::GetModel(id) if model_ids(door).contains(&id.as_str()) => {
-            json(conn, head, 200, wire::model_entry(&id).to_string().as_bytes()).await
+            json(conn, head.keep_alive, 200, wire::model_entry(&id).to_string().as_bytes()).await
         }
         Operation::GetModel(id) => {
             let why = format!("no model named {id:?} is granted to this agent");
@@ -93,17 +93,27 @@ pub(crate) async fn plain(
     Ok(keep_alive)
 }
 
-async fn json(conn: &mut Conn, head: &Head, status: u16, body: &[u8]) -> io::Result<KeepAlive> {
+async fn json(
+    conn: &mut Conn,
+    keep_alive: KeepAlive,
+    status: u16,
+    body: &[u8],
+) -> io::Result<KeepAlive> {
     // Our own answer is final: SDKs honour this field and do not ask three times more.
     let fields = [("content-type", "application/json"), ("x-should-retry", "false")];
-    let bytes = answer(status, &fields, &AnswerBody::Whole(body), head.keep_alive);
+    let bytes = answer(status, &fields, &AnswerBody::Whole(body), keep_alive);
     conn.write(&bytes).await?;
-    Ok(head.keep_alive)
+    Ok(keep_alive)
 }
 
-async fn fail(conn: &mut Conn, head: &Head, ask: Ask, failure: &Failure) -> io::Result<KeepAlive> {
+async fn fail(
+    conn: &mut Conn,
+    keep_alive: KeepAlive,
+    ask: Ask,
+    failure: &Failure,
+) -> io::Result<KeepAlive> {
     let error = ask.wire().error(failure.status, &failure.message).to_string();
-    json(conn, head, failure.status, error.as_bytes()).await
+    json(conn, keep_alive, failure.status, error.as_bytes()).await
 }
 
 async fn serve_ask(
@@ -116,8 +126,7 @@ async fn serve_ask(
         Ok(read) => read,
         Err(failure) => {
             // The rest of the body is still coming, so this connection is of no further use.
-            fail(conn, head, ask, &failure).await?;
-            return Ok(false);
+            return fail(conn, false, ask, &failure).await;
         }
     };
     let chosen = AskBody::parse(body).and_then(|body| {
@@ -125,7 +134,7 @@ async fn serve_ask(
         Ok((body, model))
     });
     match chosen {
-        Err(failure) => fail(conn, head, ask, &failure).await,
+        Err(failure) => fail(conn, head.keep_alive, ask, &failure).await,
         Ok((body, model)) => match &model.backend {
             Backend::Script(script) => play(conn, door, head, ask, model, script, &body).await,
             Backend::Http(endpoint) => {
@@ -171,12 +180,12 @@ async fn read_whole(
 async fn forward(conn: &mut Conn, door: &DoorState, q: &Question<'_>) -> io::Result<KeepAlive> {
     let secret = match call::key_for(door, q) {
         Ok(secret) => secret,
-        Err(failure) => return fail(conn, q.head, q.ask, &failure).await,
+        Err(failure) => return fail(conn, q.head.keep_alive, q.ask, &failure).await,
     };
     let wire = q.ask.wire();
     let intent = call::record_intent(door, q.model, wire.name(), &q.endpoint.host, &q.body).await;
     if let Err(failure) = intent {
-        return fail(conn, q.head, q.ask, &failure).await;
+        return fail(conn, q.head.keep_alive, q.ask, &failure).await;
     }
     let mut outcome = Outcome::new(Arc::clone(&door.scribe), q.model.config.name.clone());
     let asking = call::attempt_all(door, q, secret.as_ref(), &mut outcome);
@@ -188,7 +197,7 @@ async fn forward(conn: &mut Conn, door: &DoorState, q: &Question<'_>) -> io::Res
         Ok(Reply::Refused { status, body }) => {
             outcome.failed(&format!("refused with status {status}"));
             drop(outcome);
-            return json(conn, q.head, status, &body).await;
+            return json(conn, q.head.keep_alive, status, &body).await;
         }
         Ok(Reply::Answer(exchange)) => {
             let (secret, keep_alive) = (secret.as_ref(), q.head.keep_alive);
@@ -203,7 +212,7 @@ async fn forward(conn: &mut Conn, door: &DoorState, q: &Question<'_>) -> io::Res
     outcome.failed(&failure.message);
     // On record before the agent can react to it.
     drop(outcome);
-    fail(conn, q.head, q.ask, &failure).await
+    fail(conn, q.head.keep_alive, q.ask, &failure).await
 }
 
 /// Plays a scripted model over the same path, with the same records.
@@ -218,7 +227,7 @@ async fn play(
 ) -> io::Result<KeepAlive> {
     let host = script.model_name();
     if let Err(failure) = call::record_intent(door, model, "script", &host, body.bytes()).await {
-        return fail(conn, head, ask, &failure).await;
+        return fail(conn, head.keep_alive, ask, &failure).await;
     }
     let mut outcome = Outcome::new(Arc::clone(&door.scribe), model.config.name.clone());
     let performance = match script::perform(script, ask, body.bytes(), body.stream) {
@@ -226,7 +235,7 @@ async fn play(
         Err(why) => {
             outcome.failed(&why);
             drop(outcome);
-            return fail(conn, head, ask, &Failure::new(400, why)).await;
+            return fail(conn, head.keep_alive, ask, &Failure::new(400, why)).await;
         }
     };
     outcome.status = 200;
@@ -243,7 +252,8 @@ async fn play(
     conn.write(&answer(200, &fields, &AnswerBody::Chunks, keep_alive)).await?;
     for event in &performance.events {
         if !performance.delay.is_zero() {
-            tokio::time::sleep(performance.delay).await;
+            let pause = conn.unless_gone(tokio::time::sleep(performance.delay)).await;
+            pause.ok_or(io::ErrorKind::BrokenPipe)?;
         }
         outcome.saw(event.as_bytes());
         conn.write_chunk(event.as_bytes()).await?;

@@ -1,6 +1,8 @@
 //! What differs between the two wire formats: paths, headers, error shapes. Pure.
 
 use model::ModelApi;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 /// A wire format, as the agent speaks it.
@@ -145,13 +147,21 @@ impl Wire {
 
     /// Whether a whole JSON answer is one of this format.
     pub(crate) fn is_answer(self, ask: Ask, body: &[u8]) -> bool {
-        let Ok(Value::Object(map)) = serde_json::from_slice(body) else { return false };
+        let Ok(shape) = serde_json::from_slice::<Shape>(body) else { return false };
         match (self, ask) {
-            (_, Ask::CountTokens { .. }) => map.contains_key("input_tokens"),
-            (Self::Anthropic, _) => map.get("content").is_some_and(Value::is_array),
-            (Self::OpenAi, _) => map.get("choices").is_some_and(Value::is_array),
+            (_, Ask::CountTokens { .. }) => shape.input_tokens.is_some(),
+            (Self::Anthropic, _) => shape.content.is_some(),
+            (Self::OpenAi, _) => shape.choices.is_some(),
         }
     }
+}
+
+/// The outline of a whole answer; takes no memory for what it ignores.
+#[derive(Deserialize)]
+struct Shape {
+    input_tokens: Option<u64>,
+    content: Option<Vec<IgnoredAny>>,
+    choices: Option<Vec<IgnoredAny>>,
 }
 
 fn error_kind(status: u16) -> &'static str {

@@ -10,6 +10,12 @@ use std::time::Duration;
 /// Bytes that count as one token in the scripted model's estimate.
 const BYTES_PER_TOKEN: u64 = 4;
 
+/// Largest request a script is played for: it is taken apart in memory, which costs a multiple.
+const REQUEST_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most characters that one placeholder brings in, so that a huge tool result does not become as
+/// many events.
+const FILLED_CHARS_MAX: usize = 16 * 1024;
+
 /// An answer ready to be sent: whole, or as events.
 pub(crate) struct Performance {
     pub(crate) whole: Option<Vec<u8>>,
@@ -35,6 +41,9 @@ pub(crate) fn perform(
     body: &[u8],
     stream: bool,
 ) -> Result<Performance, String> {
+    if body.len() > REQUEST_BYTES_MAX {
+        return Err(format!("a scripted model takes requests up to {REQUEST_BYTES_MAX} bytes"));
+    }
     let request: Value = serde_json::from_slice(body).map_err(|e| e.to_string())?;
     let input = (body.len() as u64).div_ceil(BYTES_PER_TOKEN);
     let delay = Duration::from_millis(script.delay_ms);
@@ -71,12 +80,20 @@ fn fill(parts: &[Part], now: &Conversation) -> String {
     for part in parts {
         match part {
             Part::Text(text) => out.push_str(text),
-            Part::User => out.push_str(&now.user),
-            Part::Results => out.push_str(&now.results.join("\n")),
-            Part::Result(n) => out.push_str(now.results.get(*n).map_or("", String::as_str)),
+            Part::User => push_cut(&mut out, &now.user),
+            Part::Results => push_cut(&mut out, &now.results.join("\n")),
+            Part::Result(n) => push_cut(&mut out, now.results.get(*n).map_or("", String::as_str)),
         }
     }
     out
+}
+
+fn push_cut(out: &mut String, text: &str) {
+    let mut chars = text.chars();
+    out.extend(chars.by_ref().take(FILLED_CHARS_MAX));
+    if chars.next().is_some() {
+        out.push('…');
+    }
 }
 
 impl Line<'_> {

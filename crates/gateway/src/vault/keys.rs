@@ -31,17 +31,20 @@ pub(super) fn identity_path(dir: &Path) -> PathBuf {
     dir.join("identity")
 }
 
+/// Where systemd puts credentials for a service that has any.
+pub(super) fn credentials_folder() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
+}
+
 /// The private key.
 pub(super) struct Identity(PrivateKey);
 
 impl Identity {
     /// Loads the private key: a systemd credential if there is one, else the vault's own file.
     /// `None` when there is neither.
-    pub(super) fn load(dir: &Path) -> Result<Option<Self>, VaultError> {
-        let credential = std::env::var_os("CREDENTIALS_DIRECTORY")
-            .map(|folder| PathBuf::from(folder).join(CREDENTIAL_NAME));
-        if let Some(path) = credential
-            && let Some(identity) = Self::from_file(&path, false)?
+    pub(super) fn load(dir: &Path, credentials: Option<&Path>) -> Result<Option<Self>, VaultError> {
+        if let Some(folder) = credentials
+            && let Some(identity) = Self::from_file(&folder.join(CREDENTIAL_NAME), false)?
         {
             return Ok(Some(identity));
         }
@@ -91,6 +94,7 @@ impl Identity {
 }
 
 /// The public key.
+#[derive(PartialEq, Eq)]
 pub(super) struct Recipient(pub(super) [u8; KEY_BYTES]);
 
 impl Recipient {

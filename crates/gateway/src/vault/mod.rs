@@ -172,6 +172,7 @@ fn write_file(path: &Path, text: &[u8]) -> Result<(), VaultError> {
 /// The opening side: held by the gateway alone.
 pub struct Vault {
     dir: PathBuf,
+    credentials: Option<PathBuf>,
     identity: Option<Identity>,
 }
 
@@ -181,18 +182,30 @@ impl Vault {
     /// the private one exists (a key delivered as systemd credential).
     ///
     /// # Errors
-    /// When the private key is unreadable, damaged, or readable by others.
+    /// When the private key is unreadable, damaged, readable by others, or not the one that
+    /// secrets are sealed to.
     pub fn open(home: &Path) -> Result<Self, VaultError> {
+        Self::open_with(home, keys::credentials_folder())
+    }
+
+    fn open_with(home: &Path, credentials: Option<PathBuf>) -> Result<Self, VaultError> {
         let dir = vault_dir(home);
-        let identity = Identity::load(&dir)?;
+        let identity = Identity::load(&dir, credentials.as_deref())?;
         if let Some(identity) = &identity {
-            let recipient = keys::recipient_path(&dir);
-            if !recipient.exists() {
-                make_dir(&dir)?;
-                write_file(&recipient, identity.recipient()?.to_text().as_bytes())?;
+            let (path, own) = (keys::recipient_path(&dir), identity.recipient()?);
+            match Recipient::load(&path)? {
+                Some(published) if published == own => {}
+                Some(_) => {
+                    let why = "it does not belong to the private key";
+                    return Err(VaultError::BadKey { path, why });
+                }
+                None => {
+                    make_dir(&dir)?;
+                    write_file(&path, own.to_text().as_bytes())?;
+                }
             }
         }
-        Ok(Self { dir, identity })
+        Ok(Self { dir, credentials, identity })
     }
 
     /// Opens one secret. Reads its file each time, so that a new value serves at once.
@@ -213,7 +226,8 @@ impl Vault {
         let identity = match &self.identity {
             Some(identity) => identity,
             None => {
-                late = Identity::load(&self.dir)?.ok_or_else(|| VaultError::NoIdentity {
+                let found = Identity::load(&self.dir, self.credentials.as_deref())?;
+                late = found.ok_or_else(|| VaultError::NoIdentity {
                     path: keys::identity_path(&self.dir),
                     dir: self.dir.clone(),
                 })?;
@@ -243,7 +257,8 @@ impl Sealer {
         let recipient = match Recipient::load(&path)? {
             Some(recipient) => recipient,
             None => {
-                let identity = match Identity::load(&dir)? {
+                let credentials = keys::credentials_folder();
+                let identity = match Identity::load(&dir, credentials.as_deref())? {
                     Some(identity) => identity,
                     None => Identity::create(&dir)?,
                 };
@@ -332,4 +347,33 @@ fn check_hosts(hosts: &[String]) -> Result<Vec<String>, VaultError> {
         }
     }
     Ok(checked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_systemd_credential_takes_the_place_of_the_key_file() {
+        let home = std::env::temp_dir().join(format!("ncgw-cred-{}", std::process::id()));
+        let credentials = home.join("credentials");
+        let _ = fs::remove_dir_all(&home);
+        let sealer = Sealer::open_or_create(&home).expect("a new vault");
+        let value = || SecretBytes::new(b"test-key-not-real".to_vec());
+        sealer.set("a", value(), &["a.com".into()], 1).expect("sealed");
+        fs::create_dir(&credentials).expect("made");
+        fs::rename(home.join("vault/identity"), credentials.join("nanoclaw-vault")).expect("moved");
+        fs::remove_file(home.join("vault/recipient")).expect("removed");
+        let vault = Vault::open_with(&home, Some(credentials.clone())).expect("opened");
+        assert!(vault.secret("a").is_ok());
+        // The public key was published again, so sealing goes on without the private one.
+        let sealer = Sealer::open_or_create(&home).expect("opened");
+        sealer.set("b", value(), &["a.com".into()], 1).expect("sealed");
+        assert!(vault.secret("b").is_ok() && !home.join("vault/identity").exists());
+        fs::remove_file(home.join("vault/recipient")).expect("removed");
+        Sealer::open_or_create(&home).expect("another key pair");
+        let mixed = Vault::open_with(&home, Some(credentials));
+        assert!(matches!(mixed, Err(VaultError::BadKey { .. })));
+        fs::remove_dir_all(&home).expect("removed");
+    }
 }

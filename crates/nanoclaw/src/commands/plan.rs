@@ -1,6 +1,6 @@
 //! `sandbox plan`: the walls of an agent's sandbox as an ordered list, before anything runs.
 
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Context, Failure, Kind, Result};
 use crate::home::Home;
 use crate::product;
 use crate::sandboxes::{self, Parts};
@@ -21,12 +21,15 @@ pub(crate) fn run(home: &Home, agent: Option<&str>, as_json: bool) -> Result<u8>
         Runtime::Builtin => Command::Builtin(vec!["__agent".into()]),
         Runtime::Command(argv) => Command::Program(argv.clone()),
     };
+    // The door of a real session is there before its plan is made; this one stands in its place.
+    let door = home.door(&session)?;
+    std::fs::write(&door, "").context(door.display())?;
     let spec = sandboxes::spec(Parts {
         session: &session,
         agent: &agent,
         dirs: &dirs,
         workspace: None,
-        door: home.door(&session)?,
+        door: door.clone(),
         command,
         env: std::collections::BTreeMap::new(),
     });
@@ -34,6 +37,7 @@ pub(crate) fn run(home: &Home, agent: Option<&str>, as_json: bool) -> Result<u8>
     let sources = sandbox::check(&spec, &facts)
         .map_err(|e| Failure::new(Kind::Usage, e.cause).remedy(e.remedy))?;
     let plan = sandbox::plan(&spec, &facts, &sources);
+    std::fs::remove_file(&door).context(door.display())?;
     if as_json {
         ui::line(String::from_utf8_lossy(&plan.sha256_input()));
     } else {

@@ -5,14 +5,14 @@ use super::mounts::Root;
 use crate::error::{StartError, StartErrorKind as Kind};
 use crate::step::{Owner, Step};
 use crate::sys;
-use crate::wire::Job;
+use crate::wire::{self, Job, Order};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -24,24 +24,25 @@ pub(super) struct Door {
 }
 
 /// What is built so far.
-pub(super) struct Machine {
+pub(super) struct Machine<'l> {
+    /// To the spawner.
+    line: &'l OwnedFd,
     /// The session's uid on the host in root mode, 0 in plain-user mode.
     identity: u32,
     caller: (u32, u32),
-    groups: Vec<PathBuf>,
     mappings: HashMap<Owner, OwnedFd>,
     root: Option<Root>,
     pub(super) door: Option<Door>,
 }
 
-impl Machine {
-    pub(super) fn new(job: &Job) -> io::Result<Self> {
+impl<'l> Machine<'l> {
+    pub(super) fn new(job: &Job, line: &'l OwnedFd) -> io::Result<Self> {
         rustix::process::umask(rustix::fs::Mode::empty());
         let inherit = |(owner, fd): &(Owner, i32)| Ok((*owner, sys::inherit(*fd)?));
         Ok(Self {
+            line,
             identity: job.identity,
             caller: job.caller,
-            groups: job.groups.clone(),
             mappings: job.mappings.iter().map(inherit).collect::<io::Result<_>>()?,
             root: None,
             door: None,
@@ -69,8 +70,11 @@ impl Machine {
                 let streams = [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()]
                     .map(|fd| fd.try_clone_to_owned());
                 let streams: Vec<OwnedFd> = streams.into_iter().flatten().collect();
-                let terminals: Vec<_> =
-                    streams.iter().map(AsFd::as_fd).filter(|fd| rustix::termios::isatty(fd)).collect();
+                let terminals: Vec<_> = streams
+                    .iter()
+                    .map(AsFd::as_fd)
+                    .filter(|fd| rustix::termios::isatty(fd))
+                    .collect();
                 crate::landlock::restrict(*abi, write, devices, *scopes, &terminals)
                     .map_err(|e| tell(io::Error::other(e)))
             }
@@ -80,18 +84,17 @@ impl Machine {
 
     fn plain(&mut self, step: &Step) -> io::Result<()> {
         match step {
-            Step::JoinGroups { .. } => {
-                self.groups.iter().try_for_each(|file| fs::write(file, "0"))
-            }
+            Step::JoinGroups { .. } => self.join(),
             Step::MapCaller { inside } => super::identity::map_caller(*inside, self.caller),
             Step::PrivateMounts => super::mounts::make_private(),
             Step::Bind(bind) => {
-                let mapping = match bind.owner {
-                    None => None,
-                    Some(owner) => Some(self.mappings.get(&owner).ok_or_else(|| {
-                        io::Error::other("no user namespace maps this owner")
-                    })?),
-                };
+                let mapping =
+                    match bind.owner {
+                        None => None,
+                        Some(owner) => Some(self.mappings.get(&owner).ok_or_else(|| {
+                            io::Error::other("no user namespace maps this owner")
+                        })?),
+                    };
                 let recursive = !bind.strict || self.identity == 0;
                 self.tree()?.bind(bind, mapping, recursive)
             }
@@ -109,16 +112,34 @@ impl Machine {
             Step::ResourceLimit { name, value } => super::identity::limit(name, *value),
             Step::DropCapabilities => super::identity::drop_capabilities(),
             Step::NoNewPrivileges => Ok(rustix::thread::set_no_new_privs(true)?),
-            Step::Seccomp { .. } => sys::load_filter(crate::seccomp::program()),
+            Step::Seccomp { .. } => load_filter(),
             Step::Verify => super::identity::seal(),
             Step::Namespaces { .. } => Ok(()),
             mount => self.tree()?.step(mount),
         }
     }
 
+    /// The spawner makes the groups while this process starts; it says when they are there.
+    fn join(&self) -> io::Result<()> {
+        let mut buffer = vec![0; wire::ORDER_MAX];
+        match wire::receive::<Order>(self.line, &mut buffer)? {
+            Some((Order::Join(files), _)) => files.iter().try_for_each(|f| fs::write(f, "0")),
+            _ => Err(io::Error::other("the spawner named no control group")),
+        }
+    }
+
     fn tree(&self) -> io::Result<&Root> {
         self.root().map_err(|e| io::Error::other(e.cause))
     }
+}
+
+/// Loads the filter that the spawner built: the file is shared, so it is read by position.
+fn load_filter() -> io::Result<()> {
+    let file = fs::File::from(sys::inherit(super::FILTER_FD)?);
+    let size = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+    let mut bytes = vec![0; size];
+    file.read_exact_at(&mut bytes, 0)?;
+    sys::load_filter(&crate::seccomp::decode(&bytes))
 }
 
 fn listen(port: u16) -> io::Result<OwnedFd> {
@@ -152,8 +173,8 @@ fn explain(kind: Kind, step: &Step, e: &io::Error) -> StartError {
     let cause = format!("{step}: {e}");
     let errno = e.raw_os_error();
     let remedy = match (step, errno) {
-        (Step::MapCaller { .. }, _) => crate::doctor::USER_NAMESPACE_REMEDY,
-        (Step::Become { .. }, _) => crate::doctor::USER_NAMESPACE_REMEDY,
+        (Step::MapCaller { .. }, _) => crate::doctor::user_namespace_remedy(),
+        (Step::Become { .. }, _) => crate::doctor::user_namespace_remedy(),
         (Step::Proc, Some(libc::EPERM)) => {
             "the /proc of this container is masked: run it with an unmasked /proc (docker: \
              --security-opt systempaths=unconfined) or run nanoclaw on the host"

@@ -6,8 +6,17 @@ use std::io;
 
 const NAMESPACES: [&str; 7] = ["mnt", "pid", "net", "ipc", "uts", "user", "cgroup"];
 const STATUS: [&str; 11] = [
-    "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Uid", "Gid",
-    "Groups", "NSpid",
+    "CapInh",
+    "CapPrm",
+    "CapEff",
+    "CapBnd",
+    "CapAmb",
+    "NoNewPrivs",
+    "Seccomp",
+    "Uid",
+    "Gid",
+    "Groups",
+    "NSpid",
 ];
 
 /// `net:[4026531840]` is namespace `net` number 4026531840.

@@ -29,8 +29,9 @@ use std::process::ExitCode;
 pub(crate) const JOB_FD: i32 = 3;
 pub(crate) const LINE_FD: i32 = 4;
 pub(crate) const IMAGE_FD: i32 = 5;
+pub(crate) const FILTER_FD: i32 = 6;
 /// The first descriptor of a mapping's user namespace.
-pub(crate) const MAPPING_FD: i32 = 6;
+pub(crate) const MAPPING_FD: i32 = 7;
 
 /// Exit status when the sandbox could not be built; the reason went over the line.
 const EXIT_NOT_BUILT: u8 = 125;
@@ -59,7 +60,7 @@ fn internal(e: io::Error) -> (String, StartError) {
 fn build(line: &OwnedFd) -> Result<run::Ready, (String, StartError)> {
     let image = crate::sys::inherit(IMAGE_FD).map_err(internal)?;
     let job = read_job().map_err(internal)?;
-    let mut machine = execute::Machine::new(&job).map_err(internal)?;
+    let mut machine = execute::Machine::new(&job, line).map_err(internal)?;
     let steps = job.plan.map(|p| p.steps).unwrap_or_default();
     let mut program = None;
     for step in &steps {
@@ -86,11 +87,11 @@ fn read_job() -> io::Result<Job> {
 
 fn measure_and_wait(line: &OwnedFd) -> io::Result<()> {
     wire::send(line, &Word::Measured(measure::measure()?), &[])?;
-    let mut buffer = Vec::new();
+    let mut buffer = vec![0; wire::ORDER_MAX];
     loop {
         match wire::receive::<Order>(line, &mut buffer)? {
             Some((Order::Go, _)) => return Ok(()),
-            Some((Order::Signal(_), _)) => {}
+            Some((Order::Signal(_) | Order::Join(_), _)) => {}
             None => return Err(io::Error::other("the spawner let go")),
         }
     }

@@ -115,6 +115,18 @@ impl Root {
         io::Write::write_all(&mut std::fs::File::from(file), contents)
     }
 
+    /// Makes what a mount goes onto; the directories above it only when they are missing.
+    fn mount_point(&self, path: &str, directory: bool) -> io::Result<()> {
+        let make = || if directory { self.directory(path, 0o755) } else { self.file(path, b"") };
+        match make() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.parents(path)?;
+                make()
+            }
+            made => made,
+        }
+    }
+
     /// Makes the directories above `path`.
     fn parents(&self, path: &str) -> io::Result<()> {
         for (at, _) in path.match_indices('/').skip(1) {
@@ -129,15 +141,15 @@ impl Root {
         mapping: Option<&OwnedFd>,
         recursive: bool,
     ) -> io::Result<()> {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let source = if bind.strict {
-            openat2(CWD, bind.source.as_str(), flags, Mode::empty(), resolve)?
+        let tree = if bind.strict {
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+            let source = openat2(CWD, bind.source.as_str(), flags, Mode::empty(), resolve)?;
+            clone_tree(&source, "", recursive)?
         } else {
-            openat(CWD, bind.source.as_str(), flags, Mode::empty())?
+            clone_tree(CWD, &bind.source, recursive)?
         };
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(&source)?.st_mode);
-        let tree = clone_tree(&source, "", recursive)?;
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&tree)?.st_mode);
         let mut attributes = NO_SUID;
         attributes |= if bind.devices { NO_EXEC } else { NO_DEV };
         if bind.read_only {
@@ -147,12 +159,7 @@ impl Root {
             Some(userns) => sys::map_mount(tree.as_fd(), attributes, userns.as_fd(), recursive)?,
             None => sys::mount_attributes(tree.as_fd(), attributes, recursive)?,
         }
-        self.parents(&bind.target)?;
-        if kind == FileType::Directory {
-            self.directory(&bind.target, 0o755)?;
-        } else {
-            self.file(&bind.target, b"")?;
-        }
+        self.mount_point(&bind.target, kind == FileType::Directory)?;
         self.place(&tree, &bind.target)
     }
 

@@ -32,7 +32,13 @@ struct Pipe {
 
 impl Pipe {
     fn new() -> Self {
-        Self { data: vec![0; BUFFER].into_boxed_slice(), from: 0, to: 0, ended: false, closed: false }
+        Self {
+            data: vec![0; BUFFER].into_boxed_slice(),
+            from: 0,
+            to: 0,
+            ended: false,
+            closed: false,
+        }
     }
 
     fn wants_read(&self) -> bool {
@@ -163,8 +169,7 @@ impl Relay {
             let _ = sockopt::set_tcp_nodelay(&inner, true);
             // A door that is shut closes the connection at once, which the program sees.
             let Some(outer) = self.dial() else { continue };
-            let mut connection =
-                Connection { inner, outer, up: Pipe::new(), down: Pipe::new() };
+            let mut connection = Connection { inner, outer, up: Pipe::new(), down: Pipe::new() };
             if connection.pump() {
                 self.connections.push(connection);
             }

@@ -130,7 +130,7 @@ impl Ready {
         )?;
         sys::replace_streams(null.as_fd())?;
         let mut relay = door.map(|d| Relay::new(d.listener, d.path));
-        let mut buffer = Vec::new();
+        let mut buffer = vec![0; wire::ORDER_MAX];
         loop {
             let mut fds =
                 vec![PollFd::new(line, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
@@ -147,7 +147,7 @@ impl Ready {
                 match wire::receive::<Order>(line, &mut buffer)? {
                     None => return Err(io::Error::other("the spawner is gone")),
                     Some((Order::Signal(signal), _)) => forward(main, signal),
-                    Some((Order::Go, _)) => {}
+                    Some((Order::Go | Order::Join(_), _)) => {}
                 }
             }
             if events.get(1).is_some_and(|e| !e.is_empty())

@@ -2,7 +2,6 @@
 
 use super::{Rule, rules};
 use libc::sock_filter;
-use std::sync::OnceLock;
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
@@ -123,19 +122,44 @@ fn tree(ranges: &[Range]) -> Vec<sock_filter> {
     code
 }
 
-/// The program, built at first use.
-pub(crate) fn program() -> &'static [sock_filter] {
-    static PROGRAM: OnceLock<Vec<sock_filter>> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let mut code = vec![
-            op(LOAD, AT_ARCHITECTURE),
-            jump(JUMP_EQUAL, ARCHITECTURE, 1, 0),
-            op(RETURN, KILL),
-            op(LOAD, AT_NUMBER),
-            jump(JUMP_AT_LEAST, X32_BIT, 0, 1),
-            op(RETURN, KILL),
-        ];
-        code.extend(tree(&ranges()));
-        code
-    })
+/// One instruction as bytes.
+const INSTRUCTION: usize = 8;
+
+/// The program as bytes, for a file that the spawner makes once and every init only reads.
+pub(crate) fn encode(program: &[sock_filter]) -> Vec<u8> {
+    let bytes = |i: &sock_filter| {
+        let mut out = [0; INSTRUCTION];
+        out[..2].copy_from_slice(&i.code.to_le_bytes());
+        out[2..4].copy_from_slice(&[i.jt, i.jf]);
+        out[4..].copy_from_slice(&i.k.to_le_bytes());
+        out
+    };
+    program.iter().flat_map(bytes).collect()
+}
+
+/// The reverse of [`encode`]. What is cut off or changed makes a program that the kernel refuses
+/// or that refuses more; the spawner sealed the file against both.
+pub(crate) fn decode(bytes: &[u8]) -> Vec<sock_filter> {
+    let (instructions, _) = bytes.as_chunks::<INSTRUCTION>();
+    let one = |b: &[u8; INSTRUCTION]| sock_filter {
+        code: u16::from_le_bytes([b[0], b[1]]),
+        jt: b[2],
+        jf: b[3],
+        k: u32::from_le_bytes([b[4], b[5], b[6], b[7]]),
+    };
+    instructions.iter().map(one).collect()
+}
+
+/// The program. Building it allocates much; do it once a process.
+pub(crate) fn program() -> Vec<sock_filter> {
+    let mut code = vec![
+        op(LOAD, AT_ARCHITECTURE),
+        jump(JUMP_EQUAL, ARCHITECTURE, 1, 0),
+        op(RETURN, KILL),
+        op(LOAD, AT_NUMBER),
+        jump(JUMP_AT_LEAST, X32_BIT, 0, 1),
+        op(RETURN, KILL),
+    ];
+    code.extend(tree(&ranges()));
+    code
 }

@@ -15,7 +15,7 @@
 mod build;
 mod table;
 
-pub(crate) use build::program;
+pub(crate) use build::{decode, encode, program};
 
 use libc::c_long;
 

@@ -2,7 +2,7 @@ use super::*;
 
 /// A classic-BPF interpreter for exactly the instructions used here.
 fn decide(arch: u32, number: u32, args: [u64; 6]) -> u32 {
-    let code = program();
+    let code = decode(&encode(&program()));
     let word = |at: u32| match at {
         0 => number,
         4 => arch,

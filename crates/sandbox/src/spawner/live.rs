@@ -47,15 +47,11 @@ pub(super) struct Live {
 
 /// What is taken before the clone and must be given back if it fails.
 struct Taken {
-    group: Option<Group>,
     session_uid: Option<u32>,
 }
 
 impl Taken {
-    fn give_back(mut self, slots: &mut Slots) {
-        if let Some(group) = &mut self.group {
-            group.remove();
-        }
+    fn give_back(self, slots: &mut Slots) {
         if let Some(uid) = self.session_uid {
             slots.give_back(uid);
         }
@@ -73,17 +69,36 @@ impl Live {
         if stdio.len() != 3 {
             return Err(StartError::spawner("the three standard streams did not arrive"));
         }
-        let mut taken = Taken { group: None, session_uid: None };
+        let mut taken = Taken { session_uid: None };
         match Self::try_make(shop, id, spec, stdio, &mut taken) {
             Ok(mut live) => {
-                (live.group, live.session_uid) = (taken.group, taken.session_uid);
-                Ok(live)
+                live.session_uid = taken.session_uid;
+                match live.join(shop, spec) {
+                    Ok(()) => Ok(live),
+                    Err(e) => {
+                        live.kill("it has no control group");
+                        live.bury(&mut shop.slots);
+                        Err(e)
+                    }
+                }
             }
             Err(e) => {
                 taken.give_back(&mut shop.slots);
                 Err(e)
             }
         }
+    }
+
+    /// Makes its control groups while its first process is starting, and tells it.
+    fn join(&mut self, shop: &mut Shop, spec: &SandboxSpec) -> Result<(), StartError> {
+        let Some(parent) = &shop.parent else { return Ok(()) };
+        shop.made += 1;
+        let name = format!("{}-{}", shop.own_name, shop.made);
+        let group = parent.create(&name, &spec.limits).map_err(|e| cgroup(&e))?;
+        let files = self.group.insert(group).join_files();
+        // An init that is gone already is noticed by its pidfd.
+        let _ = wire::send(&self.line, &Order::Join(files), &[]);
+        Ok(())
     }
 
     fn try_make(
@@ -104,22 +119,14 @@ impl Live {
             taken.session_uid = Some(uid);
             own_folders(spec, &mut sources, shop)?;
         }
-        shop.made += 1;
-        let name = format!("{}-{}", shop.own_name, shop.made);
-        if let Some(parent) = &shop.parent {
-            let group = parent.create(&name, &spec.limits).map_err(|e| cgroup(&e))?;
-            taken.group = Some(group);
-        }
         let plan = crate::plan(spec, &shop.facts, &sources);
         let mappings = mappings(shop, &plan, taken.session_uid)?;
         let (line, theirs) = line().map_err(|e| StartError::spawner(e.to_string()))?;
-        let caller =
-            (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        let caller = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
         let job = Job {
             plan: Some(plan.clone()),
             identity: taken.session_uid.unwrap_or(0),
             caller,
-            groups: taken.group.as_ref().map(Group::join_files).unwrap_or_default(),
             mappings: (crate::init::MAPPING_FD..)
                 .zip(&mappings)
                 .map(|(fd, (owner, _))| (*owner, fd))
@@ -127,7 +134,7 @@ impl Live {
         };
         let job = job_file(&job).map_err(|e| StartError::spawner(e.to_string()))?;
         let mut fds: Vec<BorrowedFd<'_>> = stdio.iter().map(AsFd::as_fd).collect();
-        fds.extend([job.as_fd(), theirs.as_fd(), shop.image.as_fd()]);
+        fds.extend([job.as_fd(), theirs.as_fd(), shop.image.as_fd(), shop.filter.as_fd()]);
         fds.extend(mappings.iter().map(|(_, fd)| fd.as_fd()));
         let (pid, pidfd) = clone(shop, &fds)?;
         let demand = Demand {
@@ -159,11 +166,7 @@ impl Live {
     }
 
     /// Reads one word of init; what to tell the client, if anything.
-    pub(super) fn hear(
-        &mut self,
-        buffer: &mut Vec<u8>,
-        host: &[(String, u64)],
-    ) -> Option<Answer> {
+    pub(super) fn hear(&mut self, buffer: &mut Vec<u8>, host: &[(String, u64)]) -> Option<Answer> {
         match wire::receive::<Word>(&self.line, buffer) {
             Ok(Some((Word::Measured(measured), _)))
                 if matches!(self.phase, Phase::Preparing { .. }) =>
@@ -369,7 +372,7 @@ fn mappings(
         {
             let fd = shop.mappings.get(owner, session).map_err(|e| {
                 let cause = format!("no user namespace for an id mapping: {e}");
-                StartError::new(Kind::IdMap, cause, crate::doctor::USER_NAMESPACE_REMEDY)
+                StartError::new(Kind::IdMap, cause, crate::doctor::user_namespace_remedy())
             })?;
             list.push((owner, fd));
         }
@@ -403,7 +406,7 @@ fn clone(shop: &Shop, fds: &[BorrowedFd<'_>]) -> Result<(i32, OwnedFd), StartErr
     let argv = [c"nanoclaw".to_owned(), role];
     sys::clone_exec(flags as u64, shop.image.as_fd(), &argv, fds).map_err(|e| {
         let remedy = match shop.facts.mode {
-            Mode::User => crate::doctor::USER_NAMESPACE_REMEDY,
+            Mode::User => crate::doctor::user_namespace_remedy(),
             Mode::Root => "the kernel refuses namespaces to root: see `nanoclaw doctor`",
         };
         StartError::new(Kind::Namespaces, format!("no new namespaces: {e}"), remedy)

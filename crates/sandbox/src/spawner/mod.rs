@@ -20,7 +20,7 @@ mod watchdog;
 
 use crate::cgroup::Parent;
 use crate::error::{StartError, StartErrorKind};
-use crate::facts::HostFacts;
+use crate::facts::{HostFacts, Mode};
 use crate::report::Outcome;
 use crate::wire::{self, Answer, BoxId, Request};
 use live::Live;
@@ -28,8 +28,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::process::{DumpableBehavior, Signal};
 use std::collections::BTreeMap;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Seek};
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,7 @@ const CONTROL_FD: i32 = 0;
 struct Shop {
     control: OwnedFd,
     image: OwnedFd,
+    filter: OwnedFd,
     facts: HostFacts,
     parent: Option<Parent>,
     slots: slots::Slots,
@@ -63,6 +64,8 @@ pub fn spawner_main() -> ExitCode {
 
 fn serve() -> io::Result<()> {
     let control = crate::sys::inherit(CONTROL_FD)?.try_clone()?;
+    // The lowest free number is standard input's: nothing else may come to stand there.
+    let _ = std::fs::File::open("/dev/null")?.into_raw_fd();
     // Ctrl-C in the terminal is for the client to handle.
     let _ = rustix::process::setsid();
     let end = crate::sys::signal_fd(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])?;
@@ -70,10 +73,17 @@ fn serve() -> io::Result<()> {
     // that died before this line has closed the control socket, which ends the loop as well.
     rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    let image = seal_image()?;
+    let mut exe = std::fs::File::open("/proc/self/exe")?;
+    // Kernels before 6.3 do not know the flag that asks for an executable one.
+    let image = seal("nanoclaw", &mut exe, MemfdFlags::EXEC).or_else(|_| {
+        exe.rewind()?;
+        seal("nanoclaw", &mut exe, MemfdFlags::empty())
+    })?;
+    let filter = crate::seccomp::encode(&crate::seccomp::program());
     let mut shop = Shop {
         control,
         image,
+        filter: seal("filter", &mut &*filter, MemfdFlags::empty())?,
         facts: HostFacts::gather(Vec::new()),
         parent: Parent::find(),
         slots: slots::Slots::new(),
@@ -116,15 +126,11 @@ pub fn sweep() {
     }
 }
 
-/// A copy of the own executable that nobody can change any more.
-fn seal_image() -> io::Result<OwnedFd> {
-    let mut from = std::fs::File::open("/proc/self/exe")?;
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    // Kernels before 6.3 do not know the flag that asks for an executable one.
-    let fd = rustix::fs::memfd_create("nanoclaw", flags | MemfdFlags::EXEC)
-        .or_else(|_| rustix::fs::memfd_create("nanoclaw", flags))?;
-    let mut to = std::fs::File::from(fd);
-    io::copy(&mut from, &mut to)?;
+/// A copy that nobody can change any more.
+fn seal(name: &str, from: &mut impl io::Read, kind: MemfdFlags) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | kind;
+    let mut to = std::fs::File::from(rustix::fs::memfd_create(name, flags)?);
+    io::copy(from, &mut to)?;
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     rustix::fs::fcntl_add_seals(&to, seals)?;
     Ok(to.into())
@@ -237,6 +243,10 @@ impl Shop {
                     Err(error) => self.answer(&Answer::Failed { id, error }),
                 }
             }
+            Request::TryNamespaces => {
+                let namespaces = try_namespaces(self.facts.mode);
+                self.answer(&Answer::Tried { namespaces });
+            }
             Request::Start { id } => {
                 if let Some(live) = boxes.get_mut(&id) {
                     live.go();
@@ -271,6 +281,26 @@ impl Shop {
     fn answer(&self, answer: &Answer) {
         let _ = wire::send(self.control.as_fd(), answer, &[]);
     }
+}
+
+/// Each kind of namespace, made once by a child that ends at once.
+fn try_namespaces(mode: Mode) -> Vec<(String, Option<String>)> {
+    let kinds = [
+        ("mount", libc::CLONE_NEWNS),
+        ("PID", libc::CLONE_NEWPID),
+        ("network", libc::CLONE_NEWNET),
+        ("IPC", libc::CLONE_NEWIPC),
+        ("UTS", libc::CLONE_NEWUTS),
+        ("user", libc::CLONE_NEWUSER),
+        ("cgroup", libc::CLONE_NEWCGROUP),
+    ];
+    let with = if mode == Mode::User { libc::CLONE_NEWUSER } else { 0 };
+    let attempt = |flags| match crate::sys::fork_into(flags) {
+        Err(e) => Some(e.to_string()),
+        Ok(None) => std::process::exit(0),
+        Ok(Some((pid, _))) => crate::sys::reap(pid, true).err().map(|e| e.to_string()),
+    };
+    kinds.into_iter().map(|(name, flag)| (name.to_owned(), attempt(flag | with))).collect()
 }
 
 /// How long preparing may take; it takes milliseconds, and seconds on a machine that swaps.

@@ -133,7 +133,11 @@ pub(super) fn limits(
         ("cpu", format!("{} thousandths of a CPU", l.cpu_milli.value), {
             by(ladder.cpu, "nothing: no control group is available")
         }),
-        ("pids", format!("{}", l.pids.value), by(ladder.pids, "RLIMIT_NPROC in the user namespace")),
+        (
+            "pids",
+            format!("{}", l.pids.value),
+            by(ladder.pids, "RLIMIT_NPROC in the user namespace"),
+        ),
         ("tmp", format!("{} bytes", l.tmp_bytes), "tmpfs size".to_owned()),
     ];
     for (name, asked) in [("fsize", l.file_bytes), ("nofile", l.open_files), ("core", 0)] {

@@ -7,6 +7,7 @@
 //! 3. No function here decides anything; policy stands in the callers.
 #![allow(unsafe_code)]
 
+pub mod attempt;
 mod process;
 mod security;
 
@@ -20,25 +21,15 @@ pub(crate) use security::{
 };
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 /// Takes over an inherited descriptor. Call once for each number; a closed one is an error.
 pub(crate) fn inherit(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: F_GETFD reads a flag and touches no memory.
-    if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    // SAFETY: F_SETFD changes a flag and touches no memory; it fails for a closed descriptor.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) }.into())?;
     // SAFETY: the descriptor is open (checked) and, by this function's contract, owned by no one
     // else in this freshly executed process.
-    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
-    set_cloexec(&owned)?;
-    Ok(owned)
-}
-
-fn set_cloexec(fd: &OwnedFd) -> io::Result<()> {
-    // SAFETY: F_SETFD changes a flag of an open descriptor and touches no memory.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) }.into())?;
-    Ok(())
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Turns the C convention into a result.

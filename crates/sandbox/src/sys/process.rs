@@ -149,14 +149,7 @@ unsafe fn execveat(
     let flags = libc::AT_EMPTY_PATH;
     // SAFETY: by the contract above; the empty path is a static C string.
     unsafe {
-        libc::syscall(
-            libc::SYS_execveat,
-            fd,
-            c"".as_ptr(),
-            argv.as_ptr(),
-            envp.as_ptr(),
-            flags,
-        );
+        libc::syscall(libc::SYS_execveat, fd, c"".as_ptr(), argv.as_ptr(), envp.as_ptr(), flags);
     }
     io::Error::last_os_error()
 }
@@ -252,5 +245,8 @@ pub(crate) fn reap(pid: i32, block: bool) -> io::Result<Option<Reaped>> {
 }
 
 fn duration(t: libc::timeval) -> Duration {
-    Duration::new(u64::try_from(t.tv_sec).unwrap_or(0), u32::try_from(t.tv_usec).unwrap_or(0) * 1000)
+    Duration::new(
+        u64::try_from(t.tv_sec).unwrap_or(0),
+        u32::try_from(t.tv_usec).unwrap_or(0) * 1000,
+    )
 }

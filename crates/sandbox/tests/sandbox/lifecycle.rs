@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_prepared_sandbox_can_wait", warm),
     ("daemons_inside_die_with_the_program", daemons),
     ("nothing_is_left_behind", leftovers),
+    ("doctor_tries_everything", doctor),
     ("many_threads_can_use_one_spawner", threads),
 ];
 
@@ -102,7 +103,9 @@ fn orphan(_: &Lab) {
     assert!(soon(|| gone(spawner)), "spawner {spawner} survived");
     assert!(group == 0 || soon(|| groups().len() < group), "its cgroups are left");
     let dirs = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
-    for dir in dirs.filter(|d| d.file_name().to_string_lossy() == format!("nanoclaw-hold-{}", client.id())) {
+    for dir in
+        dirs.filter(|d| d.file_name().to_string_lossy() == format!("nanoclaw-hold-{}", client.id()))
+    {
         std::fs::remove_dir_all(dir.path()).unwrap();
     }
 }
@@ -202,4 +205,16 @@ fn threads(lab: &Lab) {
     let other = Spawner::launch(SpawnerOptions::default()).unwrap();
     drop(other);
     assert_eq!(lab.out("echo still"), "still\n");
+}
+
+fn doctor(lab: &Lab) {
+    let checks = nanoclaw_sandbox::inspect();
+    let find = |name: &str| checks.iter().find(|c| c.name == name).unwrap();
+    for name in ["mount namespace", "user namespace", "landlock", "seccomp", "whole sandbox"] {
+        assert_eq!(find(name).status, nanoclaw_sandbox::Status::Ok, "{checks:?}");
+    }
+    let memory = find("memory limit");
+    let hard = lab.spawner.facts().ladder.memory != nanoclaw_sandbox::Rung::Fallback;
+    assert_eq!(memory.status == nanoclaw_sandbox::Status::Ok, hard);
+    assert_eq!(memory.remedy.is_empty(), hard);
 }

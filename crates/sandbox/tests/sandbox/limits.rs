@@ -41,7 +41,11 @@ fn memory(lab: &Lab) {
     let usage = done.ended.usage;
     if lab.spawner.facts().ladder.memory == Rung::Fallback {
         // Each child meets RLIMIT_DATA, or the watchdog kills all.
-        assert!(matches!(done.ended.outcome, Outcome::Exited(0) | Outcome::Killed(_)), "{done_:?}", done_ = done.ended);
+        assert!(
+            matches!(done.ended.outcome, Outcome::Exited(0) | Outcome::Killed(_)),
+            "{done_:?}",
+            done_ = done.ended
+        );
     } else {
         assert!(usage.oom_kills > 0, "{usage:?}");
         assert!(usage.peak_memory_bytes <= 64 << 20, "{usage:?}");

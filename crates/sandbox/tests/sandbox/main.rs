@@ -7,8 +7,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod lab;
-mod limits;
 mod lifecycle;
+mod limits;
 mod programs;
 mod walls;
 

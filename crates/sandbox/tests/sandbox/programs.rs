@@ -71,11 +71,27 @@ fn sealed(lab: &Lab) {
 
 fn tools(lab: &Lab) {
     let cases = [
-        ("python3", "python3 -uc 'import threading,subprocess,ssl,sqlite3;t=threading.Thread(target=print,args=(6*7,));t.start();t.join();subprocess.run([\"echo\",\"sub\"])'", "42\nsub\n"),
+        (
+            "python3",
+            "python3 -uc 'import threading,subprocess,ssl,sqlite3;t=threading.Thread(target=print,args=(6*7,));t.start();t.join();subprocess.run([\"echo\",\"sub\"])'",
+            "42\nsub\n",
+        ),
         ("bash", "bash -c 'a=(1 2 3); echo ${#a[@]}; cat <(echo x)'", "3\nx\n"),
-        ("git", "git init -q r && cd r && echo a > f && git add f && git -c user.name=a -c user.email=a@example.org commit -qm one && git log --oneline | wc -l", "1\n"),
-        ("node", "node -e 'const {Worker}=require(\"worker_threads\");const c=require(\"child_process\");console.log(process.getuid(),c.execSync(\"echo n\").toString().trim());new Worker(\"console.log(7)\",{eval:true})'", "1000 n\n7\n"),
-        ("gcc", "printf '#include <stdio.h>\\nint main(){puts(\"c\");}' > a.c && gcc a.c -o a && ./a", "c\n"),
+        (
+            "git",
+            "git init -q r && cd r && echo a > f && git add f && git -c user.name=a -c user.email=a@example.org commit -qm one && git log --oneline | wc -l",
+            "1\n",
+        ),
+        (
+            "node",
+            "node -e 'const {Worker}=require(\"worker_threads\");const c=require(\"child_process\");console.log(process.getuid(),c.execSync(\"echo n\").toString().trim());new Worker(\"console.log(7)\",{eval:true})'",
+            "1000 n\n7\n",
+        ),
+        (
+            "gcc",
+            "printf '#include <stdio.h>\\nint main(){puts(\"c\");}' > a.c && gcc a.c -o a && ./a",
+            "c\n",
+        ),
     ];
     for (tool, script, want) in cases {
         let script_found = format!("command -v {tool}");
@@ -96,10 +112,8 @@ fn pty(lab: &Lab) {
     let name = ptsname(&master, Vec::new()).unwrap();
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
     let slave = rustix::fs::open(&name, flags, rustix::fs::Mode::empty()).unwrap();
-    let spec = lab.sh(
-        "test -t 0 && echo tty; echo direct > /dev/tty; echo again > /dev/stdout; \
-         python3 -c 'import fcntl;fcntl.ioctl(0,0x5412,b\"x\")' 2>&1 | grep -o 'Errno 1'",
-    );
+    let spec = lab.sh("test -t 0 && echo tty; echo direct > /dev/tty; echo again > /dev/stdout; \
+         python3 -c 'import fcntl;fcntl.ioctl(0,0x5412,b\"x\")' 2>&1 | grep -o 'Errno 1'");
     let stdio = Stdio::terminal(slave).unwrap();
     let sandbox = lab.spawner.prepare(&spec, stdio).unwrap().start().unwrap();
     let mut text = Vec::new();

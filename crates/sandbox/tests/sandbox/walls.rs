@@ -31,7 +31,10 @@ fn files(lab: &Lab) {
     for part in ["boot", "root ", "sys ", "opt", "shadow", "hosts.allow", "srv"] {
         assert!(!out.contains(part), "{part} in {out}");
     }
-    assert_eq!(lab.out("cat /etc/machine-id; hostname"), "00000000000000000000000000000001\nsandbox\n");
+    assert_eq!(
+        lab.out("cat /etc/machine-id; hostname"),
+        "00000000000000000000000000000001\nsandbox\n"
+    );
     // Leftovers of the host's root would show in the mount table.
     let table = lab.out("cat /proc/self/mountinfo");
     assert!(!table.contains("oldroot") && table.lines().any(|l| l.contains(" / / ro")), "{table}");
@@ -44,14 +47,18 @@ fn writable(lab: &Lab) {
          (echo x > $d/f) 2>/dev/null && echo yes $d; done; \
          (echo 1 > /proc/sys/kernel/hostname) 2>/dev/null && echo yes hostname; true";
     assert_eq!(lab.out(script), "");
-    let mut spec = lab.sh("head -c 20000000 /dev/zero > /tmp/big; head -c 20000000 /dev/zero > /dev/shm/big; true");
+    let mut spec = lab.sh(
+        "head -c 20000000 /dev/zero > /tmp/big; head -c 20000000 /dev/zero > /dev/shm/big; true",
+    );
     spec.limits.tmp_bytes = 10 << 20;
     let done = lab.run(&spec);
     assert!(done.err.contains("No space left"), "{}", done.err);
 }
 
 fn processes(lab: &Lab) {
-    let out = lab.out("ls -d /proc/[0-9]* | wc -l; echo $$; cat /proc/1/maps 2>&1; ls /proc/1/fd 2>&1; true");
+    let out = lab.out(
+        "ls -d /proc/[0-9]* | wc -l; echo $$; cat /proc/1/maps 2>&1; ls /proc/1/fd 2>&1; true",
+    );
     let lines: Vec<&str> = out.lines().collect();
     assert!(lines[0].parse::<u32>().unwrap() <= 4, "{out}");
     assert_eq!(lines[1], "2", "{out}");
@@ -80,7 +87,8 @@ fn privileges(lab: &Lab) {
     for line in out.lines().filter(|l| l.starts_with("Cap")) {
         assert!(line.ends_with("0000000000000000"), "{line}");
     }
-    for want in ["NoNewPrivs:\t1", "Seccomp:\t2", "Uid:\t1000\t1000\t1000\t1000", "\n1000\n0\n0\n"] {
+    for want in ["NoNewPrivs:\t1", "Seccomp:\t2", "Uid:\t1000\t1000\t1000\t1000", "\n1000\n0\n0\n"]
+    {
         assert!(out.contains(want), "{want} in {out}");
     }
     if lab.root() {
@@ -237,7 +245,8 @@ fn refused(lab: &Lab) {
     for (source, target, kind) in cases {
         let mut spec = lab.sh("true");
         let target = Path::new(target).to_path_buf();
-        spec.mounts = vec![Mount { source: source.clone(), target: target.clone(), access: Access::Read }];
+        spec.mounts =
+            vec![Mount { source: source.clone(), target: target.clone(), access: Access::Read }];
         let error = lab.refused(&spec);
         assert_eq!(error.kind, StartErrorKind::Spec(kind), "{source:?} at {target:?}: {error}");
         assert!(!error.remedy.is_empty());

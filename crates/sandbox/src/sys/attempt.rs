@@ -1,0 +1,40 @@
+//! Acts that the walls must refuse, as safe calls: what probes try from inside.
+
+use super::check;
+use std::io;
+
+/// Attaches to a process as a debugger would, and lets go again at once.
+///
+/// # Errors
+/// With the kernel's answer when it refuses (ptrace(2)).
+pub fn ptrace_attach(pid: i32) -> io::Result<()> {
+    let none = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: PTRACE_SEIZE takes a pid and no memory of ours.
+    check(unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, none) })?;
+    // SAFETY: as above; detaching ends what seizing began, whatever it answers.
+    unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, none, none) };
+    Ok(())
+}
+
+/// Makes a user namespace, in which the caller would have every capability.
+///
+/// # Errors
+/// With the kernel's answer when it refuses (unshare(2)).
+pub fn new_user_namespace() -> io::Result<()> {
+    super::unshare(libc::CLONE_NEWUSER)
+}
+
+/// Sets up an `io_uring`, whose operations no system-call filter sees.
+///
+/// # Errors
+/// With the kernel's answer when it refuses (io_uring_setup(2)).
+pub fn io_uring() -> io::Result<()> {
+    // `struct io_uring_params` has 120 bytes (linux/io_uring.h); zero means all defaults.
+    let mut parameters = [0_u64; 15];
+    // SAFETY: the kernel reads and writes at most the 120 bytes of the buffer.
+    let fd =
+        check(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1_u32, parameters.as_mut_ptr()) })?;
+    // SAFETY: the descriptor was made just now and is closed once.
+    unsafe { libc::close(i32::try_from(fd).unwrap_or(-1)) };
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! The plan as people see it, and what its hash depends on.
+#![allow(clippy::unwrap_used)]
+
+use model::{
+    Access, AgentName, Command, DoorSpec, Limits, Mount, Network, RootFs, SandboxSpec, SessionId,
+    Workspace,
+};
+use nanoclaw_sandbox::{HostEntry, HostFacts, Ladder, Mode, Owner, Rung, Sources, plan};
+use std::path::PathBuf;
+
+fn facts(mode: Mode) -> HostFacts {
+    HostFacts {
+        mode,
+        root: vec![HostEntry::Link("/bin".into(), "usr/bin".into())],
+        etc: vec![HostEntry::Tree("/etc/alternatives".into())],
+        proc_masks: vec![("/proc/kcore".into(), false)],
+        proc_read_only: vec!["/proc/sys".into()],
+        binary: Some("/usr/bin/nanoclaw".into()),
+        landlock_abi: 7,
+        ladder: match mode {
+            Mode::Root => Ladder { memory: Rung::V1, cpu: Rung::V1, pids: Rung::V1 },
+            Mode::User => Ladder::NONE,
+        },
+        homes: vec!["/home/u".into()],
+        private: vec!["/var/lib/nanoclaw".into()],
+    }
+}
+
+fn spec() -> SandboxSpec {
+    SandboxSpec {
+        session: SessionId::parse("s1").unwrap(),
+        agent: AgentName::parse("triage").unwrap(),
+        rootfs: RootFs::HostUsr,
+        workspace: Workspace::User("/home/u/project".into()),
+        home: "/state/home".into(),
+        mounts: vec![Mount {
+            source: "/srv/notes".into(),
+            target: "/mnt/notes".into(),
+            access: Access::Read,
+        }],
+        network: Network::Door(DoorSpec { socket: "/state/door".into(), port: 8080 }),
+        env: [("HOME".to_owned(), "/home/agent".to_owned())].into(),
+        command: Command::Program(vec!["bash".into(), "-l".into()]),
+        cwd: "/workspace".into(),
+        limits: Limits::default(),
+    }
+}
+
+fn sources() -> Sources {
+    let owner = Owner { uid: 1001, gid: 1001 };
+    ["/home/u/project", "/state/home", "/srv/notes", "/state/door"]
+        .map(|p| (PathBuf::from(p), owner))
+        .into()
+}
+
+#[test]
+fn printed_plan_of_root_mode() {
+    let text = plan(&spec(), &facts(Mode::Root), &sources()).to_string();
+    assert_eq!(text, include_str!("snapshots/plan-root.txt"), "{text}");
+}
+
+#[test]
+fn printed_plan_of_user_mode() {
+    let text = plan(&spec(), &facts(Mode::User), &sources()).to_string();
+    assert_eq!(text, include_str!("snapshots/plan-user.txt"), "{text}");
+}
+
+#[test]
+fn the_hash_input_follows_the_spec_and_nothing_else() {
+    let facts = facts(Mode::Root);
+    let input = |spec: &SandboxSpec| plan(spec, &facts, &sources()).sha256_input();
+    assert_eq!(input(&spec()), input(&spec()));
+    let mut changed = spec();
+    changed.env.insert("HOME".into(), "/elsewhere".into());
+    assert_ne!(input(&spec()), input(&changed));
+    let back: nanoclaw_sandbox::Plan = serde_json::from_slice(&input(&spec())).unwrap();
+    assert_eq!(back, plan(&spec(), &facts, &sources()));
+}
