@@ -80,7 +80,8 @@ pub(crate) fn run(scene: &Scene<'_>, name: &str, input: &Value) -> Outcome {
         );
     }
     let args = Args { map };
-    let result = match name {
+    let offered = specs().iter().any(|spec| spec.name == name);
+    let result = match if offered { name } else { "" } {
         "bash" => bash::run(scene, &args),
         "read_file" => file::read(scene, &args),
         "write_file" => file::write(scene, &args),

@@ -57,7 +57,7 @@ pub const CATALOGUE: &[Probe] = &[
     probe("mount", Isolation, "mount a file system", "no capability, seccomp (EPERM)"),
     probe("namespace", Isolation, "make a user namespace to gain capabilities", "seccomp (EPERM)"),
     probe("ptrace", Isolation, "take over another process with ptrace", "seccomp (EPERM)"),
-    probe("init-memory", Isolation, "read the memory of the sandbox's init", "not dumpable (EACCES)"),
+    probe("init-memory", Isolation, "read the memory of the sandbox's init", "hidden and not dumpable"),
     probe("io-uring", Isolation, "go round the filter with io_uring", "seccomp (ENOSYS)"),
     probe("fork-bomb", Isolation, "start processes without end", "process limit (EAGAIN)"),
     probe("fill-memory", Isolation, "fill the memory", "memory limit (killed or ENOMEM)"),

@@ -78,15 +78,33 @@ fn refused<T>(call: &str, result: io::Result<T>) -> Outcome {
 }
 
 fn plain(error: &io::Error) -> String {
-    error.raw_os_error().map_or_else(
-        || error.to_string(),
-        |code| format!("{:?} ({})", rustix::io::Errno::from_raw_os_error(code), words(error)),
-    )
+    let text = error.to_string();
+    let words = text.split(" (os error").next().unwrap_or_default();
+    match error.raw_os_error() {
+        Some(code) => format!("{} ({words})", errno_name(code)),
+        None => words.to_owned(),
+    }
 }
 
-fn words(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_owned()
+/// Names of the answers that walls give (errno(3)); others go by their number.
+fn errno_name(code: i32) -> String {
+    use rustix::io::Errno;
+    let known = [
+        (Errno::PERM, "EPERM"),
+        (Errno::NOENT, "ENOENT"),
+        (Errno::SRCH, "ESRCH"),
+        (Errno::AGAIN, "EAGAIN"),
+        (Errno::NOMEM, "ENOMEM"),
+        (Errno::ACCESS, "EACCES"),
+        (Errno::NODEV, "ENODEV"),
+        (Errno::ROFS, "EROFS"),
+        (Errno::NOSYS, "ENOSYS"),
+        (Errno::NETUNREACH, "ENETUNREACH"),
+        (Errno::CONNREFUSED, "ECONNREFUSED"),
+        (Errno::TIMEDOUT, "ETIMEDOUT"),
+    ];
+    let found = known.iter().find(|(errno, _)| errno.raw_os_error() == code);
+    found.map_or_else(|| format!("errno {code}"), |(_, name)| (*name).to_owned())
 }
 
 fn read_file(path: &Path) -> Outcome {
@@ -191,7 +209,7 @@ fn touch_memory(args: &Args) -> Outcome {
     while held.len() * MEMORY_STEP < goal {
         let mut piece = Vec::new();
         if piece.try_reserve_exact(MEMORY_STEP).is_err() {
-            let mib = held.len() * MEMORY_STEP >> 20;
+            let mib = (held.len() * MEMORY_STEP) >> 20;
             return (true, format!("allocation after {mib} MiB: ENOMEM (Out of memory)"));
         }
         piece.resize(MEMORY_STEP, 0xA5);

@@ -301,8 +301,7 @@ impl Link {
         late: bool,
     ) -> Result<TurnDone, Failure> {
         match result {
-            Ok(done) if late => {
-                drop(done);
+            Ok(_) if late => {
                 let limit = policy::format_duration(self.limit);
                 Err(fail(format!("The turn took longer than its limit of {limit} and was stopped.")))
             }

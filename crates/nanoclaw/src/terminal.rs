@@ -13,7 +13,7 @@ pub(crate) struct Restore(Termios);
 impl Drop for Restore {
     fn drop(&mut self) {
         // The terminal may be gone; then there is nothing to restore.
-        drop(tcsetattr(std::io::stdin(), OptionalActions::Flush, &self.0));
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Flush, &self.0);
     }
 }
 

@@ -394,7 +394,8 @@ impl Sandbox {
 
 /// The three standard streams a program gets; it gets no other descriptor. When stdin is a
 /// terminal it becomes the program's controlling terminal: pass the slave of a pty of your own,
-/// never the user's terminal itself.
+/// never the user's terminal itself. In root mode it becomes the session uid's, for else
+/// `/dev/stdout` could not be opened inside.
 #[derive(Debug)]
 pub struct Stdio {
     /// Descriptor 0.

@@ -7,7 +7,14 @@ use std::sync::OnceLock;
 /// The tools, in the order the model sees them.
 pub(crate) fn specs() -> &'static [ToolSpec] {
     static SPECS: OnceLock<Vec<ToolSpec>> = OnceLock::new();
-    SPECS.get_or_init(build)
+    SPECS.get_or_init(|| {
+        // Which tools this agent is offered. Set once, before the first turn, by whoever started
+        // it; the walls are the kernel's, this only spares the model useless attempts.
+        let offered = std::env::var("NANOCLAW_TOOLS").unwrap_or_default();
+        let mut specs = build();
+        specs.retain(|spec| offered.is_empty() || offered.split(',').any(|n| n == spec.name));
+        specs
+    })
 }
 
 fn object(properties: Value, required: &[&str]) -> Value {

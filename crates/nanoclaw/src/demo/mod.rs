@@ -27,7 +27,7 @@ use stage::Stage;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use store::{Owner, Store};
 
 /// The demo's installation lives apart from the person's own, below it.
@@ -37,6 +37,7 @@ const NAME: &str = "demo";
 
 /// Runs `demo`; exit code 6 when a forbidden act succeeded.
 pub(crate) fn run(home: &Home, args: &DemoArgs) -> Result<u8> {
+    with_canary_variable()?;
     let started = Instant::now();
     let report_kind = args.report.as_deref().map(ReportKind::of).transpose()?;
     let home = Home::open(Some(&home.path().join(FOLDER)))?;
@@ -50,7 +51,7 @@ pub(crate) fn run(home: &Home, args: &DemoArgs) -> Result<u8> {
     let (acts, walls) = play.misuse(&talk, &stage)?;
     let limits = walls.limits;
     play.close();
-    let log = verified(&home)?;
+    let log = verified(&home, acts.last().map_or(0, |a| a.record))?;
     let untouched = stage.untouched() && stage.visits() == 0;
     let passed = untouched && log.verified && acts.iter().all(|a| a.held);
     let report = Report {
@@ -123,9 +124,38 @@ fn write_files(home: &Home, stage: &Stage, key: String) -> Result<()> {
     std::fs::write(&path, agent).context(path.display())
 }
 
-fn verified(home: &Home) -> Result<Log> {
-    let found = audit::verify::verify_dir(&home.audit(), None);
-    let report = found.map_err(|f| Failure::new(Kind::Audit, format!("the log: {f}")))?;
+/// The demo's own process must have a variable that the sandbox must not have. It starts itself
+/// anew with it, for a running process cannot safely change its environment.
+fn with_canary_variable() -> Result<()> {
+    if std::env::var_os(stage::HOST_VARIABLE).is_some() {
+        return Ok(());
+    }
+    use std::os::unix::process::CommandExt;
+    let error = std::process::Command::new("/proc/self/exe")
+        .args(std::env::args_os().skip(1))
+        .env(stage::HOST_VARIABLE, "not for the sandbox")
+        .exec();
+    Err(Failure::other(format!("the demo cannot start itself anew: {error}")))
+}
+
+/// How long the recorder may take to sign the last records after its last client has gone.
+const SIGNED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Verifies the log once its signed head covers record `last`.
+fn verified(home: &Home, last: u64) -> Result<Log> {
+    let begun = Instant::now();
+    let report = loop {
+        let found = audit::verify::verify_dir(&home.audit(), None);
+        let report = found.map_err(|f| Failure::new(Kind::Audit, format!("the log: {f}")))?;
+        if report.records > last && report.unsigned_records == 0 {
+            break report;
+        }
+        if begun.elapsed() > SIGNED_WITHIN {
+            let cause = format!("records from {} on were never signed", report.records);
+            return Err(Failure::new(Kind::Audit, cause));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
     Ok(Log {
         folder: home.audit().display().to_string(),
         records: report.records,

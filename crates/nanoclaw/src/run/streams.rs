@@ -127,6 +127,6 @@ fn copy(mut from: impl Read, mut to: impl Write) {
 pub(super) fn copy_window(master: &File) {
     if let Ok(size) = tcgetwinsize(io::stdout()) {
         // A size that cannot be set is a cosmetic matter.
-        drop(tcsetwinsize(master, size));
+        let _ = tcsetwinsize(master, size);
     }
 }

@@ -47,8 +47,8 @@ const IOCTLS: &[u32] = &[0x5412, 0x541c, 0x5423];
 const PERSONALITIES: &[u32] = &[0, 0xffff_ffff];
 /// AF_UNIX for socketpair.
 const PAIRS: &[u32] = &[1];
-/// `PR_SET_PTRACER`, `PR_SET_MM`, `PR_SET_DUMPABLE`'s neighbours that reach beyond the caller:
-/// MM lets a process pose as another; TSC and MCE policies are nobody's business inside.
+/// `PR_SET_MM` lets a process pose as another, `PR_MCE_KILL` and `PR_SET_TSC` change what the
+/// machine does, `PR_SET_PTRACER` opens a process to another.
 const PRCTLS: &[u32] = &[35, 33, 26, 0x5961_6d61];
 
 /// Calls allowed only with some arguments.

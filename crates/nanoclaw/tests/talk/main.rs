@@ -1,0 +1,1 @@
+//! `chat` through the real binary.
