@@ -137,14 +137,17 @@ impl Chat {
             text: text.to_owned(),
             agent: self.agent.clone(),
         };
-        self.engine.submit(&incoming).map(|s| s.message).map_err(Failure::other)
+        let submitted = self.engine.submit(&incoming).map_err(Failure::other)?;
+        self.screen.received(&submitted.message);
+        Ok(submitted.message)
     }
 
     /// One message, one reply.
     fn once(&mut self, text: &str) -> Result<u8> {
-        self.session()?;
+        let (session, created) = self.session()?;
         self.say_scripted();
         self.redeliver()?;
+        self.engine.warm(&session, &self.agent, !created);
         let message = self.submit(text)?;
         let outcome = self.follow(&message, false)?;
         Ok(if outcome == "done" { 0 } else { 1 })
@@ -248,7 +251,9 @@ impl Chat {
         if !created {
             self.engine.archive(&session).map_err(Failure::other)?;
         }
-        self.session().map(drop)
+        let (session, created) = self.session()?;
+        self.engine.warm(&session, &self.agent, !created);
+        Ok(())
     }
 
     fn greet(&self, session: &SessionId, created: bool) -> Result<()> {

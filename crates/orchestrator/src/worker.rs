@@ -73,6 +73,7 @@ pub(crate) fn start(
             taken: None,
             done: TurnDone::default(),
             failure: None,
+            came_back: true,
             cancel: slot,
         };
         worker.run(&woken);
@@ -97,6 +98,8 @@ struct Worker {
     taken: Option<Taken>,
     done: TurnDone,
     failure: Option<Failure>,
+    /// Nothing was taken yet: whoever came back is reason enough to try a kept message at once.
+    came_back: bool,
     cancel: CancelSlot,
 }
 
@@ -196,8 +199,10 @@ impl Worker {
     fn take(&mut self) -> bool {
         let now_ms = self.shared.world.now_ms();
         let turn = TurnId::mint(now_ms, self.shared.world.random());
+        // Its time to wait belongs to a worker that is gone, and with it whoever would wake it.
+        let due_ms = if std::mem::take(&mut self.came_back) { u64::MAX } else { now_ms };
         let mut store = self.shared.store();
-        let taken = store.next_queued(&self.session, now_ms).and_then(|next| match next {
+        let taken = store.next_queued(&self.session, due_ms).and_then(|next| match next {
             Some(message) => store.start_turn(&turn, &message.id, now_ms).map(|()| Some(message)),
             None => Ok(None),
         });

@@ -31,6 +31,14 @@ impl Screen {
         }
     }
 
+    /// The message is committed. People need not be told; programs may measure from here.
+    pub(super) fn received(&self, message: &MessageId) {
+        if self.json {
+            ui::line(json!({"event": "received", "message": message}).to_string());
+            ui::flush();
+        }
+    }
+
     /// An earlier exchange.
     pub(super) fn past(&self, text: &str, reply: &str) {
         self.notice(&format!("you> {}\n  … {}", brief(text, BRIEF), brief(reply, BRIEF)));

@@ -1,1 +1,30 @@
-//! The command line through the real binary.
+//! The command line as people meet it: every test starts the real binary, in an installation of
+//! its own, and looks only at what comes out: streams, exit codes, files, processes, the log.
+//!
+//! ```text
+//! Lab (home, person, binary) ─► nanoclaw … ─► Ran (code, stdout, stderr) ─► assertions, snapshots
+//! ```
+//!
+//! 1. Tests listed in `both!` run twice: as whoever runs the tests, and, started as root, as an
+//!    ordinary user through setpriv(1).
+//! 2. No program runs longer than [`lab::WATCHDOG`]; then it is killed and the test fails.
+//! 3. Nothing but 127.0.0.1 is reached, and only processes started here are ended.
+
+// A test says what went wrong by panicking.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[macro_use]
+mod lab;
+mod audit;
+mod binary;
+mod crash;
+mod folders;
+mod langchain;
+mod limits;
+mod network;
+mod plain_user;
+mod run;
+mod secret;
+mod side_by_side;
+mod snapshots;
+mod terminal;
