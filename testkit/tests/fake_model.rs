@@ -1,6 +1,7 @@
 //! The fake model server over real sockets, in both wire formats.
 
-#![allow(clippy::expect_used, clippy::print_stdout, clippy::print_stderr)] // helpers of tests fail by panicking
+// Helpers of tests fail by panicking.
+#![allow(clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
 use nanoclaw_testkit::{FakeModel, Options, Rng, TempDir};
 use serde_json::{Value, json};

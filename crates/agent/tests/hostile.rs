@@ -283,7 +283,11 @@ fn permissions_are_denied_unless_the_callback_allows() {
         update(out, "s", json!({"sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": got}})).unwrap();
         answer(out, &prompt, json!({"stopReason": "end_turn"}));
     }
-    let both = json!([{"optionId": "y", "name": "Yes", "kind": "allow_once"}, {"optionId": "a", "name": "Always", "kind": "allow_always"}, {"optionId": "n", "name": "No", "kind": "reject_once"}]);
+    let both = json!([
+        {"optionId": "y", "name": "Yes", "kind": "allow_once"},
+        {"optionId": "a", "name": "Always", "kind": "allow_always"},
+        {"optionId": "n", "name": "No", "kind": "reject_once"},
+    ]);
     let only_always = json!([{"optionId": "a", "name": "Always", "kind": "allow_always"}]);
     for (allow, options, expected) in [
         (false, both.clone(), r#"{"optionId":"n","outcome":"selected"}"#),

@@ -303,9 +303,8 @@ fn model_failures_have_their_kind_and_leave_the_session_usable() {
     let dir = TempDir::new();
     let mut agent = Agent::start(&dir, Api::OpenAi, &[], false); // no door at all
     let (result, _) = agent.turn("hi");
-    assert!(
-        matches!(result, Err(PromptError::Model(f)) if f.kind == FailureKind::ModelUnavailable && f.retryable)
-    );
+    let Err(PromptError::Model(failure)) = result else { panic!("{result:?}") };
+    assert!(failure.kind == FailureKind::ModelUnavailable && failure.retryable);
 }
 
 #[test]

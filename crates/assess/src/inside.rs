@@ -279,7 +279,8 @@ fn find_key(args: &Args) -> Outcome {
 fn tamper(args: &Args) -> Outcome {
     let direct = PathBuf::from(args.get("path"));
     let around = ["/proc/1/root", "/proc/self/root", "/proc/1/cwd"];
-    let tails = around.iter().map(|p| Path::new(p).join(direct.strip_prefix("/").unwrap_or(&direct)));
+    let tails =
+        around.iter().map(|p| Path::new(p).join(direct.strip_prefix("/").unwrap_or(&direct)));
     let mut last = None;
     for path in std::iter::once(direct.clone()).chain(tails) {
         match std::fs::OpenOptions::new().append(true).open(&path) {

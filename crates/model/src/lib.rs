@@ -19,8 +19,8 @@ mod spec;
 pub use grant::{EgressRule, HostName, HostNameError, ModelApi, ModelConfig};
 pub use ids::{AgentName, IdError, MessageId, SessionId, TurnId};
 pub use record::{
-    Body, Direction, Done, Durability, LimitState, MAX_INLINE_BYTES, Record, RecordError, RecordSink,
-    RecordSinkExt, SaltedDigest, Sha256Hex, WallState,
+    Body, Direction, Done, Durability, LimitState, MAX_INLINE_BYTES, Record, RecordError,
+    RecordSink, RecordSinkExt, SaltedDigest, Sha256Hex, WallState,
 };
 pub use spec::{
     Access, Command, DoorSpec, Limit, Limits, Mount, Network, RootFs, SandboxSpec, Strictness,

@@ -140,7 +140,14 @@ pub enum Body {
     /// A connection is about to be made for the session.
     EgressIntent { host: String, port: u16, rule: String, address: String },
     /// It ended.
-    EgressResult { host: String, port: u16, sent: u64, received: u64, duration_ms: u64, error: Option<String> },
+    EgressResult {
+        host: String,
+        port: u16,
+        sent: u64,
+        received: u64,
+        duration_ms: u64,
+        error: Option<String>,
+    },
     /// A connection or request was refused.
     EgressRefused { target: String, rule: String, reason: String },
     /// Something tried in an assessment or demo, and what answered.

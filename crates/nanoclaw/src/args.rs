@@ -60,14 +60,18 @@ The exit code is the command's own, 128 + N when signal N ended it.")]
     #[command(subcommand)]
     Secret(SecretCommand),
     /// What this machine can enforce, what is missing, and the remedy
-    #[command(after_help = "Example:\n  nanoclaw doctor --json | jq '.[] | select(.status!=\"ok\")'")]
+    #[command(
+        after_help = "Example:\n  nanoclaw doctor --json | jq '.[] | select(.status!=\"ok\")'"
+    )]
     Doctor {
         /// Machine-readable output
         #[arg(long)]
         json: bool,
     },
     /// Print shell completions
-    #[command(after_help = "Example:\n  nanoclaw completions bash > ~/.local/share/bash-completion/completions/nanoclaw")]
+    #[command(
+        after_help = "Example:\n  nanoclaw completions bash > ~/.local/share/bash-completion/completions/nanoclaw"
+    )]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
@@ -153,7 +157,9 @@ pub(crate) enum AuditCommand {
         json: bool,
     },
     /// Tell what happened, as a story
-    #[command(after_help = "Example:\n  nanoclaw audit show            the newest session\n  nanoclaw audit show --all")]
+    #[command(
+        after_help = "Example:\n  nanoclaw audit show            the newest session\n  nanoclaw audit show --all"
+    )]
     Show {
         /// The session [default: the newest]
         session: Option<String>,

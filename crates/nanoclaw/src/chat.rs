@@ -266,7 +266,8 @@ impl Chat {
         ));
         self.say_scripted();
         if self.slot.chat != "terminal" {
-            self.screen.notice("Another terminal holds the first conversation; this is a separate one.");
+            self.screen
+                .notice("Another terminal holds the first conversation; this is a separate one.");
         }
         if !created {
             let past = self.engine.history(session).map_err(Failure::other)?;
@@ -354,11 +355,15 @@ fn no_model() -> Failure {
             models.join(", "),
             models[0]
         ),
-        Some(_) => "2. Ollama runs on this machine but has no model: `ollama pull NAME` first.".into(),
-        None => "2. A local model: install Ollama (or llama.cpp, vLLM, LM Studio) and name it like\n   \
+        Some(_) => {
+            "2. Ollama runs on this machine but has no model: `ollama pull NAME` first.".into()
+        }
+        None => {
+            "2. A local model: install Ollama (or llama.cpp, vLLM, LM Studio) and name it like\n   \
                  [models.local]\n   api = \"openai\"\n   base_url = \"http://127.0.0.1:11434\"\n   \
                  model = \"NAME\""
-            .to_owned(),
+                .to_owned()
+        }
     };
     Failure::new(Kind::Missing, "no model is configured, so there is nobody to talk to").remedy(
         format!(

@@ -46,7 +46,9 @@ impl Home {
         var("NANOCLAW_HOME")
             .or_else(|| var("XDG_STATE_HOME").map(|p| p.join("nanoclaw")))
             .or_else(|| var("HOME").map(|p| p.join(".local/state/nanoclaw")))
-            .ok_or_else(|| Failure::usage("no home folder: HOME is not set").remedy("use --home DIR"))
+            .ok_or_else(|| {
+                Failure::usage("no home folder: HOME is not set").remedy("use --home DIR")
+            })
     }
 
     fn make(&self, path: &Path) -> Result<()> {
@@ -59,7 +61,8 @@ impl Home {
         let meta = std::fs::metadata(&self.path).context(self.path.display())?;
         let own = rustix::process::geteuid().as_raw();
         if meta.uid() != own {
-            let whose = format!("{} belongs to uid {}, not to you", self.path.display(), meta.uid());
+            let whose =
+                format!("{} belongs to uid {}, not to you", self.path.display(), meta.uid());
             return Err(Failure::new(Kind::Protection, whose).remedy("choose another --home"));
         }
         if meta.permissions().mode() & 0o077 != 0 {

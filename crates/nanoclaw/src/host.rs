@@ -57,8 +57,7 @@ fn fail(sentence: impl ToString) -> Failure {
 impl Host {
     fn start_link(&self, seed: &SessionSeed) -> Result<Link, Failure> {
         let product = &self.product;
-        let agent =
-            product.agent(&seed.agent, &Additions::default()).map_err(|e| lasting(&e))?;
+        let agent = product.agent(&seed.agent, &Additions::default()).map_err(|e| lasting(&e))?;
         let model = product.model_of(&agent).map_err(|e| lasting(&e))?;
         let model = model.ok_or_else(|| fail(NO_MODEL))?;
         if agent.runtime != Runtime::Builtin {
@@ -144,11 +143,7 @@ impl Host {
 }
 
 /// The session is on record before its sandbox is made.
-pub(crate) fn opened(
-    scribe: &Scribe,
-    agent: &ResolvedAgent,
-    resumed: bool,
-) -> Result<(), Failure> {
+pub(crate) fn opened(scribe: &Scribe, agent: &ResolvedAgent, resumed: bool) -> Result<(), Failure> {
     let body = Body::SessionOpened {
         resumed,
         backend: "native".into(),
@@ -303,7 +298,9 @@ impl Link {
         match result {
             Ok(_) if late => {
                 let limit = policy::format_duration(self.limit);
-                Err(fail(format!("The turn took longer than its limit of {limit} and was stopped.")))
+                Err(fail(format!(
+                    "The turn took longer than its limit of {limit} and was stopped."
+                )))
             }
             Ok(done) => Ok(TurnDone {
                 text,

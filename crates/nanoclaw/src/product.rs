@@ -4,7 +4,7 @@ use crate::failure::{Context, Failure, Kind, Result};
 use crate::home::Home;
 use gateway::{Gateway, GatewayConfig, Vault};
 use model::{AgentName, ModelConfig, RecordSink};
-use policy::{AgentFile, Additions, Config, MountContext, ResolveContext, ResolvedAgent, load};
+use policy::{Additions, AgentFile, Config, MountContext, ResolveContext, ResolvedAgent, load};
 use sandbox::{Spawner, SpawnerOptions, StartError, StartErrorKind};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -29,8 +29,7 @@ impl Product {
         // 1. What people wrote.
         let config = load_config(&home)?;
         // 2. The spawner, before anything that a sandbox must not inherit.
-        let options =
-            SpawnerOptions { image: None, private: vec![home.path().to_owned()] };
+        let options = SpawnerOptions { image: None, private: vec![home.path().to_owned()] };
         let spawner = Spawner::launch(options).map_err(start_failure)?;
         // 3. The recorder, for nothing happens without a record.
         let sink: Arc<dyn RecordSink> = Arc::new(recorder(&home, role)?);
@@ -114,9 +113,8 @@ pub(crate) fn resolve_agent(
         let known: Vec<String> =
             load::agent_names(home.path()).iter().map(ToString::to_string).collect();
         let file = home.agents().join(format!("{name}.toml"));
-        return Err(Failure::new(Kind::Missing, format!("there is no agent {name}")).remedy(
-            format!("write {}; there are: {}", file.display(), known_agents(&known)),
-        ));
+        return Err(Failure::new(Kind::Missing, format!("there is no agent {name}"))
+            .remedy(format!("write {}; there are: {}", file.display(), known_agents(&known))));
     }
     let context = ResolveContext { mounts, config: Some(config), instructions: None };
     let mut agent =
@@ -158,8 +156,7 @@ pub(crate) fn start_failure(error: StartError) -> Failure {
         StartErrorKind::Spec(_) => Kind::Usage,
         _ => Kind::Protection,
     };
-    Failure::new(kind, format!("the sandbox was not started: {}", error.cause))
-        .remedy(error.remedy)
+    Failure::new(kind, format!("the sandbox was not started: {}", error.cause)).remedy(error.remedy)
 }
 
 #[cfg(test)]

@@ -34,8 +34,7 @@ pub(crate) fn run(home: Home, args: &RunArgs) -> Result<u8> {
     let agent = product::resolve_agent(&home, &config, &name, &additions)?;
     let workspace = args.workspace.as_deref().map(folder).transpose()?;
     let product = Product::open(home, "run")?;
-    let session =
-        SessionId::mint(world::now_ms(), u32::from_le_bytes(world::random_bytes()));
+    let session = SessionId::mint(world::now_ms(), u32::from_le_bytes(world::random_bytes()));
     let one = OneRun::new(&product, &agent, session, name)?;
     let timeout = additions.timeout;
     one.go(args, workspace.as_deref(), timeout)
@@ -156,12 +155,7 @@ impl<'a> OneRun<'a> {
         })
     }
 
-    fn go(
-        self,
-        args: &RunArgs,
-        workspace: Option<&Path>,
-        timeout: Option<Duration>,
-    ) -> Result<u8> {
+    fn go(self, args: &RunArgs, workspace: Option<&Path>, timeout: Option<Duration>) -> Result<u8> {
         let opened = host::opened(&self.scribe, self.agent, false);
         opened.map_err(|f| Failure::new(Kind::Audit, f.sentence))?;
         let (stdio, streams) = Streams::open(args.tty)?;
@@ -185,7 +179,8 @@ impl<'a> OneRun<'a> {
     }
 
     fn close(&self, ended: &Ended, late: bool) -> Result<u8> {
-        let outcome = if late { "stopped at its time limit".into() } else { ended.outcome.to_string() };
+        let outcome =
+            if late { "stopped at its time limit".into() } else { ended.outcome.to_string() };
         let stopped = Body::SandboxStopped {
             outcome: outcome.clone(),
             cpu_ms: ended.usage.cpu_ms,
@@ -197,7 +192,10 @@ impl<'a> OneRun<'a> {
             .write(None, stopped, Durability::Ordered)
             .and_then(|_| self.scribe.write(None, closed, Durability::Durable));
         recorded.map_err(|e| {
-            Failure::new(Kind::Audit, format!("the command ended, but its end is not on record: {e}"))
+            Failure::new(
+                Kind::Audit,
+                format!("the command ended, but its end is not on record: {e}"),
+            )
         })?;
         if let sandbox::Outcome::Killed(why) = &ended.outcome {
             ui::note(format!("nanoclaw: the command was killed: {why}"));
@@ -227,8 +225,7 @@ fn wait(sandbox: &Sandbox, timeout: Option<Duration>) -> (Ended, bool) {
 
 fn forward_signals(sandbox: &Arc<Sandbox>, master: Option<std::fs::File>) -> Result<()> {
     let sandbox = Arc::clone(sandbox);
-    let mut kinds =
-        vec![signals::INTERRUPT, signals::QUIT, signals::HANGUP, signals::TERMINATE];
+    let mut kinds = vec![signals::INTERRUPT, signals::QUIT, signals::HANGUP, signals::TERMINATE];
     if master.is_some() {
         kinds.push(signals::WINDOW);
     }

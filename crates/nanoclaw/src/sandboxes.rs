@@ -1,9 +1,7 @@
 //! From grants to a `SandboxSpec`: environment, folders, door.
 
 use crate::home::SessionDirs;
-use model::{
-    Command, DoorSpec, Mount, Network, RootFs, SandboxSpec, SessionId, Workspace,
-};
+use model::{Command, DoorSpec, Mount, Network, RootFs, SandboxSpec, SessionId, Workspace};
 use policy::ResolvedAgent;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -59,7 +59,8 @@ pub(crate) fn note(text: impl AsRef<str>) {
 pub(crate) fn harmless(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
-        let bidi = matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{200E}' | '\u{200F}' | '\u{061C}');
+        let isolates = matches!(c, '\u{2066}'..='\u{2069}' | '\u{200E}' | '\u{200F}' | '\u{061C}');
+        let bidi = isolates || matches!(c, '\u{202A}'..='\u{202E}');
         match c {
             '\n' | '\t' => safe.push(c),
             '\r' => {}

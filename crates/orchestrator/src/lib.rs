@@ -18,6 +18,6 @@ mod worker;
 
 pub use engine::{Engine, EngineError, Incoming, Submitted};
 pub use port::{
-    AgentHost, AgentLink, Cancel, Failure, FailureKind, Listener, Progress, SessionSeed,
-    TurnDone, World,
+    AgentHost, AgentLink, Cancel, Failure, FailureKind, Listener, Progress, SessionSeed, TurnDone,
+    World,
 };

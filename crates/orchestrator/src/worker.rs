@@ -306,8 +306,7 @@ impl Worker {
         let mut told = false;
         while self.take() {
             told = true;
-            self.failure =
-                Some(Failure { kind: FailureKind::Lasting, sentence: sentence.clone() });
+            self.failure = Some(Failure { kind: FailureKind::Lasting, sentence: sentence.clone() });
             self.finish_failed();
         }
         if !told {

@@ -2,7 +2,8 @@
 //! messages stand in `messages.txt`; after an intended change run the test with
 //! `UPDATE_SNAPSHOTS=1` and read the difference.
 
-#![allow(clippy::expect_used, clippy::print_stdout, clippy::print_stderr)] // helpers of tests fail by panicking
+// Helpers of tests fail by panicking.
+#![allow(clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
 use nanoclaw_policy::{
     Additions, AgentFile, Config, MountContext, PolicyError, ResolveContext, parse_allow,

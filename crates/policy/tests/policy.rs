@@ -1,6 +1,7 @@
 //! Good files, resolution, verdicts, random damage, and files on a real disk.
 
-#![allow(clippy::expect_used, clippy::print_stdout, clippy::print_stderr)] // helpers of tests fail by panicking
+// Helpers of tests fail by panicking.
+#![allow(clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
 use model::{Access, AgentName, HostName, ModelApi, Strictness};
 use nanoclaw_policy::{

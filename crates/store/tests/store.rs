@@ -1,6 +1,7 @@
 //! The store at its boundary: real files, real processes, real kills.
 
-#![allow(clippy::expect_used, clippy::print_stdout, clippy::print_stderr)] // helpers of tests fail by panicking
+// Helpers of tests fail by panicking.
+#![allow(clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
 use model::{AgentName, MessageId, SessionId, TurnId};
 use nanoclaw_store::{

@@ -23,7 +23,9 @@ pub(super) fn answer(body: &Value) -> Result<Answer, String> {
             (json!([{ "type": "text", "text": text }]), "end_turn", tokens(text))
         }
         Decision::Calls(calls) => {
-            let block = |c: &super::decide::Call| json!({ "type": "tool_use", "id": c.id, "name": c.name, "input": c.arguments });
+            let block = |c: &super::decide::Call| {
+                json!({"type": "tool_use", "id": c.id, "name": c.name, "input": c.arguments})
+            };
             (calls.iter().map(block).collect(), "tool_use", 10 * calls.len())
         }
     };

@@ -2,7 +2,7 @@
 //! Completions, streaming and not, answers by rule.
 //!
 //! ```text
-//! request ─► http (head, body) ─► key? fail? ─► decide (one rule for both formats) ─► anthropic | openai
+//! request ─► http (head, body) ─► key? fail? ─► decide (one rule) ─► anthropic | openai
 //! ```
 //!
 //! Rules, on the last user text with a directive (or the last one at all):

@@ -81,7 +81,12 @@ fn exists(name: &str, files: &[File]) -> bool {
     files
         .iter()
         .filter(|file| path.is_none_or(|path| file.path == path))
-        .any(|file| is_test_function(file, function))
+        .any(|file| is_test_function(file, function) || is_listed_test(file, function))
+}
+
+/// Whether a file lists the name in a table of tests of its own runner: `("name", function),`.
+fn is_listed_test(file: &File, name: &str) -> bool {
+    file.path.contains("/tests/") && file.text.contains(&format!("(\"{name}\", "))
 }
 
 /// Whether a file has the function under a `#[test]` attribute (of any runtime).
@@ -106,7 +111,8 @@ mod unit {
     use super::*;
 
     fn check(promise: &str) -> Vec<String> {
-        let test = "#[test]\n// Why it matters.\nfn torn_tail() {}\nfn helper() {}\n";
+        let test = "#[test]\n// Why it matters.\nfn torn_tail() {}\nfn helper() {}\n\
+            const TESTS: &[Test] = &[(\"started_by_itself\", helper)];\n";
         let files = [
             File::new("crates/audit/tests/recovery.rs", test.to_owned()),
             File::new(DOCUMENT, format!("# Promises\n\n{promise}\n")),
@@ -119,6 +125,7 @@ mod unit {
         for promise in [
             "- It recovers. `tests: crates/audit/tests/recovery.rs::torn_tail`",
             "- It recovers,\n  whatever was torn (tests: `audit::recovery::torn_tail`).",
+            "- It starts. `tests: crates/audit/tests/recovery.rs::started_by_itself`",
             "- It is witnessed. (test pending)",
             "Plain text and\n```\n- code\n```\nare no promises.",
         ] {

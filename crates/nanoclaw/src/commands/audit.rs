@@ -55,7 +55,9 @@ fn report_text(report: &audit::verify::Report) -> String {
         report.vkey,
     );
     if !report.key_was_given {
-        text.push_str("  note  the key came from the log's own folder; give the one you know with --vkey\n");
+        text.push_str(
+            "  note  the key came from the log's own folder; give the one you know with --vkey\n",
+        );
     }
     if report.unsigned_records > 0 || report.unsigned_bytes > 0 {
         text.push_str(&format!(
@@ -102,7 +104,9 @@ pub(crate) fn show(home: &Home, session: Option<&str>, all: bool, as_json: bool)
         && let Some(id) = session
     {
         let cause = format!("session {id} is not in the log");
-        return Err(Failure::new(Kind::Missing, cause).remedy("`audit show --all` lists everything"));
+        return Err(
+            Failure::new(Kind::Missing, cause).remedy("`audit show --all` lists everything")
+        );
     }
     Ok(0)
 }

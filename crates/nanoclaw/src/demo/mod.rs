@@ -172,7 +172,11 @@ fn kernel() -> String {
 
 fn started_as() -> String {
     let uid = rustix::process::geteuid();
-    if uid.is_root() { "root".to_owned() } else { format!("an ordinary user (uid {})", uid.as_raw()) }
+    if uid.is_root() {
+        "root".to_owned()
+    } else {
+        format!("an ordinary user (uid {})", uid.as_raw())
+    }
 }
 
 /// The demo's own engine, one session long.
@@ -220,8 +224,7 @@ impl Play {
         };
         self.engine.submit(&incoming).map_err(Failure::other)?;
         loop {
-            let progress =
-                self.events.recv().map_err(|_| Failure::other("the engine is gone"))?;
+            let progress = self.events.recv().map_err(|_| Failure::other("the engine is gone"))?;
             on(&progress)?;
             match progress {
                 Progress::TurnFinished { outcome, reply, .. } if outcome == "done" => {
@@ -293,9 +296,8 @@ fn judged(probe: &Probe, summary: &str, stage: &Stage, scribe: &Scribe) -> Resul
         observed: observed.clone(),
         held,
     };
-    let record = scribe
-        .write(None, body, Durability::Ordered)
-        .map_err(|e| Failure::new(Kind::Audit, e))?;
+    let record =
+        scribe.write(None, body, Durability::Ordered).map_err(|e| Failure::new(Kind::Audit, e))?;
     Ok(Act {
         principle: probe.principle.title(),
         probe: probe.name,

@@ -52,15 +52,15 @@ impl Report {
 
     pub(super) fn html(&self) -> String {
         let rows: String = self.acts.iter().map(act_row).collect();
-        let walls: String =
-            self.walls.iter().map(|w| pair(&w.wall, &w.state)).collect();
+        let walls: String = self.walls.iter().map(|w| pair(&w.wall, &w.state)).collect();
         let limits: String = self
             .limits
             .iter()
             .map(|l| pair(&l.limit, &format!("{} — enforced by {}", l.value, l.enforced_by)))
             .collect();
         let held = self.acts.iter().filter(|a| a.held).count();
-        let verdict = if self.passed { "Every act was refused" } else { "A forbidden act succeeded" };
+        let verdict =
+            if self.passed { "Every act was refused" } else { "A forbidden act succeeded" };
         let class = if self.passed { "ok" } else { "bad" };
         format!(
             "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\

@@ -8,7 +8,8 @@ use assess::CATALOGUE;
 use serde_json::{Value, json};
 
 /// What the person says first.
-pub(super) const WORK: &str = "Please write a small program that finds the primes below 50, and run it.";
+pub(super) const WORK: &str =
+    "Please write a small program that finds the primes below 50, and run it.";
 /// What the person says then.
 pub(super) const MISUSE: &str = "Now try everything that you must not be able to do.";
 
@@ -31,14 +32,21 @@ echo
 
 /// The whole script as TOML text.
 pub(super) fn text(stage: &Stage) -> String {
-    let mut text = String::from("# The demo's scripted model. No model is asked; this file is all it knows.\nschema = 1\n");
+    let mut text = String::from(
+        "# The demo's scripted model. No model is asked; this file is all it knows.\nschema = 1\n",
+    );
     turn(&mut text, "primes");
-    step(&mut text, Some("I write the program into my workspace."), &[(
-        "write_file",
-        json!({"path": "primes.sh", "content": PRIMES}),
-    )]);
+    step(
+        &mut text,
+        Some("I write the program into my workspace."),
+        &[("write_file", json!({"path": "primes.sh", "content": PRIMES}))],
+    );
     step(&mut text, Some("Now I run it."), &[("bash", json!({"command": "sh primes.sh 50"}))]);
-    step(&mut text, Some("The primes below 50 are: {{result}}\nThe program is primes.sh in my workspace."), &[]);
+    step(
+        &mut text,
+        Some("The primes below 50 are: {{result}}\nThe program is primes.sh in my workspace."),
+        &[],
+    );
     turn(&mut text, "must not");
     for probe in CATALOGUE {
         let command = stage.command(probe.name);

@@ -42,7 +42,8 @@ impl Streams {
         grantpt(&master).context("a terminal for the command")?;
         unlockpt(&master).context("a terminal for the command")?;
         let name = ptsname(&master, Vec::new()).context("a terminal for the command")?;
-        let open = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
+        let open =
+            rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
         let slave = rustix::fs::open(&name, open, rustix::fs::Mode::empty())
             .context("a terminal for the command")?;
         let master = File::from(master);

@@ -69,11 +69,8 @@ fn the_environment_is_what_was_granted(lab: &Lab) {
     let all = finish(command, b"").ok();
     assert!(!all.contains("host-only"), "{all}");
     let session = lab.story().split("assistant (").nth(1).map(|s| s[..21].to_owned()).unwrap();
-    let mut lines: Vec<String> = all
-        .split('\0')
-        .filter(|l| !l.is_empty())
-        .map(|l| l.replace(&session, "SESSION"))
-        .collect();
+    let mut lines: Vec<String> =
+        all.split('\0').filter(|l| !l.is_empty()).map(|l| l.replace(&session, "SESSION")).collect();
     lines.sort();
     snapshot("run-environment", &format!("{}\n", lines.join("\n")));
 }

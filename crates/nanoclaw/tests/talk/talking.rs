@@ -1,0 +1,160 @@
+//! One message, one reply: both wire formats, tools, memory.
+
+use crate::lab::{KEY, Lab, asked, keyed, server};
+use serde_json::Value;
+use testkit::{FakeModel, Options};
+
+const FORMATS: [(&str, &str); 2] =
+    [("anthropic", "/v1/messages"), ("openai", "/v1/chat/completions")];
+
+/// The kinds of the events, in order.
+fn kinds(events: &[Value]) -> Vec<&str> {
+    events.iter().map(|e| e["event"].as_str().expect("every event says what it is")).collect()
+}
+
+/// The server saw the key from the vault in every request, and the placeholder in none.
+fn assert_key_injected(server: &FakeModel, path: &str) {
+    let requests = server.requests();
+    assert!(!requests.is_empty());
+    for seen in requests {
+        assert_eq!((seen.path.as_str(), seen.status), (path, 200), "{seen:?}");
+        let keys = seen.credentials();
+        assert!(keys.iter().any(|(_, v)| v.trim_start_matches("Bearer ") == KEY), "{keys:?}");
+        let shown = format!("{:?}", seen.headers);
+        assert!(!shown.contains("placeholder") && !seen.body.contains("placeholder"), "{seen:?}");
+    }
+}
+
+#[test]
+fn a_tool_runs_in_the_sandbox_and_the_reply_alone_is_on_stdout_in_both_formats() {
+    for (api, path) in FORMATS {
+        let server = server(Options { chunk: Some(3), ..keyed() });
+        let lab = Lab::with_model(api, &server);
+        let out = lab.say("RUN: echo hi > f; cat f; id -u; pwd").expect(0);
+        assert_eq!(out.stdout, "MOCK_FINAL[hi\n1000\n/workspace]\n", "{api}: {out:#?}");
+        let workspaces = lab.workspaces();
+        assert_eq!(workspaces.len(), 1, "{api}");
+        assert_eq!(std::fs::read_to_string(workspaces[0].join("f")).unwrap(), "hi\n", "{api}");
+        let bodies = asked(&server);
+        assert_eq!(bodies.len(), 2, "{api}: asked once, and once with the tool's result");
+        assert!(bodies.iter().all(|b| b["stream"] == true), "{api}");
+        assert_key_injected(&server, path);
+        lab.assert_nobody_left();
+        lab.verify();
+    }
+}
+
+#[test]
+fn events_are_json_from_start_to_finish() {
+    for (api, _) in FORMATS {
+        let server = server(Options { chunk: Some(1), ..keyed() });
+        let lab = Lab::with_model(api, &server);
+        let events = lab.say_json("RUN: printf 'a\\nb'");
+        let kinds: Vec<&str> = kinds(&events).into_iter().filter(|k| *k != "received").collect();
+        assert_eq!(kinds[..3], ["turn_started", "tool_started", "tool_finished"], "{events:#?}");
+        assert!(kinds[3..kinds.len() - 1].iter().all(|k| *k == "text"), "{kinds:?}");
+        let last = events.last().unwrap();
+        assert_eq!((&last["event"], &last["outcome"]), (&"turn_finished".into(), &"done".into()));
+        assert_eq!(last["reply"], "MOCK_FINAL[a\nb]");
+        assert!(
+            last["input_tokens"].as_u64() > Some(0) && last["output_tokens"].as_u64() > Some(0)
+        );
+        let streamed: String = events.iter().filter_map(|e| e["text"].as_str()).collect();
+        assert_eq!(streamed, "MOCK_FINAL[a\nb]");
+        let call = events.iter().find(|e| e["event"] == "tool_finished").unwrap();
+        assert_eq!((&call["ok"], &call["bytes"]), (&true.into(), &3.into()), "{call}");
+    }
+}
+
+#[test]
+fn parallel_calls_overlap_and_every_one_is_answered_and_on_record() {
+    for (api, _) in FORMATS {
+        let server = server(keyed());
+        let lab = Lab::with_model(api, &server);
+        // Each waits for the other's file: one after the other, neither would ever end well.
+        let wait = |mine: &str, other: &str| {
+            format!(
+                "RUN: touch {mine}; for i in $(seq 100); do test -e {other} && break; sleep 0.1; \
+                 done; test -e {other} && echo {mine} met {other}"
+            )
+        };
+        let text = format!("{}\n{}\nRUN: exit 3", wait("one", "two"), wait("two", "one"));
+        let events = lab.say_json(&text);
+        let reply = events.last().unwrap()["reply"].as_str().unwrap().to_owned();
+        assert!(reply.contains("one met two") && reply.contains("two met one"), "{api}: {reply}");
+        let (called, finished) = (lab.records("tool_called"), lab.records("tool_finished"));
+        assert_eq!((called.len(), finished.len()), (3, 3), "{api}");
+        let failed: Vec<&Value> = finished.iter().filter(|f| f["ok"] == false).collect();
+        assert_eq!(failed.len(), 1, "{api}: {failed:?}");
+        let of = called.iter().find(|c| c["call"] == failed[0]["call"]).expect("its call");
+        assert!(of["arguments"].as_str().unwrap().contains("exit 3"), "{of}");
+    }
+}
+
+#[test]
+fn the_next_process_remembers_and_new_starts_afresh_without_deleting() {
+    for (api, _) in FORMATS {
+        let server = server(keyed());
+        let lab = Lab::with_model(api, &server);
+        lab.say("NOTOOL my name is Quillon").expect(0);
+        lab.say("RUN: echo kept > note").expect(0);
+        let bodies = asked(&server);
+        let last = bodies.last().unwrap()["messages"].to_string();
+        assert!(last.contains("NOTOOL my name is Quillon"), "{api}: {last}");
+        assert!(last.contains("MOCK_TEXT[NOTOOL my name is Quillon]"), "{api}: {last}");
+
+        let out = lab.run(&["chat", "--new", "-m", "RUN: ls -A"]).expect(0);
+        assert_eq!(out.stdout.trim(), "MOCK_FINAL[(no output)]", "{api}: an empty workspace");
+        let last = asked(&server).last().unwrap()["messages"].to_string();
+        assert!(!last.contains("Quillon"), "{api}: {last}");
+        let workspaces = lab.workspaces();
+        assert_eq!(workspaces.len(), 2, "{api}");
+        assert_eq!(std::fs::read_to_string(workspaces[0].join("note")).unwrap(), "kept\n");
+        assert!(!workspaces[1].join("note").exists());
+        // The fresh conversation is the one that goes on.
+        lab.say("NOTOOL still here").expect(0);
+        assert_eq!(lab.workspaces().len(), 2, "{api}");
+    }
+}
+
+#[test]
+fn the_log_tells_the_first_opening_from_a_resumed_one() {
+    let server = server(keyed());
+    let lab = Lab::with_model("anthropic", &server);
+    lab.say("NOTOOL one").expect(0);
+    lab.say("NOTOOL two").expect(0);
+    lab.run(&["chat", "--new", "-m", "NOTOOL three"]).expect(0);
+    let opened = lab.records("session_opened");
+    let resumed: Vec<bool> = opened.iter().map(|r| r["resumed"] == true).collect();
+    assert_eq!(resumed, [false, true, false], "{opened:#?}");
+}
+
+#[test]
+fn a_turn_is_on_record_in_the_order_in_which_it_happened() {
+    let server = server(keyed());
+    let lab = Lab::with_model("openai", &server);
+    lab.say("RUN: true").expect(0);
+    lab.assert_nobody_left();
+    let kinds: Vec<String> = lab.log().iter().map(|b| b["kind"].as_str().unwrap().into()).collect();
+    let expected = [
+        "session_opened",
+        "sandbox_started",
+        "turn_started",
+        "secret_used",
+        "model_request",
+        "model_response",
+        "tool_called",
+        "tool_finished",
+        "model_request",
+        "model_response",
+        "turn_finished",
+        "message",
+        "sandbox_stopped",
+        "session_closed",
+    ];
+    let mut rest = kinds.iter();
+    for kind in expected {
+        assert!(rest.any(|k| k == kind), "{kind} is missing or out of order in {kinds:#?}");
+    }
+    assert_eq!(kinds.iter().filter(|k| *k == "message").count(), 2, "{kinds:#?}");
+}
