@@ -28,6 +28,10 @@ impl Product {
     pub(crate) fn open(home: Home, role: &str) -> Result<Self> {
         // 1. What people wrote.
         let config = load_config(&home)?;
+        for warning in &config.warnings {
+            crate::ui::note(format!("warning: {}: {}", warning.place, warning.text));
+        }
+        crate::run::sweep(&home);
         // 2. The spawner, before anything that a sandbox must not inherit.
         let options = SpawnerOptions { image: None, private: vec![home.path().to_owned()] };
         let spawner = Spawner::launch(options).map_err(start_failure)?;
@@ -63,7 +67,13 @@ impl Product {
 
 /// Reads `nanoclaw.toml`.
 pub(crate) fn load_config(home: &Home) -> Result<Config> {
-    load::config(home.path()).map_err(|e| Failure::usage(e).remedy("nothing was started"))
+    let read = load::config(home.path());
+    let mut config = read.map_err(|e| Failure::usage(e).remedy("nothing was started"))?;
+    for model in config.models.values_mut() {
+        // A script is named from the folder that the file stands in.
+        model.script = model.script.take().map(|path| home.path().join(path));
+    }
+    Ok(config)
 }
 
 /// Connects to the recorder of the home, starting it if need be.

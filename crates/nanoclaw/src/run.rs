@@ -88,13 +88,43 @@ fn absolute_source(argument: &str) -> Result<String> {
     Ok(format!("{}{slash}{rest}", here.display()))
 }
 
-/// Removes the folders of a session that nobody will come back to.
-struct Folders(PathBuf);
+/// The folders of a session that nobody will come back to: removed at its end, or, when this
+/// process is killed, by whoever next finds their lock free.
+struct Folders {
+    root: PathBuf,
+    _lock: std::fs::File,
+}
+
+/// Held by the living; beside workspace and home, so no sandbox sees it.
+const LOCK: &str = "run.lock";
+
+impl Folders {
+    fn claim(root: PathBuf) -> Result<Self> {
+        let path = root.join(LOCK);
+        let lock = std::fs::File::create(&path).context(path.display())?;
+        lock.try_lock().context(path.display())?;
+        Ok(Self { root, _lock: lock })
+    }
+}
 
 impl Drop for Folders {
     fn drop(&mut self) {
         // What cannot be removed now stays below the home, unreachable for any sandbox.
-        drop(std::fs::remove_dir_all(&self.0));
+        drop(std::fs::remove_dir_all(&self.root));
+    }
+}
+
+/// Removes what killed runs left behind.
+pub(crate) fn sweep(home: &Home) {
+    let all = std::fs::read_dir(home.path().join("sessions")).into_iter().flatten().flatten();
+    for entry in all {
+        let Ok(lock) = std::fs::File::open(entry.path().join(LOCK)) else { continue };
+        if lock.try_lock().is_ok() {
+            let door = format!("run/doors/{}.sock", entry.file_name().to_string_lossy());
+            // Left for the next time when it cannot be removed now.
+            drop(std::fs::remove_file(home.path().join(door)));
+            drop(std::fs::remove_dir_all(entry.path()));
+        }
     }
 }
 
@@ -119,7 +149,8 @@ impl<'a> OneRun<'a> {
         name: AgentName,
     ) -> Result<Self> {
         let dirs = product.home.session(&session)?;
-        let folders = Folders(product.home.path().join("sessions").join(session.as_str()));
+        let root = product.home.path().join("sessions").join(session.as_str());
+        let folders = Folders::claim(root)?;
         // With several models and none named, none is granted.
         let model = product.model_of(agent).ok().flatten();
         let grant = DoorGrant {

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use testkit::TempDir;
@@ -237,8 +237,14 @@ impl std::fmt::Display for Ran {
 pub(crate) struct Running {
     child: Child,
     begun: Instant,
-    stdout: Option<thread::JoinHandle<Vec<u8>>>,
-    stderr: Option<thread::JoinHandle<Vec<u8>>>,
+    stdout: Option<Drain>,
+    stderr: Option<Drain>,
+}
+
+/// A stream being read.
+struct Drain {
+    read: Arc<Mutex<Vec<u8>>>,
+    thread: thread::JoinHandle<()>,
 }
 
 /// Starts a program; its standard input is `/dev/null` unless the command says otherwise.
@@ -250,13 +256,23 @@ pub(crate) fn start(mut command: Command) -> Running {
     Running { child, begun: Instant::now(), stdout, stderr }
 }
 
-fn drain(mut stream: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
+fn drain(mut stream: impl Read + Send + 'static) -> Drain {
+    let read = Arc::new(Mutex::new(Vec::new()));
+    let to = Arc::clone(&read);
+    let thread = thread::spawn(move || {
+        let mut piece = vec![0; 64 << 10];
         // What could be read is what is judged.
-        drop(stream.read_to_end(&mut bytes));
-        bytes
-    })
+        while let Ok(n @ 1..) = stream.read(&mut piece) {
+            to.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&piece[..n]);
+        }
+    });
+    Drain { read, thread }
+}
+
+impl Drain {
+    fn so_far(&self) -> Vec<u8> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl Running {
@@ -281,12 +297,18 @@ impl Running {
             }
             thread::sleep(TICK);
         };
-        let read = |h: Option<thread::JoinHandle<Vec<u8>>>| {
-            let handle = h.unwrap();
-            wait_until("the streams are closed", || handle.is_finished());
-            handle.join().unwrap()
+        let read = |drain: Option<Drain>| {
+            let drain = drain.unwrap();
+            wait_until("the streams are closed", || drain.thread.is_finished());
+            drain.so_far()
         };
         Ran { status, stdout: read(self.stdout.take()), stderr: read(self.stderr.take()) }
+    }
+
+    /// Waits until standard output has this text in it.
+    pub(crate) fn wait_for_output(&self, text: &str) {
+        let has = |drain: &Drain| String::from_utf8_lossy(&drain.so_far()).contains(text);
+        wait_until(text, || self.stdout.as_ref().is_some_and(has));
     }
 }
 

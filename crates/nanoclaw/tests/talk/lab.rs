@@ -290,6 +290,14 @@ pub(crate) fn marked(mark: &str) -> Vec<String> {
         .collect()
 }
 
+/// How many living processes are exactly `sleep SECONDS`, wherever they run.
+pub(crate) fn sleepers(seconds: &str) -> usize {
+    let argv = format!("sleep\0{seconds}\0");
+    let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let cmdline = |e: std::fs::DirEntry| std::fs::read(e.path().join("cmdline")).ok();
+    entries.filter_map(cmdline).filter(|text| *text == argv.as_bytes()).count()
+}
+
 /// Waits until something is so.
 #[track_caller]
 pub(crate) fn until(what: &str, patience: Duration, mut so: impl FnMut() -> bool) {

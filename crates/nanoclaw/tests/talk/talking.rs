@@ -104,7 +104,7 @@ fn the_next_process_remembers_and_new_starts_afresh_without_deleting() {
         assert!(last.contains("MOCK_TEXT[NOTOOL my name is Quillon]"), "{api}: {last}");
 
         let out = lab.run(&["chat", "--new", "-m", "RUN: ls -A"]).expect(0);
-        assert_eq!(out.stdout.trim(), "MOCK_FINAL[(no output)]", "{api}: an empty workspace");
+        assert_eq!(out.stdout.trim(), "MOCK_FINAL[[no output]]", "{api}: an empty workspace");
         let last = asked(&server).last().unwrap()["messages"].to_string();
         assert!(!last.contains("Quillon"), "{api}: {last}");
         let workspaces = lab.workspaces();
