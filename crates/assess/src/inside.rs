@@ -2,7 +2,7 @@
 
 use crate::{Observation, search};
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// How long a connection attempt may take before it counts as refused.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest status line of the gateway that is read, bytes.
+const STATUS_LINE_MAX: u64 = 256;
 /// Memory is touched in pieces of this size, bytes.
 const MEMORY_STEP: usize = 8 << 20;
 
@@ -225,9 +227,10 @@ fn through_gateway(args: &Args) -> Outcome {
     let answer = connect(args.number("port")).and_then(|mut stream| {
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         write!(stream, "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n")?;
-        let mut head = [0_u8; 64];
-        let length = stream.read(&mut head)?;
-        Ok(String::from_utf8_lossy(&head[..length]).lines().next().unwrap_or_default().to_owned())
+        // The whole first line: half a status would look like a refusal.
+        let mut line = Vec::new();
+        BufReader::new(stream.take(STATUS_LINE_MAX)).read_until(b'\n', &mut line)?;
+        Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
     });
     match answer {
         Ok(line) if line.split(' ').nth(1) == Some("200") => (false, format!("{target}: {line}")),
@@ -281,17 +284,17 @@ fn tamper(args: &Args) -> Outcome {
     let around = ["/proc/1/root", "/proc/self/root", "/proc/1/cwd"];
     let tails =
         around.iter().map(|p| Path::new(p).join(direct.strip_prefix("/").unwrap_or(&direct)));
-    let mut last = None;
+    let mut first = None;
     for path in std::iter::once(direct.clone()).chain(tails) {
         match std::fs::OpenOptions::new().append(true).open(&path) {
             Ok(mut file) => {
                 let wrote = file.write_all(b"forged").is_ok();
                 return (false, format!("{} opened for writing, wrote: {wrote}", path.display()));
             }
-            Err(e) => last = Some(e),
+            Err(e) => first = first.or(Some(e)),
         }
     }
-    let why = last.map(|e| plain(&e)).unwrap_or_default();
+    let why = first.map(|e| plain(&e)).unwrap_or_default();
     (true, format!("open {} for writing: {why}", direct.display()))
 }
 

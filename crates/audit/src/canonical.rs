@@ -2,7 +2,8 @@
 //! within ±2^53, so that every reader in any language reads the same value.
 //!
 //! 1. Keys sort by UTF-16 code units, at every depth.
-//! 2. Only what must be escaped is: `"`, `\` and U+0000 to U+001F, the short form where there is one.
+//! 2. Only what must be escaped is: `"`, `\` and U+0000 to U+001F, the short form where there is
+//!    one.
 
 use serde_json::Value;
 

@@ -4,8 +4,8 @@
 //! submit ─► buffer ─► writer thread ─► socket ─► recorder ─► reader thread ─► done(index)
 //! ```
 //!
-//! 1. Every `done` is called exactly once; when the recorder is gone, with [`RecordError::Gone`], and
-//!    then every later submit gets the same: whoever cannot record must not act.
+//! 1. Every `done` is called exactly once; when the recorder is gone, with [`RecordError::Gone`],
+//!    and then every later submit gets the same: whoever cannot record must not act.
 //! 2. `submit` does no I/O; it blocks only while 4 MiB are waiting to be sent.
 //! 3. A client that ends in order says so; one that does not is on record as lost.
 
@@ -15,7 +15,7 @@ use crate::wire::{
 };
 use model::{Done, Durability, Record, RecordError, RecordSink};
 use rustix::net::sockopt::socket_peercred;
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -50,9 +50,28 @@ const SOCKET_PATH_MAX: usize = 107;
 struct State {
     unsent: Vec<u8>,
     next_id: u64,
-    pending: HashMap<u64, Done>,
+    /// Those without an answer, by id: the first one has `next_id - pending.len()`.
+    pending: VecDeque<Option<Done>>,
     gone: Option<String>,
     closing: bool,
+}
+
+impl State {
+    /// Moves those who wait for `count` ids from `id` on to `told`, each with its distance from
+    /// `id`; an id that nobody waits for is passed over.
+    fn take(&mut self, id: u64, count: u32, told: &mut Vec<(u64, Done)>) {
+        let first = self.next_id - self.pending.len() as u64;
+        for n in 0..u64::from(count).min(self.next_id.saturating_sub(id)) {
+            let Some(at) = (id + n).checked_sub(first) else { continue };
+            // In range of a queue in memory: `at` is below its length, or there is no such place.
+            if let Some(done) = self.pending.get_mut(at as usize).and_then(Option::take) {
+                told.push((n, done));
+            }
+        }
+        while let Some(None) = self.pending.front() {
+            self.pending.pop_front();
+        }
+    }
 }
 
 #[derive(Default)]
@@ -78,7 +97,7 @@ impl Shared {
         state.unsent.clear();
         drop(state);
         self.changed.notify_all();
-        for done in pending.into_values() {
+        for done in pending.into_iter().flatten() {
             done(Err(RecordError::Gone { cause: cause.clone() }));
         }
     }
@@ -92,9 +111,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects as `role` (up to 32 bytes, for the record of a lost client) to the recorder of `home`.
-    /// When none is running, `start` is called: it starts one and returns when that one is ready, or
-    /// has found another running (see [`start_recorder`]). Any number of processes may do so at once.
+    /// Connects as `role` (up to 32 bytes, for the record of a lost client) to the recorder of
+    /// `home`. When none is running, `start` is called: it starts one and returns when that one is
+    /// ready, or has found another running (see [`start_recorder`]). Any number of processes may do
+    /// so at once.
     ///
     /// # Errors
     /// What `start` returns; or that no recorder could be reached within 30 seconds.
@@ -110,10 +130,12 @@ impl Client {
                 other => return other,
             };
             if begun.elapsed() > CONNECT_TIMEOUT {
+                let (socket, lock) = (socket_path(home), log_dir(home).join("private/lock"));
                 let why = format!(
-                    "no recorder can be reached at {}: {error}; see whether another process holds {}",
-                    socket_path(home).display(),
-                    log_dir(home).join("private/lock").display()
+                    "no recorder can be reached at {}: {error}; \
+                     see whether another process holds {}",
+                    socket.display(),
+                    lock.display()
                 );
                 return Err(io::Error::new(error.kind(), why));
             }
@@ -186,7 +208,7 @@ impl RecordSink for Client {
             return done(Err(error));
         }
         state.next_id += 1;
-        state.pending.insert(id, done);
+        state.pending.push_back(Some(done));
         drop(state);
         if was_empty {
             self.shared.changed.notify_all();
@@ -202,8 +224,8 @@ impl Drop for Client {
         let on_reader = self.on_reader_thread();
         for thread in [self.writer.take(), self.reader.take()].into_iter().flatten() {
             if !on_reader {
-                // A thread that broke off has left its answers to `Shared::gone` or to nobody; there
-                // is nothing more to do for it here.
+                // A thread that broke off has left its answers to `Shared::gone` or to nobody;
+                // there is nothing more to do for it here.
                 let _ = thread.join();
             }
         }
@@ -245,15 +267,22 @@ fn send(mut stream: UnixStream, shared: &Shared) {
 }
 
 fn read_answers(mut frames: Frames<UnixStream>, shared: &Shared) {
+    let mut told = Vec::new();
     let cause = loop {
         match frames.next_frame() {
             Ok(None) => break "it closed the connection".to_owned(),
             Err(e) => break e.to_string(),
             Ok(Some(frame)) => match parse_recorder(frame) {
-                Ok(FromRecorder::Written { id, result }) => {
-                    let done = shared.lock().pending.remove(&id);
-                    if let Some(done) = done {
-                        done(result);
+                Ok(FromRecorder::Written { id, index, count }) => {
+                    shared.lock().take(id, count, &mut told);
+                    for (n, done) in told.drain(..) {
+                        done(Ok(index + n));
+                    }
+                }
+                Ok(FromRecorder::Refused { id, error }) => {
+                    shared.lock().take(id, 1, &mut told);
+                    for (_, done) in told.drain(..) {
+                        done(Err(error.clone()));
                     }
                 }
                 Ok(FromRecorder::Welcome) | Err(_) => break "it sent nonsense".to_owned(),
@@ -295,11 +324,11 @@ pub(crate) fn short_path(path: &Path) -> io::Result<ShortPath> {
     Ok(ShortPath { path, _folder: Some(folder) })
 }
 
-/// Starts `program args…`, which is to end in [`crate::recorder::recorder_main`] with its standard
-/// output as the ready descriptor, and waits until it is ready. It detaches itself.
+/// Starts `program args…`, which is to end in [`crate::recorder::recorder_main`] with its
+/// standard output as the ready descriptor, and waits until it is ready. It detaches itself.
 ///
-/// # Errors
-/// What the recorder said, when it could not start. That another one is running already is no error.
+/// # Errors What the recorder said, when it could not start. That another one is running already is
+/// no error.
 pub fn start_recorder(program: &Path, args: &[&OsStr]) -> io::Result<()> {
     let mut child = Command::new(program)
         .args(args)

@@ -1,18 +1,24 @@
 //! Group commit: one thread that writes whatever queued while the last sync ran.
 //!
+//! ```text
+//! submit ─► queue (one arena of frames, one list of who waits) ⇄ work ─► write ─► sync ─► answers
+//! ```
+//!
 //! 1. Nothing is acknowledged `Durable` before the sync that covers it; nothing goes to the tiles
 //!    before that either.
 //! 2. The first failure is the last word: it answers everything queued and everything to come.
+//! 3. No memory is taken per record: queue and work swap their buffers.
 
 use crate::entry::Entry;
 use crate::note::Checkpoint;
-use crate::tiler::Job;
-use crate::wal::Wal;
+use crate::tiler::Inbox;
+use crate::wal::{Batch, Wal};
 use model::{Done, Durability, RecordError};
 use std::io;
 use std::mem;
-use std::sync::mpsc::{Sender, SyncSender};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Bytes that may wait for the committer; a submitter beyond blocks. Two of the largest useful
 /// batches: one being written, one forming.
@@ -22,29 +28,95 @@ const QUEUE_BYTES_MAX: usize = 16 << 20;
 /// latest then.
 const UNSYNCED_BYTES_MAX: usize = 8 << 20;
 
-/// Batches the tiles may lag behind; the committer waits beyond, and so memory stays bounded.
-pub(crate) const JOBS_AHEAD_MAX: usize = 8;
+/// Memory of a batch that is kept for the next one: four thousand records of usual size; what a
+/// rush took beyond is given back.
+const BATCH_BYTES_KEPT: usize = 2 << 20;
 
 /// After a batch its submitters come back with their next records. So many turns of the processor
 /// they get for it, as long as the queue grows; without it every second batch would be a single
 /// record with a sync of its own.
 const SETTLE_TURNS: usize = 64;
 
-/// What a queued entry costs beyond its bytes, roughly.
-const PENDING_BYTES: usize = 128;
+/// So many records are a batch worth its sync: nobody is waited for beyond, so that submitters go
+/// on while the disk works.
+const SETTLE_RECORDS: usize = 512;
 
-/// One queued entry.
-pub(crate) struct Pending {
-    pub(crate) entry: Entry,
-    pub(crate) durability: Durability,
-    pub(crate) done: Done,
+/// What a queued entry costs beyond its bytes, roughly.
+const PENDING_BYTES: usize = 64;
+
+/// Takes the answers to records of one client.
+pub(crate) trait Acks: Send + Sync {
+    /// These are written: id and index of each, in order.
+    fn written(&self, done: &[(u64, u64)]);
+    /// This one is not.
+    fn refused(&self, id: u64, error: RecordError);
+}
+
+/// Who waits for an answer.
+pub(crate) enum Waiter {
+    /// One to be called.
+    Call(Done),
+    /// A client, which knows the record by this id.
+    Client(Arc<dyn Acks>, u64),
+}
+
+impl Waiter {
+    pub(crate) fn refuse(self, error: RecordError) {
+        match self {
+            Self::Call(done) => done(Err(error)),
+            Self::Client(acks, id) => acks.refused(id, error),
+        }
+    }
+}
+
+/// Tells everyone the index; neighbours of one client get theirs in one go.
+fn answer(waiting: &mut Vec<(u64, Waiter)>, run: &mut Vec<(u64, u64)>) {
+    let mut to: Option<Arc<dyn Acks>> = None;
+    for (index, waiter) in waiting.drain(..) {
+        match waiter {
+            Waiter::Call(done) => done(Ok(index)),
+            Waiter::Client(acks, id) => {
+                if !to.as_ref().is_some_and(|to| Arc::ptr_eq(to, &acks)) {
+                    if let Some(to) = to.replace(acks) {
+                        to.written(run);
+                    }
+                    run.clear();
+                }
+                run.push((id, index));
+            }
+        }
+    }
+    if let Some(to) = to {
+        to.written(run);
+    }
+    run.clear();
+}
+
+/// What is queued, or taken from the queue.
+#[derive(Default)]
+struct Work {
+    batch: Batch,
+    waiting: Vec<(Durability, Waiter)>,
+    sign: Vec<Sender<Checkpoint>>,
+}
+
+impl Work {
+    fn is_empty(&self) -> bool {
+        self.batch.is_empty() && self.sign.is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        self.batch.bytes() + self.waiting.len() * PENDING_BYTES
+    }
 }
 
 #[derive(Default)]
 struct Queue {
-    pending: Vec<Pending>,
-    sign: Vec<Sender<Checkpoint>>,
-    bytes: usize,
+    work: Work,
+    /// The committer sleeps; whoever comes wakes it.
+    asleep: bool,
+    /// Submitters that wait for room.
+    blocked: usize,
     closing: bool,
     failed: Option<String>,
 }
@@ -55,6 +127,7 @@ pub(crate) struct Shared {
     queue: Mutex<Queue>,
     filled: Condvar,
     emptied: Condvar,
+    syncs: AtomicU64,
 }
 
 fn disk(cause: &str) -> RecordError {
@@ -66,21 +139,31 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn submit(&self, pending: Pending) {
+    pub(crate) fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn submit(&self, entry: &Entry, durability: Durability, waiter: Waiter) {
         let mut queue = self.lock();
-        while queue.bytes > QUEUE_BYTES_MAX && queue.failed.is_none() {
+        while queue.work.bytes() > QUEUE_BYTES_MAX && queue.failed.is_none() {
+            queue.blocked += 1;
             queue = self.emptied.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.blocked -= 1;
         }
         if let Some(cause) = &queue.failed {
             let error = disk(cause);
             drop(queue);
-            return (pending.done)(Err(error));
+            return waiter.refuse(error);
         }
-        queue.bytes += pending.entry.bytes().len() + PENDING_BYTES;
-        let was_empty = queue.pending.is_empty();
-        queue.pending.push(pending);
+        queue.work.batch.push(entry);
+        queue.work.waiting.push((durability, waiter));
+        self.wake(queue);
+    }
+
+    fn wake(&self, mut queue: MutexGuard<'_, Queue>) {
+        let asleep = mem::take(&mut queue.asleep);
         drop(queue);
-        if was_empty {
+        if asleep {
             self.filled.notify_one();
         }
     }
@@ -90,14 +173,15 @@ impl Shared {
         if let Some(cause) = &queue.failed {
             return Err(disk(cause));
         }
-        queue.sign.push(tell);
-        self.filled.notify_one();
+        queue.work.sign.push(tell);
+        self.wake(queue);
         Ok(())
     }
 
     pub(crate) fn close(&self) {
-        self.lock().closing = true;
-        self.filled.notify_one();
+        let mut queue = self.lock();
+        queue.closing = true;
+        self.wake(queue);
     }
 
     pub(crate) fn failed(&self) -> Option<RecordError> {
@@ -112,41 +196,43 @@ impl Shared {
     pub(crate) fn fail(&self, cause: String) {
         let mut queue = self.lock();
         let cause = queue.failed.get_or_insert(cause).clone();
-        let pending = mem::take(&mut queue.pending);
-        queue.sign.clear();
-        queue.bytes = 0;
-        drop(queue);
+        let work = mem::take(&mut queue.work);
+        self.wake(queue);
         self.emptied.notify_all();
-        self.filled.notify_one();
-        for p in pending {
-            (p.done)(Err(disk(&cause)));
+        for (_, waiter) in work.waiting {
+            waiter.refuse(disk(&cause));
         }
     }
 
-    /// Waits for something to do; `None` when the log is closing, or failed, and nothing is left.
-    /// `answered` is how many were just told that they are done.
-    fn take(&self, answered: usize) -> Option<(Vec<Pending>, Vec<Sender<Checkpoint>>)> {
+    /// Waits for something to do and puts it into `work`, which is empty; `false` when the log is
+    /// closing, or failed, and nothing is left. `answered` is how many were just told that they are
+    /// done.
+    fn take(&self, work: &mut Work, answered: usize) -> bool {
         if answered > 1 {
-            self.settle(answered);
+            self.settle(answered.min(SETTLE_RECORDS));
         }
         let mut queue = self.lock();
         loop {
             if queue.failed.is_some() {
-                return None;
+                return false;
             }
-            if !queue.pending.is_empty() || !queue.sign.is_empty() {
+            if !queue.work.is_empty() {
                 break;
             }
             if queue.closing {
-                return None;
+                return false;
             }
+            queue.asleep = true;
             queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
-        let work = (mem::take(&mut queue.pending), mem::take(&mut queue.sign));
-        queue.bytes = 0;
+        queue.asleep = false;
+        mem::swap(work, &mut queue.work);
+        let blocked = queue.blocked > 0;
         drop(queue);
-        self.emptied.notify_all();
-        Some(work)
+        if blocked {
+            self.emptied.notify_all();
+        }
+        true
     }
 
     /// Lets submitters that were just answered queue their next records: until there are as many,
@@ -155,7 +241,8 @@ impl Shared {
         let (mut before, mut still) = (0, 0);
         for _ in 0..SETTLE_TURNS {
             let queue = self.lock();
-            let (now, done) = (queue.pending.len(), queue.closing || queue.failed.is_some());
+            let now = queue.work.waiting.len();
+            let done = queue.closing || queue.failed.is_some();
             drop(queue);
             still = if now == before { still + 1 } else { 0 };
             if now >= answered || still > 2 || done {
@@ -167,38 +254,38 @@ impl Shared {
     }
 
     fn is_empty(&self) -> bool {
-        self.lock().pending.is_empty()
+        self.lock().work.batch.is_empty()
     }
 }
 
-/// Entries written and not yet synced, with those who wait for the sync.
+/// What the thread holds between batches: who waits for the sync, and buffers used again.
 #[derive(Default)]
 struct Unsynced {
-    entries: Vec<Entry>,
-    waiting: Vec<(u64, Done)>,
+    waiting: Vec<(u64, Waiter)>,
+    ordered: Vec<(u64, Waiter)>,
+    run: Vec<(u64, u64)>,
     bytes: usize,
 }
 
 impl Unsynced {
     fn fail(&mut self, cause: &str) {
-        for (_, done) in self.waiting.drain(..) {
-            done(Err(disk(cause)));
+        for (_, waiter) in self.waiting.drain(..) {
+            waiter.refuse(disk(cause));
         }
     }
 }
 
 /// The thread.
-pub(crate) fn run(mut wal: Wal, shared: &Shared, jobs: &SyncSender<Job>) {
-    let mut unsynced = Unsynced::default();
-    let mut answered = 0;
-    while let Some((batch, sign)) = shared.take(answered) {
-        answered = batch.len();
-        let result = write(&mut wal, batch, &mut unsynced).and_then(|()| {
+pub(crate) fn run(mut wal: Wal, shared: &Shared, inbox: &Inbox) {
+    let (mut unsynced, mut work, mut answered) = (Unsynced::default(), Work::default(), 0);
+    while shared.take(&mut work, answered) {
+        answered = work.waiting.len();
+        let result = write(&mut wal, &mut work, &mut unsynced).and_then(|()| {
             let must = !unsynced.waiting.is_empty()
-                || !sign.is_empty()
+                || !work.sign.is_empty()
                 || unsynced.bytes > UNSYNCED_BYTES_MAX
                 || shared.is_empty();
-            if must { sync(&mut wal, &mut unsynced, jobs) } else { Ok(()) }
+            if must { sync(&mut wal, shared, &mut unsynced, inbox) } else { Ok(()) }
         });
         if let Err(e) = result {
             let cause = e.to_string();
@@ -207,49 +294,41 @@ pub(crate) fn run(mut wal: Wal, shared: &Shared, jobs: &SyncSender<Job>) {
             unsynced.fail(&cause);
             return;
         }
-        for tell in sign {
-            // The tiler is gone only if it failed, and it has said so then.
-            let _ = jobs.send(Job::Sign(tell));
+        for tell in work.sign.drain(..) {
+            inbox.sign(tell);
         }
     }
-    if !unsynced.entries.is_empty()
-        && let Err(e) = sync(&mut wal, &mut unsynced, jobs)
+    if unsynced.bytes > 0
+        && let Err(e) = sync(&mut wal, shared, &mut unsynced, inbox)
     {
         shared.fail(e.to_string());
         unsynced.fail(&e.to_string());
     }
 }
 
-fn write(wal: &mut Wal, batch: Vec<Pending>, unsynced: &mut Unsynced) -> io::Result<()> {
+fn write(wal: &mut Wal, work: &mut Work, unsynced: &mut Unsynced) -> io::Result<()> {
     let first = wal.next();
-    let written = wal.append(batch.iter().map(|p| p.entry.bytes()));
-    let cause = written.as_ref().err().map(ToString::to_string);
-    let mut ordered = Vec::new();
-    for (index, p) in (first..).zip(batch) {
-        unsynced.bytes += p.entry.bytes().len();
-        unsynced.entries.push(p.entry);
-        match (p.durability, &cause) {
-            (Durability::Ordered, None) => ordered.push((index, p.done)),
+    let written = wal.append(&mut work.batch);
+    unsynced.bytes += work.batch.bytes();
+    work.batch.clear(BATCH_BYTES_KEPT);
+    for (index, (durability, waiter)) in (first..).zip(work.waiting.drain(..)) {
+        match (durability, &written) {
+            (Durability::Ordered, Ok(())) => unsynced.ordered.push((index, waiter)),
             // After a failure both wait for the answer that the failure is.
-            _ => unsynced.waiting.push((index, p.done)),
+            _ => unsynced.waiting.push((index, waiter)),
         }
     }
-    for (index, done) in ordered {
-        done(Ok(index));
-    }
+    answer(&mut unsynced.ordered, &mut unsynced.run);
     written
 }
 
-fn sync(wal: &mut Wal, unsynced: &mut Unsynced, jobs: &SyncSender<Job>) -> io::Result<()> {
-    wal.sync()?;
-    for (index, done) in unsynced.waiting.drain(..) {
-        done(Ok(index));
-    }
-    unsynced.bytes = 0;
-    let entries = mem::take(&mut unsynced.entries);
-    if !entries.is_empty() {
-        // As above: a tiler that is gone has already failed the log.
-        let _ = jobs.send(Job::Entries(entries));
+fn sync(wal: &mut Wal, shared: &Shared, unsynced: &mut Unsynced, inbox: &Inbox) -> io::Result<()> {
+    if unsynced.bytes > 0 {
+        wal.sync()?;
+        shared.syncs.fetch_add(1, Ordering::Relaxed);
+        unsynced.bytes = 0;
+        inbox.durable(wal.next());
+        answer(&mut unsynced.waiting, &mut unsynced.run);
     }
     Ok(())
 }

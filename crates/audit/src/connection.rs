@@ -5,10 +5,12 @@
 //!    beyond that it is not read.
 //! 3. Whatever a client sends, the worst that happens is that its connection ends.
 
-use crate::entry::{self, ENTRY_BYTES_MAX, EncodeError, Uids};
+use crate::commit::{Acks, Waiter};
+use crate::entry::{self, ENTRY_BYTES_MAX, EncodeError, Entry, Uids};
 use crate::log::Log;
 use crate::wire::{
-    Frames, FromClient, Hello, PROTOCOL, ROLE_BYTES_MAX, parse_client, push_result, push_welcome,
+    Frames, FromClient, Hello, PROTOCOL, ROLE_BYTES_MAX, parse_client, push_refused, push_welcome,
+    push_written,
 };
 use model::{Body, Durability, Record, RecordError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -32,13 +34,35 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// A client that has connected says hello within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What answers tell the recorder's main loop. Apart from the hub: whoever holds an answer must not
+/// hold the log open.
+struct Tally {
+    wake: OwnedFd,
+    records: AtomicU64,
+    failed: AtomicBool,
+}
+
+impl Tally {
+    fn written(&self, index: u64) {
+        self.records.fetch_max(index + 1, Ordering::AcqRel);
+    }
+
+    fn refused(&self) {
+        self.failed.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // It fails only when the counter is full, and then a wake-up is pending already.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
 /// The log and its clients.
 pub(crate) struct Hub {
     log: Log,
     uids: Uids,
-    wake: OwnedFd,
-    records: AtomicU64,
-    failed: AtomicBool,
+    tally: Arc<Tally>,
     seats: Mutex<(u64, HashMap<u64, UnixStream>)>,
     departed: AtomicU64,
 }
@@ -46,15 +70,8 @@ pub(crate) struct Hub {
 impl Hub {
     pub(crate) fn new(log: Log, uids: Uids, wake: OwnedFd, records: u64) -> Self {
         let (records, failed) = (AtomicU64::new(records), AtomicBool::new(false));
-        Self {
-            log,
-            uids,
-            wake,
-            records,
-            failed,
-            seats: Mutex::default(),
-            departed: AtomicU64::new(0),
-        }
+        let tally = Arc::new(Tally { wake, records, failed });
+        Self { log, uids, tally, seats: Mutex::default(), departed: AtomicU64::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, (u64, HashMap<u64, UnixStream>)> {
@@ -73,30 +90,25 @@ impl Hub {
 
     /// Whether the log has failed.
     pub(crate) fn failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
+        self.tally.failed.load(Ordering::Acquire)
     }
 
     /// Records in the log, as far as answers have come.
     pub(crate) fn records(&self) -> u64 {
-        self.records.load(Ordering::Acquire)
+        self.tally.records.load(Ordering::Acquire)
     }
 
     pub(crate) fn wake_fd(&self) -> &OwnedFd {
-        &self.wake
-    }
-
-    fn wake(&self) {
-        // It fails only when the counter is full, and then a wake-up is pending already.
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        &self.tally.wake
     }
 
     pub(crate) fn clear_wake(&self) {
         // Nothing to read means nothing to clear.
-        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        let _ = rustix::io::read(&self.tally.wake, &mut [0; 8]);
     }
 
     pub(crate) fn wait_for_wake(&self, left: Option<&Timespec>) -> io::Result<()> {
-        match poll(&mut [PollFd::new(&self.wake, PollFlags::IN)], left) {
+        match poll(&mut [PollFd::new(&self.tally.wake, PollFlags::IN)], left) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {
                 self.clear_wake();
                 Ok(())
@@ -122,47 +134,30 @@ impl Hub {
         Some(Seat { hub: Arc::clone(self), id })
     }
 
-    fn append(
-        self: &Arc<Self>,
-        record: &Record,
-        durability: Durability,
-        done: impl FnOnce(Result<u64, RecordError>) + Send + 'static,
-    ) {
-        let entry = match entry::encode(record, &self.uids.next(record.time_ms)) {
-            Ok(entry) => entry,
-            Err(EncodeError::TooLarge { bytes }) => {
-                return done(Err(RecordError::TooLarge { bytes, max: ENTRY_BYTES_MAX }));
+    /// Makes a record an entry, in the memory of `spare`.
+    fn encode(&self, spare: Vec<u8>, record: &Record) -> Result<Entry, RecordError> {
+        let uid = self.uids.next(record.time_ms);
+        entry::encode_in(spare, record, &uid).map_err(|e| match e {
+            EncodeError::TooLarge { bytes } => {
+                RecordError::TooLarge { bytes, max: ENTRY_BYTES_MAX }
             }
-            Err(e) => return done(Err(RecordError::Invalid { why: e.to_string() })),
-        };
-        let hub = Arc::clone(self);
-        let done = Box::new(move |result: Result<u64, RecordError>| {
-            match &result {
-                Ok(index) => {
-                    hub.records.fetch_max(index + 1, Ordering::AcqRel);
-                }
-                Err(_) => {
-                    hub.failed.store(true, Ordering::Release);
-                    hub.wake();
-                }
-            }
-            // Before the answer: whoever has it may look whether the recorder still holds the log.
-            drop(hub);
-            done(result);
-        });
-        self.log.submit(entry, durability, done);
+            e => RecordError::Invalid { why: e.to_string() },
+        })
     }
 
     /// Appends a record of the recorder's own.
-    pub(crate) fn append_own(self: &Arc<Self>, body: Body, durability: Durability) {
+    pub(crate) fn append_own(&self, body: Body, durability: Durability) {
         let time_ms = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
         let record = Record { time_ms, session: None, agent: None, turn: None, body };
+        let Ok(entry) = self.encode(Vec::new(), &record) else { return self.tally.refused() };
         let (tell, told) = std::sync::mpsc::sync_channel(1);
-        self.append(&record, durability, move |result| drop(tell.send(result)));
-        // A failure is remembered in `failed`, where the main loop sees it.
-        let _ = told.recv();
+        self.log.submit(&entry, durability, Box::new(move |result| drop(tell.send(result))));
+        match told.recv() {
+            Ok(Ok(index)) => self.tally.written(index),
+            _ => self.tally.refused(),
+        }
     }
 
     /// Signs the head over everything so far.
@@ -186,7 +181,7 @@ impl Drop for Seat {
     fn drop(&mut self) {
         self.hub.lock().1.remove(&self.id);
         self.hub.departed.fetch_add(1, Ordering::AcqRel);
-        self.hub.wake();
+        self.hub.tally.wake();
     }
 }
 
@@ -198,34 +193,52 @@ struct Answers {
     deaf: bool,
 }
 
-#[derive(Default)]
+/// Answers on their way to one client.
 struct Outbox {
     answers: Mutex<Answers>,
     changed: Condvar,
+    tally: Arc<Tally>,
+}
+
+impl Acks for Outbox {
+    fn written(&self, done: &[(u64, u64)]) {
+        if let Some((_, index)) = done.last() {
+            self.tally.written(*index);
+        }
+        let mut answers = self.lock();
+        answers.outstanding -= done.len();
+        if !answers.deaf {
+            push_written(&mut answers.bytes, done);
+        }
+        drop(answers);
+        self.changed.notify_all();
+    }
+
+    fn refused(&self, id: u64, error: RecordError) {
+        if matches!(error, RecordError::Disk { .. }) {
+            self.tally.refused();
+        }
+        let mut answers = self.lock();
+        answers.outstanding -= 1;
+        if !answers.deaf {
+            push_refused(&mut answers.bytes, id, error);
+        }
+        drop(answers);
+        self.changed.notify_all();
+    }
 }
 
 impl Outbox {
+    fn new(tally: Arc<Tally>) -> Self {
+        Self { answers: Mutex::default(), changed: Condvar::new(), tally }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Answers> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait<'a>(&self, answers: MutexGuard<'a, Answers>) -> MutexGuard<'a, Answers> {
         self.changed.wait(answers).unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn answer(&self, id: u64, result: Result<u64, RecordError>) {
-        let mut answers = self.lock();
-        let was_empty = answers.bytes.is_empty();
-        answers.outstanding -= 1;
-        if !answers.deaf {
-            push_result(&mut answers.bytes, id, result);
-        }
-        let wake =
-            was_empty || answers.outstanding == 0 || answers.outstanding + 1 == OUTSTANDING_MAX;
-        drop(answers);
-        if wake {
-            self.changed.notify_all();
-        }
     }
 
     /// Takes a place for one more record; waits while there is none.
@@ -268,7 +281,7 @@ impl Outbox {
 
 /// Serves one connection to its end.
 pub(crate) fn run(seat: &Seat, stream: UnixStream, pid: u32) {
-    let outbox = Arc::new(Outbox::default());
+    let outbox = Arc::new(Outbox::new(Arc::clone(&seat.hub.tally)));
     let Ok(answers_to) = stream.try_clone() else { return };
     let for_writer = Arc::clone(&outbox);
     let writer = thread::Builder::new()
@@ -305,7 +318,8 @@ fn hello(frames: &mut Frames<&UnixStream>) -> Option<String> {
 }
 
 /// Takes records until the client says bye (`true`) or is lost (`false`).
-fn take_records(hub: &Arc<Hub>, outbox: &Arc<Outbox>, frames: &mut Frames<&UnixStream>) -> bool {
+fn take_records(hub: &Hub, outbox: &Arc<Outbox>, frames: &mut Frames<&UnixStream>) -> bool {
+    let mut spare = Vec::new();
     loop {
         let frame = match frames.next_frame() {
             Ok(Some(frame)) => parse_client(frame),
@@ -314,11 +328,16 @@ fn take_records(hub: &Arc<Hub>, outbox: &Arc<Outbox>, frames: &mut Frames<&UnixS
         match frame {
             Ok(FromClient::Submit { id, durability, record }) => {
                 outbox.take_place();
-                let answer_to = Arc::clone(outbox);
-                let done = move |result| answer_to.answer(id, result);
-                match record.and_then(not_ours) {
-                    Ok(record) => hub.append(&record, durability, done),
-                    Err(e) => done(Err(e)),
+                let entry = record
+                    .and_then(not_ours)
+                    .and_then(|record| hub.encode(mem::take(&mut spare), &record));
+                match entry {
+                    Ok(entry) => {
+                        let acks: Arc<dyn Acks> = outbox.clone();
+                        hub.log.submit_for(&entry, durability, Waiter::Client(acks, id));
+                        spare = entry.into_bytes();
+                    }
+                    Err(error) => outbox.refused(id, error),
                 }
             }
             Ok(FromClient::Bye) => return true,

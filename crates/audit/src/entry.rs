@@ -1,16 +1,16 @@
 //! One record as one log entry: an OCSF 1.9-shaped event in canonical JSON.
 //!
 //! ```text
-//! Record ─► encode ─► bytes (RFC 8785, ≤ 64,000) ─► leaf hash      bytes ─► decode ─► Record
+//! Record ─► encode ─► bytes (RFC 8785, ≤ 64,000)      bytes ─► decode ─► Record
 //! ```
 //!
 //! 1. Equal records with equal uid give equal bytes: nothing depends on time, place or hash order.
-//! 2. What has no OCSF field stands under `unmapped`, tagged with its `kind`; nothing is dropped, and
-//!    `decode` gives back exactly the record that went in.
+//! 2. What has no OCSF field stands under `unmapped`, tagged with its `kind`; nothing is dropped,
+//!    and `decode` gives back exactly the record that went in.
 //! 3. No floats, no number beyond 2^53, no entry beyond 64,000 bytes: refused, never cut.
 
+use crate::body;
 use crate::canonical::{self, NotCanonical};
-use crate::merkle::{Hash, leaf_hash};
 use model::{AgentName, Body, Record, SessionId, TurnId};
 use serde_json::Value;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,35 +26,40 @@ pub const OCSF_VERSION: &str = "1.9.0";
 pub enum EncodeError {
     /// It is too large.
     #[error(
-        "the record has {bytes} bytes; an entry may have {ENTRY_BYTES_MAX}; store the payload beside it and record its digest"
+        "the record has {bytes} bytes; an entry may have {ENTRY_BYTES_MAX}; \
+         store the payload beside it and record its digest"
     )]
     TooLarge {
         /// Its size.
         bytes: usize,
     },
+    /// It has no bytes at all.
+    #[error("an entry without bytes cannot be recorded")]
+    Empty,
     /// It has a number that not every reader would read alike.
     #[error(transparent)]
     Number(#[from] NotCanonical),
 }
 
-/// Bytes that may go into a log: canonical, within the limit, with their leaf hash.
+/// Bytes that may go into a log: at least one, and within the limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     bytes: Vec<u8>,
-    leaf: Hash,
 }
 
 impl Entry {
     /// Wraps bytes as they are; what they say is the caller's affair.
     ///
     /// # Errors
-    /// [`EncodeError::TooLarge`].
+    /// [`EncodeError::TooLarge`], [`EncodeError::Empty`].
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, EncodeError> {
         if bytes.len() > ENTRY_BYTES_MAX {
             return Err(EncodeError::TooLarge { bytes: bytes.len() });
         }
-        let leaf = leaf_hash(&bytes);
-        Ok(Self { bytes, leaf })
+        if bytes.is_empty() {
+            return Err(EncodeError::Empty);
+        }
+        Ok(Self { bytes })
     }
 
     /// The bytes.
@@ -63,10 +68,10 @@ impl Entry {
         &self.bytes
     }
 
-    /// Their leaf hash.
+    /// The bytes as a vector, e.g. to encode the next record into ([`encode_in`]).
     #[must_use]
-    pub fn leaf(&self) -> Hash {
-        self.leaf
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 }
 
@@ -165,8 +170,16 @@ fn shape(body: &Body) -> Shape {
 /// # Errors
 /// When it is too large or has a number beyond 2^53.
 pub fn encode(record: &Record, uid: &[u8; 36]) -> Result<Entry, EncodeError> {
+    encode_in(Vec::with_capacity(640), record, uid)
+}
+
+/// As [`encode`], into the memory of a vector that is no longer needed.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_in(mut out: Vec<u8>, record: &Record, uid: &[u8; 36]) -> Result<Entry, EncodeError> {
     let shape = shape(&record.body);
-    let mut out = Vec::with_capacity(640);
+    out.clear();
     // The keys below stand in canonical order; `tests/entries.rs` checks it with a foreign library.
     out.extend(b"{\"activity_id\":");
     canonical::uint(&mut out, shape.activity)?;
@@ -210,12 +223,7 @@ pub fn encode(record: &Record, uid: &[u8; 36]) -> Result<Entry, EncodeError> {
         canonical::uint(&mut out, number)?;
     }
     out.extend(b",\"unmapped\":");
-    // A body is a struct of strings, numbers, lists and string-keyed maps: it has no way to fail.
-    let mut unmapped = serde_json::to_value(&record.body).map_err(|_| NotCanonical)?;
-    if let (Some(turn), Value::Object(map)) = (&record.turn, &mut unmapped) {
-        map.insert("turn".to_owned(), Value::String(turn.as_str().to_owned()));
-    }
-    canonical::write(&mut out, &unmapped)?;
+    body::write(&mut out, &record.body, record.turn.as_ref())?;
     out.push(b'}');
     Entry::from_bytes(out)
 }
@@ -223,7 +231,8 @@ pub fn encode(record: &Record, uid: &[u8; 36]) -> Result<Entry, EncodeError> {
 /// Why bytes are not an entry of this kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the entry is not a record this version knows: {why}; read it with the version that wrote it, or as plain JSON"
+    "the entry is not a record this version knows: {why}; \
+     read it with the version that wrote it, or as plain JSON"
 )]
 pub struct DecodeError {
     /// What is wrong.

@@ -22,6 +22,7 @@
 //! 4. Any changed byte of the public files is found and named.
 //! 5. No async runtime, no timers while idle, and no panic on whatever others send or write.
 
+mod body;
 pub mod canonical;
 pub mod client;
 mod commit;
@@ -33,6 +34,7 @@ pub mod note;
 pub mod read;
 pub mod recorder;
 pub mod story;
+mod tail;
 pub mod tiler;
 pub mod tiles;
 pub mod verify;

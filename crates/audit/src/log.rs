@@ -1,8 +1,9 @@
 //! The log: write-ahead file, tree, tiles and signed head as one thing that can only grow.
 //!
 //! ```text
-//! submit ─► queue ─► committer: write, one fdatasync ─► done(index) ─► tiler: tiles, checkpoint
-//!            ▲ batch = whatever queued while the last sync ran; no timer
+//! submit ─► queue ─► committer: write, one fdatasync ─► done(index)
+//!            ▲ batch = whatever queued            └─► tiler: reads it back ─► tiles, checkpoint
+//!              while the last sync ran; no timer
 //! ```
 //!
 //! 1. `Durable` is answered after an `fdatasync` that covers it and everything before it; `Ordered`
@@ -13,11 +14,12 @@
 //!    nothing in it; no index is ever given twice under one head.
 //! 4. One writer: the folder is locked while the log is open.
 
-use crate::commit::{self, Pending, Shared};
+use crate::commit::{self, Shared, Waiter};
 use crate::entry::Entry;
 use crate::merkle;
 use crate::note::{Checkpoint, NOTE_BYTES_MAX, NoteError, Signer, Verifier};
-use crate::tiler::{self, Mode, SignAfter, Tiles};
+use crate::tail::Tail;
+use crate::tiler::{self, Inbox, Mode, SignAfter, Tiles};
 use crate::wal::{self, SEGMENT_BYTES, Wal, WalError};
 use model::{Done, Durability, RecordError};
 use rustix::fs::{FlockOperation, flock};
@@ -32,7 +34,10 @@ use std::thread::{self, JoinHandle};
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Someone else is writing it.
-    #[error("the audit log {} is being written by another process; stop that one, or use another home", dir.display())]
+    #[error(
+        "the audit log {} is being written by another process; stop that one, or use another home",
+        dir.display()
+    )]
     Locked {
         /// The log's folder.
         dir: PathBuf,
@@ -57,7 +62,12 @@ pub enum OpenError {
         error: NoteError,
     },
     /// Files that belong together do not fit.
-    #[error("the audit log {} was tampered with or restored in part: {what}. Nothing was changed; run `audit verify`, keep the folder as evidence, and restore it whole or start with an empty one", dir.display())]
+    #[error(
+        "the audit log {} was tampered with or restored in part: {what}. Nothing was changed; \
+         run `audit verify`, keep the folder as evidence, and restore it whole or start with an \
+         empty one",
+        dir.display()
+    )]
     Mismatch {
         /// The log's folder.
         dir: PathBuf,
@@ -137,10 +147,11 @@ impl Log {
         tiles.start_writing().map_err(at(&dir.join("tile")))?;
         let wal =
             Wal::resume(dir, &replayed, options.segment_bytes).map_err(at(&dir.join("wal")))?;
+        let tail = Tail::new(dir, &replayed).map_err(at(&dir.join("wal")))?;
         let recovered = Recovered { records: replayed.next, torn_bytes, tiles_repaired };
         let verifier = signer.verifier().clone();
         let (shared, threads) =
-            start(wal, tiles, signer, head.size, options.sign_after).map_err(at(dir))?;
+            start(wal, tail, tiles, signer, head.size, options.sign_after).map_err(at(dir))?;
         Ok(Self { shared, threads, recovered, verifier, _lock: lock })
     }
 
@@ -158,8 +169,19 @@ impl Log {
 
     /// Queues an entry. Blocks while the queue is full; `done` is called once, on the committer's
     /// thread (so it must be quick), or here if the log has failed.
-    pub fn submit(&self, entry: Entry, durability: Durability, done: Done) {
-        self.shared.submit(Pending { entry, durability, done });
+    pub fn submit(&self, entry: &Entry, durability: Durability, done: Done) {
+        self.shared.submit(entry, durability, Waiter::Call(done));
+    }
+
+    /// As [`Log::submit`], for those who take answers by the batch.
+    pub(crate) fn submit_for(&self, entry: &Entry, durability: Durability, waiter: Waiter) {
+        self.shared.submit(entry, durability, waiter);
+    }
+
+    /// Batches synced since the log was opened: what group commit made of the records.
+    #[must_use]
+    pub fn syncs(&self) -> u64 {
+        self.shared.syncs()
     }
 
     /// Waits until everything submitted before is durable and signed, and returns that head.
@@ -180,8 +202,8 @@ impl Log {
 
     /// Writes, syncs and signs what is left, and closes.
     ///
-    /// # Errors
-    /// [`RecordError::Disk`] when the log has failed; what was acknowledged is on disk all the same.
+    /// # Errors [`RecordError::Disk`] when the log has failed; what was acknowledged is on disk all
+    /// the same.
     pub fn close(mut self) -> Result<(), RecordError> {
         self.stop();
         self.shared.failed().map_or(Ok(()), Err)
@@ -205,23 +227,26 @@ impl Drop for Log {
 
 fn start(
     wal: Wal,
+    tail: Tail,
     tiles: Tiles,
     signer: Signer,
     signed: u64,
     after: SignAfter,
 ) -> io::Result<(Arc<Shared>, Vec<JoinHandle<()>>)> {
     let shared = Arc::new(Shared::default());
-    let (jobs, inbox) = mpsc::sync_channel(commit::JOBS_AHEAD_MAX);
-    let for_tiler = Arc::clone(&shared);
+    let inbox = Arc::new(Inbox::new(wal.next()));
+    let (for_tiler, news) = (Arc::clone(&shared), Arc::clone(&inbox));
     let tiler = thread::Builder::new().name("audit-tiles".into()).spawn(move || {
-        if let Err(e) = tiler::run(tiles, &signer, signed, after, &inbox) {
+        let _leaving = news.refuse_when_done();
+        if let Err(e) = tiler::run(tiles, tail, &signer, signed, after, &news) {
             for_tiler.fail(e.to_string());
         }
     })?;
     let for_committer = Arc::clone(&shared);
-    let committer = thread::Builder::new()
-        .name("audit-commit".into())
-        .spawn(move || commit::run(wal, &for_committer, &jobs))?;
+    let committer = thread::Builder::new().name("audit-commit".into()).spawn(move || {
+        let _leaving = inbox.close_when_done();
+        commit::run(wal, &for_committer, &inbox);
+    })?;
     Ok((shared, vec![committer, tiler]))
 }
 
@@ -243,7 +268,7 @@ fn check(dir: &Path, head: &Checkpoint) -> Result<(Tiles, wal::Replayed), OpenEr
     let mut failed = None;
     let replayed = wal::replay(dir, |frame| {
         if failed.is_none() {
-            failed = tiles.push(frame.bytes, merkle::leaf_hash(frame.bytes)).err();
+            failed = tiles.push(frame.bytes).err();
             if tiles.size() == head.size {
                 root_there = Some(tiles.root());
             }
@@ -270,7 +295,7 @@ fn repair(dir: &Path) -> Result<Tiles, OpenError> {
     let mut failed = None;
     wal::replay(dir, |frame| {
         if failed.is_none() {
-            failed = tiles.push(frame.bytes, merkle::leaf_hash(frame.bytes)).err();
+            failed = tiles.push(frame.bytes).err();
         }
     })?;
     match failed {

@@ -1,12 +1,13 @@
 //! C2SP signed-note v1.0.0 (Ed25519, type 0x01) and tlog-checkpoint v1.0.0.
 //!
 //! ```text
-//! Checkpoint { origin, size, root } ─► text ─► Signer::sign ─► file ─► Verifier::open ─► Checkpoint
+//! Checkpoint { origin, size, root } ─► text ─► Signer::sign ─► file
+//! file ─► Verifier::open ─► Checkpoint
 //! ```
 //!
 //! 1. A key's id is the first four bytes of `SHA-256(name ‖ "\n" ‖ 0x01 ‖ public key)`.
-//! 2. Parsing is exact: one spelling a value (canonical base64, no leading zero, lower-case hex), so
-//!    that no byte of a file can change unseen.
+//! 2. Parsing is exact: one spelling a value (canonical base64, no leading zero, lower-case hex),
+//!    so that no byte of a file can change unseen.
 //! 3. Signature lines of other keys (witnesses) are kept out of the way, never an error.
 
 use crate::merkle::{Hash, sha256};
@@ -45,7 +46,8 @@ pub enum NoteError {
     },
     /// No line carries a valid signature of the given key.
     #[error(
-        "the checkpoint's signature is not valid for key {key}: it was changed or another key made it"
+        "the checkpoint's signature is not valid for key {key}: it was changed, or another key \
+         made it"
     )]
     Signature {
         /// Name of the key.

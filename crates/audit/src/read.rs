@@ -84,7 +84,8 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader of the log in `dir` (see [`crate::log_dir`]). A log that does not exist yet is empty.
+    /// A reader of the log in `dir` (see [`crate::log_dir`]). A log that does not exist yet is
+    /// empty.
     #[must_use]
     pub fn new(dir: &Path, filter: Filter) -> Self {
         Self { dir: dir.to_owned(), filter, due: 0, open: None, broken: false }

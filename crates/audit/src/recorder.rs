@@ -1,7 +1,8 @@
 //! `__recorder`: the one process that holds the signing key and writes the log.
 //!
 //! ```text
-//! clients ─ socket ─► reader a client ─► Log (one group commit for all) ─► writer a client ─► answers
+//! clients ─ socket ─► reader a client ─► Log (one group commit for all)
+//!                                         └─► writer a client ─► answers
 //! ```
 //!
 //! 1. Append only: a client can add records and learn their indices, nothing else; records that

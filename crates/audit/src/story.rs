@@ -1,10 +1,10 @@
 //! A log as a story that a lawyer could read: who asked, what it did, what it was refused, what it
 //! said.
 //!
-//! 1. One line a record, in the order of the log, each with its index, so that every sentence can be
-//!    proven.
-//! 2. Text that came from an agent or from outside shows every character that could deceive the eye:
-//!    control, bidirectional and invisible ones as `<U+202E>`.
+//! 1. One line a record, in the order of the log, each with its index, so that every sentence can
+//!    be proven.
+//! 2. Text that came from an agent or from outside shows every character that could deceive the
+//!    eye: control, bidirectional and invisible ones as `<U+202E>`.
 
 use model::{Body, Direction, Record};
 use std::fmt::Write;
@@ -43,7 +43,8 @@ fn quote(text: &str) -> String {
 #[must_use]
 pub fn utc(time_ms: u64) -> String {
     let (days, ms) = (time_ms / 86_400_000, time_ms % 86_400_000);
-    // Days to a date of the proleptic Gregorian calendar, counted in eras of 400 years from March 1st.
+    // Days to a date of the proleptic Gregorian calendar, counted in eras of 400 years from March
+    // 1st.
     let z = days + 719_468;
     let (era, day) = (z / 146_097, z % 146_097);
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
@@ -106,7 +107,8 @@ fn of_recorder(body: &Body) -> String {
             format!("The recorder closed the log with {records} records.")
         }
         Body::ClientLost { pid, role } => format!(
-            "The process {} (pid {pid}) was gone without a word; what it did last may not be on record.",
+            "The process {} (pid {pid}) was gone without a word; \
+             what it did last may not be on record.",
             quote(role)
         ),
         _ => body.kind().to_owned(),
@@ -119,7 +121,11 @@ fn of_session(body: &Body) -> String {
             let verb = if *resumed { "was resumed" } else { "began" };
             let grants = match grants.as_slice() {
                 [] => "no grants".to_owned(),
-                some => format!("these grants: {}", quote(&some.join(", "))),
+                // Each shortened by itself: a long one must not hide those after it.
+                some => {
+                    let all: Vec<String> = some.iter().map(|g| quote(g)).collect();
+                    format!("these grants: {}", all.join("; "))
+                }
             };
             let digest: String = visible(&policy_sha256.0).chars().take(12).collect();
             format!(
@@ -146,7 +152,8 @@ fn of_session(body: &Body) -> String {
             )
         }
         Body::SandboxStopped { outcome, cpu_ms, peak_memory_bytes } => format!(
-            "The sandbox ended: {}, {cpu_ms} ms of CPU, at most {peak_memory_bytes} bytes of memory.",
+            "The sandbox ended: {}, {cpu_ms} ms of CPU, \
+             at most {peak_memory_bytes} bytes of memory.",
             quote(outcome)
         ),
         _ => body.kind().to_owned(),
@@ -200,7 +207,8 @@ fn of_model(body: &Body) -> String {
         } => match error {
             Some(e) => format!("The model {} failed (status {status}): {}", quote(model), quote(e)),
             None => format!(
-                "The model {} answered after {duration_ms} ms: {bytes} bytes, {input_tokens} tokens in, {output_tokens} out.",
+                "The model {} answered after {duration_ms} ms: {bytes} bytes, \
+                 {input_tokens} tokens in, {output_tokens} out.",
                 quote(model)
             ),
         },
@@ -224,7 +232,8 @@ fn of_egress(body: &Body) -> String {
                 error.as_ref().map_or(String::new(), |e| format!(" It broke off: {}", quote(e)));
             let host = quote(host);
             format!(
-                "The connection to {host}:{port} ended after {duration_ms} ms: {sent} bytes out, {received} in.{end}"
+                "The connection to {host}:{port} ended after {duration_ms} ms: \
+                 {sent} bytes out, {received} in.{end}"
             )
         }
         Body::EgressRefused { target, rule, reason } => {

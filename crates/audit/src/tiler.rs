@@ -1,24 +1,28 @@
 //! From durable entries to tiles and a signed head, on a thread of its own.
 //!
 //! ```text
-//! committer ─ durable entries ─► Tiles (tree, tile files) ─ quiet, or a second later ─► checkpoint
+//! committer ─ durable number ─► Tail ─► Tiles (tree, files)
+//!                                         └─ quiet, or a second later ─► checkpoint
 //! ```
 //!
 //! 1. Only entries that are synced in the write-ahead log come here; so nothing is signed that a
 //!    power cut could take back.
-//! 2. Tiles are written before the checkpoint that needs them is signed (and synced, unless they are
-//!    many: `SYNCED_TILES_MAX`); the checkpoint is synced under another name, renamed, and its folder synced.
+//! 2. Tiles are written before the checkpoint that needs them is signed (and synced, unless they
+//!    are many: `SYNCED_TILES_MAX`); the checkpoint is synced under another name, renamed, and its
+//!    folder synced.
 //! 3. There is a timer only while an entry waits for a signature: an idle log never wakes up.
+//! 4. In a rush it lags behind and holds nobody up: the committer only raises a number.
 
-use crate::entry::Entry;
-use crate::merkle::{FullTile, Hash, TILE_WIDTH, TileTree};
+use crate::merkle::{FullTile, Hash, TILE_WIDTH, TileTree, leaf_hash};
 use crate::note::{Checkpoint, Signer};
+use crate::tail::Tail;
 use crate::tiles::{self, Kind, TileName};
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::Sender;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Partial tiles of this many earlier checkpoints are kept, for readers that hold one of them.
@@ -29,6 +33,9 @@ const OLD_CHECKPOINTS_KEPT: usize = 2;
 /// write-ahead log: they are left to the kernel, and if the power fails within its half minute the
 /// next open writes them again (they are derived; `audit verify` names them until then).
 const SYNCED_TILES_MAX: usize = 8;
+
+/// Records taken in before the clock is looked at again: a fraction of a second's work.
+const STEP: u64 = 16_384;
 
 /// When to sign.
 #[derive(Debug, Clone, Copy)]
@@ -47,12 +54,93 @@ impl Default for SignAfter {
     }
 }
 
-/// What the committer sends.
-pub(crate) enum Job {
-    /// Durable entries, in order.
-    Entries(Vec<Entry>),
-    /// Sign what is there and say so.
-    Sign(Sender<Checkpoint>),
+/// What the committer tells the tiler.
+pub(crate) struct Inbox {
+    news: Mutex<News>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct News {
+    /// Number of the first record that is not durable yet.
+    durable: u64,
+    /// Those who want a head over everything that is durable now.
+    sign: Vec<Sender<Checkpoint>>,
+    /// One of the two threads has left.
+    closed: bool,
+}
+
+impl Inbox {
+    pub(crate) fn new(durable: u64) -> Self {
+        let news = News { durable, ..News::default() };
+        Self { news: Mutex::new(news), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything below this number is durable.
+    pub(crate) fn durable(&self, next: u64) {
+        self.lock().durable = next;
+        self.changed.notify_one();
+    }
+
+    /// Asks for a head. Whoever asks after the tiler has left learns it by the sender's end.
+    pub(crate) fn sign(&self, tell: Sender<Checkpoint>) {
+        let mut news = self.lock();
+        if !news.closed {
+            news.sign.push(tell);
+        }
+        drop(news);
+        self.changed.notify_one();
+    }
+
+    /// Held by the committer: says that it has left, even by a panic.
+    pub(crate) fn close_when_done(&self) -> Leaving<'_> {
+        Leaving { inbox: self, tiler: false }
+    }
+
+    /// Held by the tiler: nobody answers from then on.
+    pub(crate) fn refuse_when_done(&self) -> Leaving<'_> {
+        Leaving { inbox: self, tiler: true }
+    }
+
+    /// Waits for news about more than the `done` records, `left` at most.
+    fn take(&self, done: u64, left: Option<Duration>) -> (News, bool) {
+        let (mut news, mut timed_out) = (self.lock(), false);
+        while news.durable <= done && news.sign.is_empty() && !news.closed && !timed_out {
+            news = match left {
+                None => self.changed.wait(news).unwrap_or_else(PoisonError::into_inner),
+                Some(left) => {
+                    let waited = self.changed.wait_timeout(news, left);
+                    let (news, result) = waited.unwrap_or_else(PoisonError::into_inner);
+                    timed_out = result.timed_out();
+                    news
+                }
+            };
+        }
+        let sign = std::mem::take(&mut news.sign);
+        (News { durable: news.durable, sign, closed: news.closed }, timed_out)
+    }
+}
+
+/// Says on drop that a thread has left.
+pub(crate) struct Leaving<'a> {
+    inbox: &'a Inbox,
+    tiler: bool,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        let mut news = self.inbox.lock();
+        news.closed = true;
+        if self.tiler {
+            news.sign.clear();
+        }
+        drop(news);
+        self.inbox.changed.notify_one();
+    }
 }
 
 /// The tree and its files.
@@ -112,10 +200,10 @@ impl Tiles {
         Ok(())
     }
 
-    pub(crate) fn push(&mut self, bytes: &[u8], leaf: Hash) -> io::Result<()> {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
         tiles::push_entry(&mut self.bundle, bytes);
         let mut full = std::mem::take(&mut self.full);
-        self.tree.push(leaf, &mut full);
+        self.tree.push(leaf_hash(bytes), &mut full);
         if !full.is_empty() {
             let bundle = std::mem::take(&mut self.bundle);
             let index = self.tree.size() / TILE_WIDTH as u64 - 1;
@@ -231,49 +319,37 @@ fn keep_evidence(dir: &Path, path: &Path) -> io::Result<()> {
     fs::rename(path, evidence.join(below))
 }
 
-/// The thread: takes jobs until the committer is gone, then signs the last head.
+/// The thread: takes in what is durable until the committer has left, then signs the last head.
 pub(crate) fn run(
     mut tiles: Tiles,
+    mut tail: Tail,
     signer: &Signer,
     mut signed: u64,
     after: SignAfter,
-    jobs: &Receiver<Job>,
+    inbox: &Inbox,
 ) -> io::Result<()> {
     let mut since = (tiles.size() != signed).then(Instant::now);
     loop {
-        let job = match since {
-            None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(first) => {
-                let left = after.at_most.saturating_sub(first.elapsed());
-                jobs.recv_timeout(after.quiet.min(left))
-            }
-        };
-        let mut waiting = None;
-        let mut due = since.is_some_and(|first| first.elapsed() >= after.at_most);
-        match job {
-            Ok(Job::Entries(entries)) => {
-                for entry in &entries {
-                    tiles.push(entry.bytes(), entry.leaf())?;
-                }
-                since = since.or_else(|| Some(Instant::now()));
-            }
-            Ok(Job::Sign(tell)) => waiting = Some(tell),
-            Err(RecvTimeoutError::Timeout) => due = true,
-            Err(RecvTimeoutError::Disconnected) => {
-                if tiles.size() != signed {
-                    tiles.publish(signer)?;
-                }
-                return Ok(());
+        let left =
+            since.map(|first| after.quiet.min(after.at_most.saturating_sub(first.elapsed())));
+        let (news, timed_out) = inbox.take(tiles.size(), left);
+        let at_once = news.closed || !news.sign.is_empty();
+        let until = if at_once { news.durable } else { news.durable.min(tiles.size() + STEP) };
+        if until > tiles.size() {
+            tail.read(until, |bytes| tiles.push(bytes))?;
+            since = since.or_else(|| Some(Instant::now()));
+        }
+        let due = timed_out || since.is_some_and(|first| first.elapsed() >= after.at_most);
+        if (at_once || due) && tiles.size() != signed || !news.sign.is_empty() {
+            let head = tiles.publish(signer)?;
+            (signed, since) = (head.size, None);
+            for tell in news.sign {
+                // Whoever asked may have gone; the head is published all the same.
+                let _ = tell.send(head.clone());
             }
         }
-        if (due && tiles.size() != signed) || waiting.is_some() {
-            let head = tiles.publish(signer)?;
-            signed = head.size;
-            since = None;
-            if let Some(tell) = waiting {
-                // Whoever asked may have gone; the head is published all the same.
-                let _ = tell.send(head);
-            }
+        if news.closed {
+            return Ok(());
         }
     }
 }

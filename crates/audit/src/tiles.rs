@@ -11,7 +11,7 @@
 
 use crate::merkle::{Hash, Nodes, TILE_WIDTH, subtree_root};
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// What a tile file holds.
@@ -77,7 +77,8 @@ fn index_path(index: u64) -> String {
     path
 }
 
-/// Appends one entry to a bundle. The entry is at most 64,000 bytes ([`crate::entry::ENTRY_BYTES_MAX`]).
+/// Appends one entry to a bundle. The entry is at most 64,000 bytes
+/// ([`crate::entry::ENTRY_BYTES_MAX`]).
 pub fn push_entry(bundle: &mut Vec<u8>, entry: &[u8]) {
     let len = u16::try_from(entry.len()).unwrap_or(u16::MAX);
     bundle.extend(len.to_be_bytes());
@@ -103,16 +104,18 @@ pub fn split_bundle(mut bundle: &[u8]) -> Option<Vec<&[u8]>> {
 /// As the operating system has it.
 pub fn write(dir: &Path, name: TileName, bytes: &[u8]) -> io::Result<PathBuf> {
     let path = dir.join(name.path());
-    let mut file = match fs::File::create(&path) {
+    // Whole or not at all: a torn tile, left by a full disk or a kill, would not verify.
+    let new = dir.join("private/tile.new");
+    fs::write(&new, bytes)?;
+    match fs::rename(&new, &path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             if let Some(parent) = path.parent() {
                 fs::create_dir_all(parent)?;
             }
-            fs::File::create(&path)?
+            fs::rename(&new, &path)?;
         }
         other => other?,
-    };
-    file.write_all(bytes)?;
+    }
     Ok(path)
 }
 

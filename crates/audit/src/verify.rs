@@ -402,8 +402,8 @@ impl<'a> Assembly<'a> {
         Ok((due - size, loose))
     }
 
-    /// Reads one segment to its end, or to the first bytes beyond the signed size that are no record;
-    /// returns the number that is due next, and how many such bytes there are.
+    /// Reads one segment to its end, or to the first bytes beyond the signed size that are no
+    /// record; returns the number that is due next, and how many such bytes there are.
     fn read_segment(
         &mut self,
         segment: &Segment,

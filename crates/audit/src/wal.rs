@@ -1,18 +1,18 @@
 //! The write-ahead log: append-only segment files, one frame a record.
 //!
 //! ```text
-//! wal/<first seq, 16 hex>.wal      frame = u32 length ‖ u32 crc32c ‖ u64 seq ‖ bytes, little-endian
+//! wal/<first seq, 16 hex>.wal    frame = u32 length ‖ u32 crc32c ‖ u64 seq ‖ bytes, little-endian
 //! ```
 //!
 //! 1. Sequence numbers are dense over all segments; a segment is named by its first one.
-//! 2. The top bit of `length` says: everything before this frame was synced when it was written. So a
-//!    bad frame with such a frame behind it is damage, and one without is a write that a power cut
-//!    tore; only the second may be cut off, and what is cut is kept as evidence.
+//! 2. The top bit of `length` says: everything before this frame was synced when it was written. So
+//!    a bad frame with such a frame behind it is damage, and one without is a write that a power
+//!    cut tore; only the second may be cut off, and what is cut is kept as evidence.
 //! 3. A new segment is created, synced, and its folder synced before a frame goes into it.
-//! 4. A failed write or sync is never tried again: the kernel may have dropped the pages (Rebello et
-//!    al., "Can Applications Recover from fsync Failures?", ATC'20). The caller stops.
+//! 4. A failed write or sync is never tried again: the kernel may have dropped the pages (Rebello
+//!    et al., "Can Applications Recover from fsync Failures?", ATC'20). The caller stops.
 
-use crate::entry::ENTRY_BYTES_MAX;
+use crate::entry::{ENTRY_BYTES_MAX, Entry};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -64,15 +64,67 @@ pub enum BadFrame {
     },
 }
 
-/// Appends a frame to `out`.
-fn push_frame(out: &mut Vec<u8>, seq: u64, synced_before: bool, bytes: &[u8]) {
-    let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX)
-        | if synced_before { SYNCED_BEFORE } else { 0 };
-    let crc = checksum(len, seq, bytes);
-    out.extend(len.to_le_bytes());
-    out.extend(crc.to_le_bytes());
-    out.extend(seq.to_le_bytes());
-    out.extend(bytes);
+/// Entries on their way to the file, end to end: frames that have their length, and get number and
+/// checksum when they are written.
+#[derive(Default)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl Batch {
+    /// Adds one entry (which is never empty, and no longer than [`ENTRY_BYTES_MAX`]).
+    pub fn push(&mut self, entry: &Entry) {
+        // In range: an entry has at most 64,000 bytes.
+        let len = entry.bytes().len() as u32;
+        let mut head = [0; HEADER_BYTES];
+        head[..4].copy_from_slice(&len.to_le_bytes());
+        self.bytes.extend_from_slice(&head);
+        self.bytes.extend_from_slice(entry.bytes());
+        self.count += 1;
+    }
+
+    /// Entries in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Bytes that it takes in the file.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Empties it; keeps its memory for the next one, up to `keep` bytes.
+    pub fn clear(&mut self, keep: usize) {
+        self.bytes.clear();
+        self.bytes.shrink_to(keep);
+        self.count = 0;
+    }
+
+    /// Numbers the frames from `first` on and sums them up. The first one says whether everything
+    /// before it is synced; the others follow it unsynced.
+    fn seal(&mut self, first: u64, synced_before: bool) {
+        let (mut rest, mut seq) = (self.bytes.as_mut_slice(), first);
+        while let Some((head, tail)) = rest.split_first_chunk_mut::<HEADER_BYTES>() {
+            let [a, b, c, d, ..] = *head;
+            let len = u32::from_le_bytes([a, b, c, d]);
+            let synced = if seq == first && synced_before { SYNCED_BEFORE } else { 0 };
+            let (bytes, next) = tail.split_at_mut((len as usize).min(tail.len()));
+            let crc = checksum(len | synced, seq, bytes);
+            head[..4].copy_from_slice(&(len | synced).to_le_bytes());
+            head[4..8].copy_from_slice(&crc.to_le_bytes());
+            head[8..].copy_from_slice(&seq.to_le_bytes());
+            (rest, seq) = (next, seq + 1);
+        }
+    }
 }
 
 fn checksum(len: u32, seq: u64, bytes: &[u8]) -> u32 {
@@ -210,7 +262,7 @@ pub struct Segment {
     pub path: PathBuf,
 }
 
-fn segment_path(dir: &Path, first: u64) -> PathBuf {
+pub(crate) fn segment_path(dir: &Path, first: u64) -> PathBuf {
     dir.join("wal").join(format!("{first:016x}.wal"))
 }
 
@@ -263,7 +315,11 @@ pub enum WalError {
         error: io::Error,
     },
     /// A record in the middle is damaged.
-    #[error("{} is damaged at byte {offset}: {why}. Nothing was changed; restore this file from a backup, or keep it as evidence and start a new log in an empty folder", path.display())]
+    #[error(
+        "{} is damaged at byte {offset}: {why}. Nothing was changed; restore this file from a \
+         backup, or keep it as evidence and start a new log in an empty folder",
+        path.display()
+    )]
     Damaged {
         /// The segment.
         path: PathBuf,
@@ -362,7 +418,6 @@ pub struct Wal {
     next: u64,
     segment_bytes: u64,
     synced: bool,
-    buffer: Vec<u8>,
 }
 
 impl Wal {
@@ -381,8 +436,8 @@ impl Wal {
                 (file, *end)
             }
         };
-        let (dir, next, buffer) = (dir.to_owned(), replayed.next, Vec::new());
-        Ok(Self { dir, file, written, next, segment_bytes, synced: true, buffer })
+        let (dir, next) = (dir.to_owned(), replayed.next);
+        Ok(Self { dir, file, written, next, segment_bytes, synced: true })
     }
 
     /// Number of the next record.
@@ -391,23 +446,23 @@ impl Wal {
         self.next
     }
 
-    /// Writes entries in order, not synced. They get the numbers from [`Wal::next`] on.
+    /// Writes a batch, not synced. Its entries get the numbers from [`Wal::next`] on.
     ///
     /// # Errors
     /// As the system has it; then the log must not be used any more.
-    pub fn append<'a>(&mut self, entries: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
+    pub fn append(&mut self, batch: &mut Batch) -> io::Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
         if self.written >= self.segment_bytes && self.synced {
             self.file = create_segment(&self.dir, self.next)?;
             self.written = 0;
         }
-        self.buffer.clear();
-        for bytes in entries {
-            push_frame(&mut self.buffer, self.next, self.synced, bytes);
-            self.synced = false;
-            self.next += 1;
-        }
-        self.file.write_all(&self.buffer)?;
-        self.written += self.buffer.len() as u64;
+        batch.seal(self.next, self.synced);
+        self.synced = false;
+        self.next += batch.len() as u64;
+        self.file.write_all(&batch.bytes)?;
+        self.written += batch.bytes() as u64;
         Ok(())
     }
 

@@ -3,7 +3,8 @@
 //! ```text
 //! frame = u32 little-endian length of the rest ‖ u8 kind ‖ body
 //! client: H hello (JSON) · S submit (u64 id ‖ u8 durability ‖ record as JSON) · B bye
-//! recorder: W welcome · A written (u64 id ‖ u64 index) · E refused (u64 id ‖ JSON)
+//! recorder: W welcome · A written (u64 id ‖ u64 index ‖ u32 count: so many from there on, both
+//!           counted up) · E refused (u64 id ‖ JSON)
 //! ```
 //!
 //! 1. Nothing in it reads or changes what is written: a client can only append.
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 pub const FRAME_BYTES_MAX: usize = 128 << 10;
 
 /// Version of this protocol.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// Longest role name.
 pub(crate) const ROLE_BYTES_MAX: usize = 32;
@@ -55,7 +56,8 @@ pub(crate) enum FromClient {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum FromRecorder {
     Welcome,
-    Written { id: u64, result: Result<u64, RecordError> },
+    Written { id: u64, index: u64, count: u32 },
+    Refused { id: u64, error: RecordError },
 }
 
 /// What the bytes were not.
@@ -124,26 +126,33 @@ pub(crate) fn push_welcome(out: &mut Vec<u8>) {
     frame(out, b'W', |_| {});
 }
 
-pub(crate) fn push_result(out: &mut Vec<u8>, id: u64, result: Result<u64, RecordError>) {
-    match result {
-        Ok(index) => frame(out, b'A', |o| {
+/// One frame for every run of ids whose indices run along.
+pub(crate) fn push_written(out: &mut Vec<u8>, mut done: &[(u64, u64)]) {
+    while let Some(&(id, index)) = done.first() {
+        let along = (0u64..).zip(done).take_while(|(n, d)| **d == (id + n, index + n)).count();
+        // At least the first one, and no more than a client may have outstanding.
+        let count = along as u32;
+        frame(out, b'A', |o| {
             o.extend(id.to_le_bytes());
             o.extend(index.to_le_bytes());
-        }),
-        Err(e) => {
-            let error = match e {
-                RecordError::Disk { cause } => WireError::Disk { cause },
-                RecordError::Gone { cause } => WireError::Gone { cause },
-                RecordError::TooLarge { bytes, max } => WireError::TooLarge { bytes, max },
-                RecordError::Invalid { why } => WireError::Invalid { why },
-            };
-            let json = serde_json::to_vec(&error).unwrap_or_default();
-            frame(out, b'E', |o| {
-                o.extend(id.to_le_bytes());
-                o.extend(json);
-            });
-        }
+            o.extend(count.to_le_bytes());
+        });
+        done = &done[along..];
     }
+}
+
+pub(crate) fn push_refused(out: &mut Vec<u8>, id: u64, error: RecordError) {
+    let error = match error {
+        RecordError::Disk { cause } => WireError::Disk { cause },
+        RecordError::Gone { cause } => WireError::Gone { cause },
+        RecordError::TooLarge { bytes, max } => WireError::TooLarge { bytes, max },
+        RecordError::Invalid { why } => WireError::Invalid { why },
+    };
+    let json = serde_json::to_vec(&error).unwrap_or_default();
+    frame(out, b'E', |o| {
+        o.extend(id.to_le_bytes());
+        o.extend(json);
+    });
 }
 
 fn take_u64(body: &[u8]) -> Result<(u64, &[u8]), Malformed> {
@@ -181,10 +190,12 @@ pub(crate) fn parse_recorder(frame: &[u8]) -> Result<FromRecorder, Malformed> {
         b'A' => {
             let (id, rest) = take_u64(body)?;
             let (index, rest) = take_u64(rest)?;
-            if !rest.is_empty() {
+            let count = u32::from_le_bytes(rest.try_into().map_err(|_| Malformed)?);
+            let last = u64::from(count);
+            if id.checked_add(last).is_none() || index.checked_add(last).is_none() {
                 return Err(Malformed);
             }
-            Ok(FromRecorder::Written { id, result: Ok(index) })
+            Ok(FromRecorder::Written { id, index, count })
         }
         b'E' => {
             let (id, json) = take_u64(body)?;
@@ -194,7 +205,7 @@ pub(crate) fn parse_recorder(frame: &[u8]) -> Result<FromRecorder, Malformed> {
                 WireError::TooLarge { bytes, max } => RecordError::TooLarge { bytes, max },
                 WireError::Invalid { why } => RecordError::Invalid { why },
             };
-            Ok(FromRecorder::Written { id, result: Err(error) })
+            Ok(FromRecorder::Refused { id, error })
         }
         _ => Err(Malformed),
     }
@@ -259,6 +270,7 @@ fn cut_off() -> io::Error {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
 
@@ -273,8 +285,8 @@ mod tests {
         };
         let mut good = Vec::new();
         push_hello(&mut good, &Hello { protocol: 1, pid: 2, role: "test".into() });
-        push_result(&mut good, 7, Ok(9));
-        push_result(&mut good, 8, Err(RecordError::Gone { cause: "x".into() }));
+        push_written(&mut good, &[(7, 9)]);
+        push_refused(&mut good, 8, RecordError::Gone { cause: "x".into() });
         push_bye(&mut good);
         for _ in 0..20_000 {
             let mut bytes = good.clone();
@@ -288,6 +300,25 @@ mod tests {
                 let _ = (parse_client(frame), parse_recorder(frame));
             }
         }
+    }
+
+    #[test]
+    fn answers_that_run_along_share_a_frame_and_others_do_not() {
+        let done = [(3, 10), (4, 11), (5, 12), (6, 14), (9, 15), (8, 16)];
+        let mut bytes = Vec::new();
+        push_written(&mut bytes, &done);
+        let (mut frames, mut got, mut count_of) = (Frames::new(&bytes[..]), vec![], vec![]);
+        while let Some(frame) = frames.next_frame().unwrap() {
+            let Ok(FromRecorder::Written { id, index, count }) = parse_recorder(frame) else {
+                panic!("not an answer");
+            };
+            count_of.push(count);
+            got.extend((0..u64::from(count)).map(|n| (id + n, index + n)));
+        }
+        assert_eq!((got.as_slice(), count_of.as_slice()), (&done[..], &[3, 1, 1, 1][..]));
+        let mut bytes = Vec::new();
+        push_written(&mut bytes, &[(u64::MAX, 1)]);
+        assert_eq!(parse_recorder(&bytes[4..]), Err(Malformed), "an id that would overflow");
     }
 
     #[test]

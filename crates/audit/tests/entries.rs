@@ -6,7 +6,7 @@ mod common;
 use common::{Seed, every_kind, record};
 use model::Body;
 use nanoclaw_audit::canonical;
-use nanoclaw_audit::entry::{ENTRY_BYTES_MAX, EncodeError, Uids, decode, encode};
+use nanoclaw_audit::entry::{ENTRY_BYTES_MAX, EncodeError, Entry, Uids, decode, encode};
 use serde_json::{Value, json};
 
 #[test]
@@ -89,9 +89,9 @@ fn what_not_every_reader_reads_alike_is_refused() {
     let large = record(Body::RecorderStopped { records: 1 << 53 });
     assert!(matches!(encode(&large, &uid), Err(EncodeError::Number(_))));
     let long = record(Body::ClientLost { pid: 1, role: "x".repeat(ENTRY_BYTES_MAX) });
-    assert!(
-        matches!(encode(&long, &uid), Err(EncodeError::TooLarge { bytes }) if bytes > ENTRY_BYTES_MAX)
-    );
+    let refused = encode(&long, &uid);
+    assert!(matches!(refused, Err(EncodeError::TooLarge { bytes }) if bytes > ENTRY_BYTES_MAX));
+    assert_eq!(Entry::from_bytes(Vec::new()), Err(EncodeError::Empty));
 }
 
 #[test]

@@ -70,7 +70,8 @@ fn checkpoint_tiles_entries_and_proofs_are_accepted() {
         let old_root = tlog_tiles::tree_hash(old, &reader).unwrap();
         check_tree(&proof, N, *checkpoint.hash(), old, old_root).unwrap();
     }
-    // A proof from a changed tile (its third hash, sibling of record 3) is refused, and the foreign note a changed size.
+    // A proof from a changed tile (its third hash, sibling of record 3) is refused, and the foreign
+    // note a changed size.
     let tile = dir.0.join("tile/0/000");
     let mut bytes = fs::read(&tile).unwrap();
     bytes[77] ^= 1;

@@ -1,8 +1,8 @@
 //! Go's own `sumdb/note` and `sumdb/tlog` accept our log, and refuse a changed one.
 //!
 //! Needs a Go toolchain whose tree has `src/cmd/vendor/golang.org/x/mod` (every one has): named by
-//! `NANOCLAW_GO` or `GO_BIN`, or `go` on the path. Without it the test is skipped by name, and under
-//! `CI` it fails.
+//! `NANOCLAW_GO` or `GO_BIN`, or `go` on the path. Without it the test is skipped by name, and
+//! under `CI` it fails.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 mod common;

@@ -1,4 +1,5 @@
-//! The recorder as a real process: many clients, kills at random moments, a full disk, hostile bytes.
+//! The recorder as a real process: many clients, kills at random moments, a full disk, hostile
+//! bytes.
 //!
 //! This file is its own runner, for the program under test is this very file, started again as
 //! `__recorder HOME` (or as `__writer HOME`, a client that is killed).
@@ -129,9 +130,8 @@ fn many_clients() {
     for (c, indices) in got.iter().enumerate() {
         for (i, index) in indices {
             let want = format!("{c}-{i}");
-            assert!(
-                matches!(&entries[*index as usize].body, Body::ToolFinished { call, .. } if *call == want)
-            );
+            let body = &entries[*index as usize].body;
+            assert!(matches!(body, Body::ToolFinished { call, .. } if *call == want));
         }
     }
     assert_eq!(entries[0].body.kind(), "recorder_started");
@@ -238,7 +238,7 @@ fn dead_recorder() {
 fn hostile() {
     let temp = Temp::new("hostile");
     let keep = connect(&temp.0, "keeper");
-    let hello = br#"H{"protocol":1,"pid":1,"role":"evil"}"#;
+    let hello = br#"H{"protocol":2,"pid":1,"role":"evil"}"#;
     let mut hello_frame = (hello.len() as u32).to_le_bytes().to_vec();
     hello_frame.extend(hello);
     let mut seed = Seed(5);
@@ -263,6 +263,9 @@ fn hostile() {
     let mut flood = UnixStream::connect(socket_path(&temp.0)).unwrap();
     flood.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
     flood.write_all(&hello_frame).unwrap();
+    let mut welcome = [0; 5];
+    flood.read_exact(&mut welcome).unwrap();
+    assert_eq!(&welcome, b"\x01\0\0\0W", "the flood must get beyond the hello");
     let junk = b"\x0c\0\0\0S\x01\0\0\0\0\0\0\0\x01{}".repeat(1000);
     let mut sent = 0;
     while sent < 64 << 20 && flood.write_all(&junk).is_ok() {

@@ -125,7 +125,7 @@ fn a_reader_follows_a_log_that_grows_and_verify_bears_with_it() {
     let log = Log::open(&dir.0).unwrap();
     for i in 3..2_000 {
         let entry = Entry::from_bytes(entry(i)).unwrap();
-        log.submit(entry, Durability::Durable, Box::new(|r| assert!(r.is_ok())));
+        log.submit(&entry, Durability::Durable, Box::new(|r| assert!(r.is_ok())));
         if i % 100 == 0 {
             log.sign().unwrap();
             verify_dir(&dir.0, None).unwrap();

@@ -357,8 +357,8 @@ impl Worker {
             Some(retry) => self.shared.store().fail_turn(&finish, retry),
         };
         if let Err(e) = committed {
-            self.notice(format!("The reply could not be stored, so it is not shown: {e}"));
-            return;
+            let told = format!("The reply could not be stored, so it is not shown: {e}");
+            return self.tell_end(taken, "failed", told, tokens);
         }
         self.turn_record(taken, outcome);
         let body = Body::Message {
@@ -370,8 +370,8 @@ impl Worker {
         };
         let about = self.about(Some(&taken.turn));
         if let Err(e) = self.shared.record(&about, body, Durability::Durable) {
-            self.notice(format!("The reply is kept but not shown, for {e}."));
-            return;
+            let told = format!("The reply is kept but not shown, for {e}.");
+            return self.tell_end(taken, "failed", told, tokens);
         }
         self.deliver(taken, &id, outcome, text, tokens);
     }

@@ -1,7 +1,12 @@
 //! Start of a sandbox to the first byte its program writes, beside the floor and bubblewrap.
 //!
-//! `cargo run --release -p nanoclaw-sandbox --example bench_sandbox [RUNS]`. The three take
-//! turns, so that noise of the machine hits all alike; ratios are of the same run.
+//! `cargo run --release -p nanoclaw-sandbox --example bench_sandbox [RUNS] [--json]
+//! [--image FILE]`. All take turns, so that noise of the machine hits all alike; ratios are of the
+//! same run. Two spawners: one keeps a spare (what a user meets), one begins every sandbox from
+//! nothing ("cold": what a burst meets when the spare is gone).
+//!
+//! `--image`: an executable that answers to the two inner roles, of the size to be measured: it is
+//! what init runs from. The measured program is the same small one everywhere.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use model::{
@@ -17,6 +22,9 @@ use std::time::{Duration, Instant};
 
 /// Runs thrown away first.
 const WARM_UP: usize = 20;
+/// Between two starts: what the one before leaves to the kernel (namespaces end asynchronously)
+/// and the making of the next spare must not count against the one after.
+const APART: Duration = Duration::from_millis(20);
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
@@ -28,11 +36,15 @@ fn main() -> ExitCode {
         _ => {}
     }
     let runs = args.get(1).and_then(|a| a.parse().ok()).unwrap_or(200);
+    let json = args.iter().any(|a| a == "--json");
+    let image = args.iter().position(|a| a == "--image").and_then(|at| args.get(at + 1));
+    let image = image.map(PathBuf::from);
     let dir = std::env::temp_dir().join(format!("nanoclaw-bench-{}", std::process::id()));
     for part in ["state/home", "state/workspace", "floor"] {
         std::fs::create_dir_all(dir.join(part)).unwrap();
     }
-    bench(runs, &dir);
+    let all = bench(runs, &dir, image);
+    print(&all, json);
     std::fs::remove_dir_all(&dir).unwrap();
     ExitCode::SUCCESS
 }
@@ -82,52 +94,113 @@ impl Series {
     }
 }
 
-fn bench(runs: usize, dir: &Path) {
-    let mut floor = std::process::Command::new("/proc/self/exe")
-        .arg("__floor")
-        .arg(dir.join("floor"))
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let (mut order, mut heard) = (floor.stdin.take().unwrap(), floor.stdout.take().unwrap());
-    let options = SpawnerOptions { image: None, private: vec![dir.join("state")] };
-    let spawner = Spawner::launch(options).unwrap();
-    let socket = dir.join("door");
-    let _door = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    let spec = spec(dir, Network::Door(DoorSpec { socket, port: 8080 }));
-    let bwrap = Path::new("/usr/bin/bwrap").exists();
-    let own = std::fs::read_link("/proc/self/exe").unwrap();
-    let names = ["floor", "sandbox: prepare + start", "  of which start (warm)", "bubblewrap"];
-    let mut all = names.map(|n| Series(n, Vec::new()));
-    for run in 0..runs + WARM_UP {
+/// The most a start may cost, in floors.
+const TARGET: f64 = 2.0;
+
+fn print(all: &[Series], json: bool) {
+    let (floor, peer) = (&all[0], &all[all.len() - 1]);
+    for series in all {
+        let (value, ratio) = (series.at(50), series.at(50) / floor.at(50));
+        let ours = series.0.starts_with("start");
+        let ok = !ours || (ratio <= TARGET && (peer.1.is_empty() || value < peer.at(50)));
+        if json {
+            let line = serde_json::json!({
+                "name": series.0, "value_ms": value, "floor_ms": floor.at(50), "ratio": ratio,
+                "target": if ours { Some(TARGET) } else { None }, "ok": ok,
+            });
+            println!("{line}");
+            continue;
+        }
+        println!(
+            "{:<34} p10 {:6.2} ms ({:4.2} x floor)  p50 {value:6.2} ms ({ratio:4.2} x floor)  \
+             p95 {:6.2} ms{}",
+            series.0,
+            series.at(10),
+            series.at(10) / floor.at(10),
+            series.at(95),
+            if ok { "" } else { "  over the target" },
+        );
+    }
+}
+
+/// The floor's server and its two ends.
+struct Floor(std::process::Child, std::process::ChildStdin, std::process::ChildStdout);
+
+impl Floor {
+    fn new(dir: &Path) -> Self {
+        let mut child = std::process::Command::new("/proc/self/exe")
+            .arg("__floor")
+            .arg(dir.join("floor"))
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (order, heard) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        Self(child, order, heard)
+    }
+
+    fn run(&mut self) -> Duration {
         let mut buffer = [0; 3];
         let begun = Instant::now();
-        order.write_all(b"g").unwrap();
-        heard.read_exact(&mut buffer[..2]).unwrap();
-        let floor_time = begun.elapsed();
-        heard.read_exact(&mut buffer[2..]).unwrap();
-        let (cold, warm) = sandbox(&spawner, &spec);
+        self.1.write_all(b"g").unwrap();
+        self.2.read_exact(&mut buffer[..2]).unwrap();
+        let time = begun.elapsed();
+        self.2.read_exact(&mut buffer[2..]).unwrap();
+        time
+    }
+
+    fn end(self) {
+        let Self(mut child, order, _) = self;
+        drop(order);
+        child.wait().unwrap();
+    }
+}
+
+fn bench(runs: usize, dir: &Path, image: Option<PathBuf>) -> Vec<Series> {
+    let mut floor = Floor::new(dir);
+    let options = SpawnerOptions { image: image.clone(), private: vec![dir.join("state")] };
+    let spare = Spawner::launch(options.clone()).unwrap();
+    let cold = Spawner::launch_without_spares(options).unwrap();
+    let socket = dir.join("door");
+    let _door = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let mut spec = spec(dir, Network::Door(DoorSpec { socket, port: 8080 }));
+    let own = std::fs::read_link("/proc/self/exe").unwrap();
+    if image.is_some() {
+        // The image does not know our byte; a file beside the workspace does.
+        std::fs::copy(&own, dir.join("state/workspace/byte")).unwrap();
+        spec.command = Command::Program(vec!["/workspace/byte".into(), "__byte".into()]);
+    }
+    let bwrap = Path::new("/usr/bin/bwrap").exists();
+    let names = [
+        "floor",
+        "start, spare ready",
+        "  of which from prepared",
+        "start, cold",
+        "  of which from prepared, cold",
+        "bubblewrap",
+    ];
+    let mut all: Vec<Series> = names.map(|n| Series(n, Vec::new())).into();
+    if !bwrap {
+        all.pop();
+    }
+    for run in 0..runs + WARM_UP {
+        let floor_time = floor.run();
+        std::thread::sleep(APART);
+        let (full, start) = sandbox(&spare, &spec);
+        std::thread::sleep(APART);
+        let (cold_full, cold_start) = sandbox(&cold, &spec);
+        std::thread::sleep(APART);
         let peer = if bwrap { bubblewrap(&own) } else { Duration::ZERO };
+        std::thread::sleep(APART);
         if run >= WARM_UP {
-            for (series, time) in all.iter_mut().zip([floor_time, cold, warm, peer]) {
+            let times = [floor_time, full, start, cold_full, cold_start, peer];
+            for (series, time) in all.iter_mut().zip(times) {
                 series.1.push(time);
             }
         }
     }
-    drop(order);
-    floor.wait().unwrap();
-    for series in &all {
-        let ratio = series.at(50) / all[0].at(50);
-        let quiet = series.at(10) / all[0].at(10);
-        println!(
-            "{:<26} p10 {:6.2} ms ({quiet:4.2} x floor)  p50 {:6.2} ms ({ratio:4.2} x floor)  p95 {:6.2} ms",
-            series.0,
-            series.at(10),
-            series.at(50),
-            series.at(95)
-        );
-    }
+    floor.end();
+    all
 }
 
 fn sandbox(spawner: &Spawner, spec: &SandboxSpec) -> (Duration, Duration) {

@@ -60,15 +60,8 @@ impl Parent {
     /// Makes one group with limits and reads them back.
     pub(crate) fn create(&self, name: &str, limits: &Limits) -> io::Result<Group> {
         let name = format!("{PREFIX}{name}");
-        let mut group = Group { memory: None, cpu: None, pids: None, v2: None };
-        let made = match self {
-            Self::V2(dir) => group.make_v2(&dir.join(name), limits),
-            Self::V1 { memory, cpu, pids } => {
-                let at = |p: &Option<PathBuf>| p.as_ref().map(|p| p.join(&name));
-                group.make_v1([at(memory), at(cpu), at(pids)], limits)
-            }
-        };
-        if let Err(e) = made {
+        let mut group = Group { name, memory: None, cpu: None, pids: None, v2: None };
+        if let Err(e) = group.make(self).and_then(|()| group.limit(limits)) {
             group.remove();
             return Err(e);
         }
@@ -166,6 +159,8 @@ fn find_v1(own: &str, info: &str) -> Option<Parent> {
 /// The control groups of one sandbox. v1 has up to three directories, v2 one.
 #[derive(Debug)]
 pub(crate) struct Group {
+    /// The last part of every directory's path; no other group has it.
+    name: String,
     memory: Option<PathBuf>,
     cpu: Option<PathBuf>,
     pids: Option<PathBuf>,
@@ -183,6 +178,30 @@ fn set(dir: &Path, file: &str, value: &str) -> io::Result<()> {
         return Err(io::Error::other(cause));
     }
     Ok(())
+}
+
+/// Memory alone, then memory with swap, which may never be the smaller of the two: a limit that
+/// grows needs the other order.
+fn memory_v1(dir: &Path, bytes: &str) -> io::Result<()> {
+    const ALONE: &str = "memory.limit_in_bytes";
+    const WITH_SWAP: &str = "memory.memsw.limit_in_bytes";
+    if !dir.join(WITH_SWAP).exists() {
+        return set(dir, ALONE, bytes);
+    }
+    if set(dir, ALONE, bytes).is_err() {
+        set(dir, WITH_SWAP, bytes)?;
+        set(dir, ALONE, bytes)?;
+    }
+    set(dir, WITH_SWAP, bytes)
+}
+
+/// A line of `/proc/PID/cgroup` for controller `kind` (empty: v2) ends in `name`.
+fn listed(text: &str, kind: &str, name: &str) -> bool {
+    text.lines().any(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(kinds), Some(path)) = (parts.next(), parts.next()) else { return false };
+        kinds.split(',').any(|k| k == kind) && path.rsplit('/').next() == Some(name)
+    })
 }
 
 fn number(dir: Option<&PathBuf>, file: &str) -> Option<u64> {
@@ -206,41 +225,47 @@ fn quota(milli: u64) -> u64 {
 }
 
 impl Group {
-    fn make_v2(&mut self, dir: &Path, limits: &Limits) -> io::Result<()> {
-        fs::create_dir(dir)?;
-        self.v2 = Some(dir.to_path_buf());
-        set(dir, "memory.max", &whole_pages(limits.memory_bytes.value).to_string())?;
-        if dir.join("memory.swap.max").exists() {
-            set(dir, "memory.swap.max", "0")?;
-        }
-        let cpu = format!("{} {CPU_PERIOD_US}", quota(limits.cpu_milli.value));
-        set(dir, "cpu.max", &cpu)?;
-        set(dir, "pids.max", &limits.pids.value.to_string())
-    }
-
-    fn make_v1(&mut self, dirs: [Option<PathBuf>; 3], limits: &Limits) -> io::Result<()> {
-        let [memory, cpu, pids] = dirs;
-        if let Some(dir) = memory {
-            fs::create_dir(&dir)?;
-            let dir = self.memory.insert(dir);
-            let bytes = whole_pages(limits.memory_bytes.value).to_string();
-            set(dir, "memory.limit_in_bytes", &bytes)?;
-            if dir.join("memory.memsw.limit_in_bytes").exists() {
-                set(dir, "memory.memsw.limit_in_bytes", &bytes)?;
+    fn make(&mut self, parent: &Parent) -> io::Result<()> {
+        let name = &self.name;
+        let child = |parent: &PathBuf| -> io::Result<PathBuf> {
+            let dir = parent.join(name);
+            fs::create_dir(&dir).map(|()| dir)
+        };
+        match parent {
+            Parent::V2(dir) => self.v2 = Some(child(dir)?),
+            Parent::V1 { memory, cpu, pids } => {
+                for (own, parent) in
+                    [(&mut self.memory, memory), (&mut self.cpu, cpu), (&mut self.pids, pids)]
+                {
+                    *own = parent.as_ref().map(child).transpose()?;
+                }
             }
         }
-        if let Some(dir) = cpu {
-            fs::create_dir(&dir)?;
-            let dir = self.cpu.insert(dir);
-            set(dir, "cpu.cfs_period_us", &CPU_PERIOD_US.to_string())?;
-            set(dir, "cpu.cfs_quota_us", &quota(limits.cpu_milli.value).to_string())?;
-        }
-        if let Some(dir) = pids {
-            fs::create_dir(&dir)?;
-            let dir = self.pids.insert(dir);
-            set(dir, "pids.max", &limits.pids.value.to_string())?;
-        }
         Ok(())
+    }
+
+    /// Writes the limits and reads them back. They may replace others.
+    pub(crate) fn limit(&mut self, limits: &Limits) -> io::Result<()> {
+        let bytes = whole_pages(limits.memory_bytes.value).to_string();
+        let quota = quota(limits.cpu_milli.value);
+        if let Some(dir) = &self.v2 {
+            set(dir, "memory.max", &bytes)?;
+            if dir.join("memory.swap.max").exists() {
+                set(dir, "memory.swap.max", "0")?;
+            }
+            set(dir, "cpu.max", &format!("{quota} {CPU_PERIOD_US}"))?;
+        }
+        if let Some(dir) = &self.memory {
+            memory_v1(dir, &bytes)?;
+        }
+        if let Some(dir) = &self.cpu {
+            set(dir, "cpu.cfs_period_us", &CPU_PERIOD_US.to_string())?;
+            set(dir, "cpu.cfs_quota_us", &quota.to_string())?;
+        }
+        match self.pids.as_ref().or(self.v2.as_ref()) {
+            Some(dir) => set(dir, "pids.max", &limits.pids.value.to_string()),
+            None => Ok(()),
+        }
     }
 
     fn directories(&self) -> impl Iterator<Item = &PathBuf> {
@@ -256,14 +281,13 @@ impl Group {
         v1.map(|d| d.join("tasks")).chain(v2).collect()
     }
 
-    /// `pid` is in every one of the groups.
+    /// `pid` is in every one of the groups, as the kernel tells of the process: one read, where
+    /// the groups' own lists would be three, each sorted by the kernel.
     pub(crate) fn holds(&self, pid: i32) -> bool {
-        let pid = pid.to_string();
-        let listed = |dir: &PathBuf| {
-            let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-            text.lines().any(|l| l == pid)
-        };
-        self.directories().all(listed)
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let kinds =
+            [("memory", &self.memory), ("cpu", &self.cpu), ("pids", &self.pids), ("", &self.v2)];
+        kinds.iter().all(|(kind, dir)| dir.is_none() || listed(&text, kind, &self.name))
     }
 
     /// Memory in use now, bytes.

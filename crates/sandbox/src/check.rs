@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 /// Largest spec as JSON: it must fit one packet to the spawner with room to spare.
 pub(crate) const SPEC_BYTES_MAX: usize = 160 << 10;
 /// More mounts than anybody grants; each costs three system calls at every start.
-const MOUNTS_MAX: usize = 64;
+pub(crate) const MOUNTS_MAX: usize = 64;
 /// Kernel: `PATH_MAX` without its zero.
 const PATH_BYTES_MAX: usize = 4_095;
 /// The smallest memory in which a shell starts.

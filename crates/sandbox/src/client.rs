@@ -166,6 +166,20 @@ impl Spawner {
     /// # Errors
     /// When the executable cannot be started, or does not answer in time.
     pub fn launch(options: SpawnerOptions) -> Result<Self, StartError> {
+        Self::begin(options, true)
+    }
+
+    /// As [`Spawner::launch`], but every sandbox is begun from nothing when it is asked for: what
+    /// a start costs when none was made ahead. For benches.
+    ///
+    /// # Errors
+    /// As [`Spawner::launch`].
+    #[doc(hidden)]
+    pub fn launch_without_spares(options: SpawnerOptions) -> Result<Self, StartError> {
+        Self::begin(options, false)
+    }
+
+    fn begin(options: SpawnerOptions, spares: bool) -> Result<Self, StartError> {
         let failed = |e: std::io::Error| StartError::spawner(format!("cannot start it: {e}"));
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
@@ -182,7 +196,7 @@ impl Spawner {
             .name("spawner".into())
             .spawn(move || read_answers(&reader, &image, theirs, &tell))
             .map_err(failed)?;
-        link.send(&Request::Hello { private: options.private })?;
+        link.send(&Request::Hello { private: options.private, spares })?;
         let facts = told
             .recv_timeout(READY_TIMEOUT)
             .map_err(|_| StartError::spawner("it did not become ready"))??;

@@ -8,6 +8,7 @@ use ::landlock::{
     ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
     RulesetAttr, RulesetCreatedAttr, Scope,
 };
+use rustix::fs::FileType;
 use std::os::fd::BorrowedFd;
 
 fn abi(level: u32) -> Option<ABI> {
@@ -51,7 +52,8 @@ pub(crate) fn restrict(
         .chain(devices.iter().map(|p| (p.as_str(), use_device)));
     for (path, rights) in places {
         let fd = PathFd::new(path).map_err(|e| tell(&e))?;
-        let rights = if std::path::Path::new(path).is_dir() {
+        let mode = rustix::fs::fstat(&fd).map_err(|e| tell(&e))?.st_mode;
+        let rights = if FileType::from_raw_mode(mode) == FileType::Directory {
             rights
         } else {
             rights & AccessFs::from_file(abi)

@@ -71,20 +71,34 @@ pub type Sources = BTreeMap<PathBuf, Owner>;
 /// Turns a checked spec into steps. Use [`crate::check`] first; `sources` come from it.
 #[must_use]
 pub fn plan(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources) -> Plan {
-    let mut steps = Vec::with_capacity(80);
+    let mut steps = common(facts, spec.limits.tmp_bytes);
+    session(spec, facts, sources, &mut steps);
+    steps.extend([Step::Pivot, Step::SealRoot]);
+    if let Network::Door(door) = &spec.network {
+        steps.push(Step::Listen { port: door.port, door: DoorSpec::INSIDE.into() });
+    }
+    confine(spec, facts, &mut steps);
+    run(spec, &mut steps);
+    Plan { steps }
+}
+
+/// The steps that every plan of this host begins with: what can be done before anybody asks for
+/// a sandbox. Nothing in them comes from a session.
+pub(crate) fn common(facts: &HostFacts, tmp_bytes: u64) -> Vec<Step> {
+    let mut steps = Vec::with_capacity(100);
     begin(facts, &mut steps);
     system(facts, &mut steps);
     etc(facts, &mut steps);
     devices(&mut steps);
-    scratch(spec, &mut steps);
+    scratch(tmp_bytes, &mut steps);
     proc(facts, &mut steps);
-    session(spec, facts, sources, &mut steps);
+    if let Some(source) = &facts.binary {
+        steps.push(Step::OwnBinary { source: source.clone(), target: BINARY_INSIDE.into() });
+    }
+    steps.push(Step::HostName { name: "sandbox".into() });
+    steps.push(Step::Loopback);
     groups(facts, &mut steps);
-    steps.extend([Step::Pivot, Step::SealRoot]);
-    network(spec, &mut steps);
-    confine(spec, facts, &mut steps);
-    run(spec, &mut steps);
-    Plan { steps }
+    steps
 }
 
 fn begin(facts: &HostFacts, steps: &mut Vec<Step>) {
@@ -99,7 +113,7 @@ fn begin(facts: &HostFacts, steps: &mut Vec<Step>) {
     steps.push(Step::PrivateMounts);
 }
 
-/// As late as the host's files can still be seen: the spawner makes the groups meanwhile.
+/// Late: the spawner makes the groups while the steps before are carried out.
 fn groups(facts: &HostFacts, steps: &mut Vec<Step>) {
     let mut kinds = Vec::new();
     for (name, rung) in
@@ -198,9 +212,9 @@ fn devices(steps: &mut Vec<Step>) {
 }
 
 /// Comes before `/proc`: the scratch tmpfs itself ends up covered by it, only its parts show.
-fn scratch(spec: &SandboxSpec, steps: &mut Vec<Step>) {
+fn scratch(bytes: u64, steps: &mut Vec<Step>) {
     steps.push(Step::Scratch {
-        bytes: spec.limits.tmp_bytes,
+        bytes,
         inodes: SCRATCH_INODES,
         places: SCRATCH.iter().map(|p| (*p).to_owned()).collect(),
     });
@@ -245,9 +259,6 @@ fn session(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources, steps: &mut
     if let Network::Door(door) = &spec.network {
         steps.push(strict(&door.socket, DoorSpec::INSIDE, false));
     }
-    if let Some(source) = &facts.binary {
-        steps.push(Step::OwnBinary { source: source.clone(), target: BINARY_INSIDE.into() });
-    }
 }
 
 /// `/a/b/c` gives `/a`, `/a/b`.
@@ -268,14 +279,6 @@ fn link_possible(path: &Path, spec: &SandboxSpec) -> bool {
         && !own.iter().any(|o| Path::new(o).starts_with(path))
         && !SCRATCH.iter().any(|s| Path::new(s).starts_with(path))
         && !spec.mounts.iter().any(|m| path.starts_with(&m.target) || m.target.starts_with(path))
-}
-
-fn network(spec: &SandboxSpec, steps: &mut Vec<Step>) {
-    steps.push(Step::HostName { name: "sandbox".into() });
-    steps.push(Step::Loopback);
-    if let Network::Door(door) = &spec.network {
-        steps.push(Step::Listen { port: door.port, door: DoorSpec::INSIDE.into() });
-    }
 }
 
 fn confine(spec: &SandboxSpec, facts: &HostFacts, steps: &mut Vec<Step>) {

@@ -25,15 +25,16 @@ pub(crate) const PACKET_MAX: usize = 192 << 10;
 /// Largest order to init: the paths of three control groups, each below 4 KiB. Small, for init
 /// touches no page it need not.
 pub(crate) const ORDER_MAX: usize = 16 << 10;
-/// Descriptors in one packet: the three of the standard streams.
-const FDS_MAX: usize = 3;
+/// Descriptors in one packet: the three standard streams, and a user namespace for each owner of
+/// home, workspace, door and the most mounts that may be granted.
+const FDS_MAX: usize = 3 + 3 + crate::check::MOUNTS_MAX;
 
 /// A sandbox's number on one spawner connection.
 pub(crate) type BoxId = u64;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    Hello { private: Vec<PathBuf> },
+    Hello { private: Vec<PathBuf>, spares: bool },
     Prepare { id: BoxId, spec: Box<SandboxSpec> },
     Start { id: BoxId },
     Signal { id: BoxId, signal: i32 },
@@ -55,6 +56,9 @@ pub(crate) enum Answer {
 /// Spawner to init.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
+    /// Carry out a job. The last one brings the standard streams and a user namespace for each
+    /// mapping.
+    Work(Box<Job>),
     /// Write "0" to these files.
     Join(Vec<PathBuf>),
     Go,
@@ -86,17 +90,17 @@ pub(crate) struct Measured {
     pub(crate) root_read_only: bool,
 }
 
-/// What init needs besides the plan: numbers that differ from start to start.
+/// Steps of the plan, and the numbers that differ from start to start.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Job {
-    /// What to do.
-    pub(crate) plan: Option<crate::Plan>,
+    /// What to do now; a plan comes in one job or two, and its last step runs the program.
+    pub(crate) steps: Vec<crate::Step>,
     /// Session uid and gid in root mode, 0 in plain-user mode.
     pub(crate) identity: u32,
     /// The spawner's own uid and gid: in a fresh user namespace one cannot see them.
     pub(crate) caller: (u32, u32),
-    /// Owner on disk and descriptor number of the user namespace that maps it.
-    pub(crate) mappings: Vec<(crate::step::Owner, i32)>,
+    /// Owners on disk, in the order of the user namespaces that map them.
+    pub(crate) mappings: Vec<crate::step::Owner>,
 }
 
 /// Sends one packet.

@@ -59,7 +59,7 @@ pub fn record(body: Body) -> Record {
 pub fn append(log: &Log, bytes: Vec<u8>) -> u64 {
     let (tell, told) = mpsc::channel();
     let done = Box::new(move |r| tell.send(r).unwrap());
-    log.submit(Entry::from_bytes(bytes).unwrap(), Durability::Durable, done);
+    log.submit(&Entry::from_bytes(bytes).unwrap(), Durability::Durable, done);
     told.recv().unwrap().unwrap()
 }
 
@@ -70,7 +70,7 @@ pub fn make_log(dir: &Path, n: usize) {
     for i in 0..n {
         let tell = tell.clone();
         let entry = Entry::from_bytes(entry(i)).unwrap();
-        log.submit(entry, Durability::Durable, Box::new(move |r| tell.send(r).unwrap()));
+        log.submit(&entry, Durability::Durable, Box::new(move |r| tell.send(r).unwrap()));
     }
     for i in 0..n as u64 {
         assert_eq!(told.recv().unwrap(), Ok(i));

@@ -9,6 +9,7 @@ use crate::ui;
 use model::{Command, SessionId};
 use policy::{Additions, Runtime};
 use sandbox::HostFacts;
+use std::os::unix::net::UnixListener;
 
 pub(crate) fn run(home: &Home, agent: Option<&str>, as_json: bool) -> Result<u8> {
     let config = product::load_config(home)?;
@@ -23,7 +24,9 @@ pub(crate) fn run(home: &Home, agent: Option<&str>, as_json: bool) -> Result<u8>
     };
     // The door of a real session is there before its plan is made; this one stands in its place.
     let door = home.door(&session)?;
-    std::fs::write(&door, "").context(door.display())?;
+    // A killed `plan` may have left one.
+    drop(std::fs::remove_file(&door));
+    let standing = UnixListener::bind(&door).context(door.display())?;
     let spec = sandboxes::spec(Parts {
         session: &session,
         agent: &agent,
@@ -37,6 +40,7 @@ pub(crate) fn run(home: &Home, agent: Option<&str>, as_json: bool) -> Result<u8>
     let sources = sandbox::check(&spec, &facts)
         .map_err(|e| Failure::new(Kind::Usage, e.cause).remedy(e.remedy))?;
     let plan = sandbox::plan(&spec, &facts, &sources);
+    drop(standing);
     std::fs::remove_file(&door).context(door.display())?;
     if as_json {
         ui::line(String::from_utf8_lossy(&plan.sha256_input()));

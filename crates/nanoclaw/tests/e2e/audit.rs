@@ -94,21 +94,25 @@ fn any_flipped_byte_is_found_and_named(lab: &Lab) {
         let place = format!("bit of byte {at} of {}", file.display());
         let (_, rest) = said.split_once(&named).unwrap_or_else(|| panic!("{place}: {said}"));
         let byte: usize = rest.split_once(':').unwrap().0.parse().unwrap();
-        assert!(byte <= at, "{place}: {said}");
+        // Where a signature does not fit, nobody can tell which byte of the signed was changed.
+        assert!(byte <= at || file.ends_with("checkpoint"), "{place}: {said}");
     }
     assert!(verify(lab, &dir).status.success());
 }
 
 fn a_shortened_log_is_found(lab: &Lab) {
     let dir = some_log(lab);
+    let newest = lab.story().lines().count().to_string();
     for file in covered(&dir) {
         let whole = fs::read(&file).unwrap();
         fs::write(&file, &whole[..whole.len() - 1]).unwrap();
         let said = verify(lab, &dir).failed(5);
         assert!(said.contains(&file.display().to_string()), "{}: {said}", file.display());
         fs::remove_file(&file).unwrap();
-        // The folder's own key may be missing if it is given; everything else may not.
-        verify(lab, &dir).failed(5);
+        // Only an older partial tile may be missing (tlog-tiles: it is superseded).
+        let superseded = file.display().to_string().contains(".p/") && !file.ends_with(&newest);
+        let ran = verify(lab, &dir);
+        assert!(superseded || ran.code() == 5, "{}: {ran}", file.display());
         fs::write(&file, &whole).unwrap();
     }
     assert!(verify(lab, &dir).status.success());
@@ -245,7 +249,7 @@ struct SmallDisk(PathBuf);
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         // What is still in use goes when it is not any more.
-        drop(rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH));
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
     }
 }
 
@@ -262,8 +266,12 @@ fn where_the_disk_is_full_nothing_runs(lab: &Lab) {
     let _disk = SmallDisk(dir.clone());
     some_log(lab);
     let filler = dir.join("filler");
-    // Ends with an error when the disk is full; a page stays or not, as it happens.
+    // Ends with an error when the disk is full.
     drop(fs::write(&filler, vec![0; 512 << 10]));
+    // A few more records fit into the log's last page; then a run fails in the middle or at once.
+    let full = (0..20).any(|_| lab.sh(&[], "true").err().contains("nothing was started"));
+    assert!(full, "the disk does not fill");
+    quiet(lab);
     nothing_runs(lab, "log-disk-full");
     fs::remove_file(&filler).unwrap();
     // With room again it goes on, and nothing of what was recorded is lost.

@@ -85,10 +85,7 @@ fn a_virtualenv_of_the_workspace_works(lab: &Lab) {
     lab.file(&site.join("greeting.py"), "def say():\n    print('hello from the virtualenv')\n");
     let script = lab.file(
         &project.0.join(".venv/bin/greet"),
-        &format!(
-            "#!{}/.venv/bin/python\nimport greeting\ngreeting.say()\n",
-            project.0.display()
-        ),
+        &format!("#!{}/.venv/bin/python\nimport greeting\ngreeting.say()\n", project.0.display()),
     );
     fs::set_permissions(script, PermissionsExt::from_mode(0o755)).unwrap();
     let hello = "hello from the virtualenv\n";
@@ -131,7 +128,8 @@ fn notes(lab: &Lab) -> PathBuf {
 fn a_read_only_mount_refuses_writes(lab: &Lab) {
     let notes = notes(lab);
     let grant = format!("{}:/mnt/notes:ro", notes.display());
-    let attempts = ["echo x > a", "echo x > b", "rm a", "mv a c", "mkdir d", "chmod 777 a", "touch a"];
+    let attempts =
+        ["echo x > a", "echo x > b", "rm a", "mv a c", "mkdir d", "chmod 777 a", "touch a"];
     for attempt in attempts {
         let ran = lab.sh(&["--mount", &grant], &format!("cd /mnt/notes && cat a && {attempt}"));
         assert_ne!(ran.code(), 0, "{attempt}: {ran}");
@@ -191,15 +189,31 @@ fn what_must_not_be_mounted_is_refused(lab: &Lab) {
     let parent = lab.person().parent().unwrap().display().to_string();
     let mut all = String::new();
     for source in [
-        "/", "~", &person, "~/.ssh", "~/.aws", "~/.gnupg/config", "~/work/.docker", &home, &inner,
-        "/proc", "/sys", "/dev", "/etc", "/run", "/var/run", "/tmp/../etc", "relative/../x",
+        "/",
+        "~",
+        &person,
+        "~/.ssh",
+        "~/.aws",
+        "~/.gnupg/config",
+        "~/work/.docker",
+        &home,
+        &inner,
+        "/proc",
+        "/sys",
+        "/dev",
+        "/etc",
+        "/run",
+        "/var/run",
+        "/tmp/../etc",
+        "relative/../x",
     ] {
         all.push_str(&refused(lab, source, "/mnt/x"));
     }
     // What holds all of it.
     all.push_str(&refused(lab, &parent, "/mnt/x").replace(&parent, "PARENT"));
     lab.folder(&lab.person().join("fine"));
-    for target in ["/", "/etc/x", "/usr/bin", "/proc", "/workspace", "/workspace/x", "/run/x", "x"] {
+    for target in ["/", "/etc/x", "/usr/bin", "/proc", "/workspace", "/workspace/x", "/run/x", "x"]
+    {
         all.push_str(&refused(lab, "~/fine", target));
     }
     snapshot("mounts-refused", &all);

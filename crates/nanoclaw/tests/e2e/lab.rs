@@ -17,6 +17,9 @@ pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
 /// How often a waiting test looks again.
 pub(crate) const TICK: Duration = Duration::from_millis(10);
 
+/// How long the recorder of a home may take to leave after its last client.
+const LEAVE_GRACE: Duration = Duration::from_secs(10);
+
 /// Where programs of the machine are.
 pub(crate) const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -189,6 +192,17 @@ impl Lab {
     /// `audit show --all` must succeed; its text.
     pub(crate) fn story(&self) -> String {
         self.run(["audit", "show", "--all"]).ok()
+    }
+}
+
+impl Drop for Lab {
+    /// A recorder that is just leaving would put files into a folder that is being removed.
+    fn drop(&mut self) {
+        let home = self.home().display().to_string();
+        let deadline = Instant::now() + LEAVE_GRACE;
+        while !processes_with(&home).is_empty() && Instant::now() < deadline {
+            thread::sleep(TICK);
+        }
     }
 }
 
@@ -370,12 +384,6 @@ pub(crate) fn processes_with(marker: &str) -> Vec<i32> {
         String::from_utf8_lossy(&arguments).contains(marker)
     };
     numbers.filter(marked).collect()
-}
-
-/// Parent of a process, from field 4 of /proc/PID/stat.
-pub(crate) fn parent_of(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// Every file below `dir`, in order.

@@ -88,5 +88,5 @@ fn a_langchain_script_streams_and_calls_tools(lab: &Lab) {
     assert!(!format!("{seen:?}").contains("nanoclaw-placeholder"), "{seen:?}");
     nowhere_below(&lab.home(), &value);
     let story = lab.story();
-    assert_eq!(story.matches("asked the model").count(), 3, "{story}");
+    assert_eq!(story.matches("at 127.0.0.1 was asked").count(), 3, "{story}");
 }

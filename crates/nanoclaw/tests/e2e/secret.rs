@@ -27,7 +27,7 @@ pub(crate) fn set(lab: &Lab, name: &str, value: &str, flags: &[&str]) -> String 
 /// Writes a `nanoclaw.toml` with one model and its secret.
 pub(crate) fn configure(lab: &Lab, api: &str, server: &FakeModel) {
     let text = format!(
-        "[models.fake]\napi = \"{api}\"\nbase_url = \"{}\"\nmodel = \"fake-model\"\n\
+        "schema = 1\n[models.fake]\napi = \"{api}\"\nbase_url = \"{}\"\nmodel = \"fake-model\"\n\
          secret = \"fake\"\n",
         server.base_url()
     );
@@ -62,7 +62,8 @@ fn what_cannot_be_a_secret_is_refused(lab: &Lab) {
     let no_host = finish(lab.nanoclaw(["secret", "set", "mine"]), b"x-not-real").failed(2);
     snapshot("secret-without-host", &no_host);
     for (name, value) in [("../up", "value-not-real"), ("", "value-not-real"), ("fine", "")] {
-        let ran = finish(lab.nanoclaw(["secret", "set", name, "--host", "a.example"]), value.as_bytes());
+        let ran =
+            finish(lab.nanoclaw(["secret", "set", name, "--host", "a.example"]), value.as_bytes());
         assert_eq!(ran.code(), 2, "{name:?} {value:?}: {ran}");
     }
     let long = vec![b'x'; (64 << 10) + 1];

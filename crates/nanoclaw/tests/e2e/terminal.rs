@@ -38,12 +38,8 @@ impl Desk {
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         let name = ptsname(&master, Vec::new()).unwrap();
-        let slave: OwnedFd = File::options()
-            .read(true)
-            .write(true)
-            .open(name.to_str().unwrap())
-            .unwrap()
-            .into();
+        let slave: OwnedFd =
+            File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap().into();
         tcsetwinsize(&master, size(33, 77)).unwrap();
         let end = || slave.try_clone().unwrap();
         command.stdin(end()).stdout(end()).stderr(end()).env("TERM", "xterm");
@@ -87,7 +83,15 @@ impl Desk {
             std::thread::sleep(TICK);
         };
         let ran = Ran { status, stdout: self.shown().into_bytes(), stderr: Vec::new() };
-        (ran, self.slave)
+        (ran, self.slave.try_clone().unwrap())
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        // After `wait` there is nothing left to kill; then these do nothing.
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 }
 

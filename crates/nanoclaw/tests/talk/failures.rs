@@ -1,6 +1,7 @@
 //! Models that are missing, down, busy, wrong or too slow; a log that cannot be written.
 
-use crate::lab::{KEY, Lab, asked, free_port, keyed, server};
+use crate::lab::{KEY, Lab, Running, asked, free_port, keyed, marked, server};
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -38,7 +39,8 @@ fn without_a_model_there_are_three_ways_to_get_one() {
         eprintln!("SKIPPED in part: port 11434 is taken, so no Ollama can be imitated");
         return;
     };
-    let answers = [r#"{"models":[{"name":"llama3.2"},{"name":"evil\u001b[2J"}]}"#, r#"{"models":[]}"#];
+    let answers =
+        [r#"{"models":[{"name":"llama3.2"},{"name":"evil\u001b[2J"}]}"#, r#"{"models":[]}"#];
     let ollama = std::thread::spawn(move || {
         for body in answers {
             let (mut stream, _) = listener.accept().expect("asked once a run");
@@ -114,7 +116,8 @@ fn a_missing_key_is_said_before_anything_is_sent() {
 #[test]
 fn a_busy_server_is_asked_again_when_it_said_so() {
     for api in FORMATS {
-        let busy = Options { fail_status: Some(429), fail_first: 2, retry_after: Some(1), ..keyed() };
+        let busy =
+            Options { fail_status: Some(429), fail_first: 2, retry_after: Some(1), ..keyed() };
         let server = server(busy);
         let lab = Lab::with_model(api, &server);
         let out = lab.say("NOTOOL hello").expect(0);
@@ -192,7 +195,10 @@ fn with_a_log_that_cannot_be_written_nothing_is_asked() {
     assert_eq!(server.requests().len(), before, "nothing goes unrecorded");
     std::fs::remove_file(&wal).unwrap();
     std::fs::rename(&aside, &wal).unwrap();
-    assert_eq!(lab.say("NOTOOL three").expect(0).stdout.lines().last(), Some("MOCK_TEXT[NOTOOL three]"));
+    assert_eq!(
+        lab.say("NOTOOL three").expect(0).stdout.lines().last(),
+        Some("MOCK_TEXT[NOTOOL three]")
+    );
     lab.verify();
 }
 
@@ -214,7 +220,7 @@ fn a_log_whose_disk_is_full_stops_the_turn_before_the_model_is_asked() {
     lab.surround(&mut command);
     command.arg(format!("--fsize={}", written + 300)).arg(crate::lab::BINARY);
     command.arg("--home").arg(lab.home()).args(["chat", "-m", "NOTOOL two"]);
-    let out = crate::lab::Running::start(command, b"").wait();
+    let out = Running::start(command, b"").wait();
     assert_ne!(out.code(), 0, "{out:#?}");
     assert_eq!(out.stdout, "", "{out:#?}");
     assert_eq!(server.requests().len(), before, "nothing goes unrecorded");
@@ -231,4 +237,54 @@ fn a_home_that_others_may_read_is_refused() {
     std::fs::set_permissions(lab.home(), PermissionsExt::from_mode(0o755)).unwrap();
     let out = lab.say("hello").expect(4);
     assert!(out.stderr.contains("chmod 700"), "{}", out.stderr);
+}
+
+#[test]
+fn a_home_too_deep_for_sockets_is_refused_with_its_limit() {
+    let lab = Lab::new();
+    let deep = lab.path(&"d".repeat(80)).display().to_string();
+    let mut command = std::process::Command::new(crate::lab::BINARY);
+    lab.surround(&mut command);
+    command.args(["--home", &deep, "chat", "-m", "hello"]);
+    let out = Running::start(command, b"").wait().expect(2);
+    assert!(out.stderr.contains("too long") && out.stderr.contains("--home"), "{}", out.stderr);
+    assert!(!std::path::Path::new(&deep).exists());
+}
+
+#[test]
+fn an_agent_that_dies_is_reported_and_the_next_message_gets_a_new_one() {
+    let server = server(keyed());
+    let lab = Lab::with_model("anthropic", &server);
+    // A tool may end the agent that runs it; it has the same uid inside.
+    let out = lab.say("RUN: kill -9 $PPID; sleep 5").expect(1);
+    assert!(out.stderr.contains("The agent failed"), "{out:#?}");
+    assert!(out.took < Duration::from_secs(10), "{:?}", out.took);
+    lab.assert_nobody_left();
+    let stopped = &lab.records("sandbox_stopped")[0]["outcome"];
+    assert!(stopped.as_str().is_some_and(|o| !o.contains("status 0")), "{stopped}");
+    assert_eq!(lab.say("NOTOOL next").expect(0).stdout, "MOCK_TEXT[NOTOOL next]\n");
+    lab.verify();
+}
+
+#[test]
+fn a_recorder_that_dies_under_a_turn_ends_it_and_shows_no_unrecorded_reply() {
+    for text in ["NOTOOL unseen", "RUN: echo unseen; sleep 2"] {
+        let server = server(Options { delay: Duration::from_millis(800), ..keyed() });
+        let lab = Lab::with_model("anthropic", &server);
+        let chat = Running::start(lab.command(&["chat", "-m", text]), b"");
+        assert!(server.wait_for(1, Duration::from_secs(10)), "the model was asked");
+        let recorder = marked("__recorder").into_iter().find(|p| p.contains(&lab.mark()));
+        let recorder = recorder.expect("the recorder of this home");
+        let pid = recorder.split(':').next().and_then(|p| p.parse().ok()).and_then(Pid::from_raw);
+        kill_process(pid.expect("a pid"), Signal::KILL).expect("it is there");
+        let out = chat.wait().expect(1);
+        assert!(out.took < Duration::from_secs(15), "{:?}", out.took);
+        assert!(!out.stdout.contains("MOCK_FINAL"), "{out:#?}");
+        assert!(out.stderr.contains("recorder is gone"), "{out:#?}");
+        assert_eq!(server.requests().len(), 1, "nothing more goes out unrecorded");
+        lab.assert_nobody_left();
+        let out = lab.say("NOTOOL next").expect(0);
+        assert_eq!(out.stdout.lines().last(), Some("MOCK_TEXT[NOTOOL next]"), "{out:#?}");
+        lab.verify();
+    }
 }

@@ -29,7 +29,9 @@ fn an_unknown_key_in_an_agent_file_is_named_with_place_and_neighbour() {
 #[test]
 fn an_unknown_key_in_nanoclaw_toml_is_named_with_place_and_neighbour() {
     let lab = Lab::new();
-    lab.config("[models.local]\napi = \"openai\"\n  base_ur = \"http://127.0.0.1:1\"\nmodel = \"x\"\n");
+    lab.config(
+        "[models.local]\napi = \"openai\"\n  base_ur = \"http://127.0.0.1:1\"\nmodel = \"x\"\n",
+    );
     let out = lab.say("hello").expect(2);
     assert!(out.stderr.contains("nanoclaw.toml:5:3: "), "{}", out.stderr);
     assert!(out.stderr.contains("base_url"), "{}", out.stderr);
@@ -51,7 +53,10 @@ fn a_model_an_agent_names_must_be_there() {
     let lab = Lab::with_model("openai", &server);
     lab.agent("assistant", "schema = 1\nmodel = \"locla\"\n");
     let out = lab.say("NOTOOL hello").expect(2);
-    assert!(out.stderr.contains("assistant.toml:2:") && out.stderr.contains("\"local\""), "{out:#?}");
+    assert!(
+        out.stderr.contains("assistant.toml:2:") && out.stderr.contains("\"local\""),
+        "{out:#?}"
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Ctrl-C and the end of everything, from outside.
 
-use crate::lab::{Lab, Running, keyed, server, sleepers, until};
+use crate::lab::{Lab, Running, keyed, marked, server, sleepers, until};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 use testkit::Options;
@@ -45,14 +45,13 @@ fn ctrl_c_stops_a_tool_and_the_conversation_goes_on() {
 
 #[test]
 fn terminate_and_hang_up_end_everything_and_leave_nobody() {
-    for (signal, code, mark) in
-        [(Signal::TERM, 143, "43.30001"), (Signal::HUP, 129, "43.30002")]
-    {
+    for (signal, code, mark) in [(Signal::TERM, 143, "43.30001"), (Signal::HUP, 129, "43.30002")] {
         let server = server(keyed());
         let lab = Lab::with_model("openai", &server);
         let text = format!("RUN: setsid sleep {mark} & sleep {mark}");
         let chat = Running::start(lab.command(&["chat", "-m", &text]), b"");
         until("the tool runs", Duration::from_secs(10), || sleepers(mark) == 2);
+        assert!(marked(&lab.mark()).len() >= 2, "chat and recorder, at least, are seen");
         let begun = Instant::now();
         chat.signal(signal);
         chat.wait().expect(code);

@@ -1,7 +1,8 @@
 //! One message, one reply: both wire formats, tools, memory.
 
-use crate::lab::{KEY, Lab, asked, keyed, server};
+use crate::lab::{KEY, Lab, Running, asked, keyed, server};
 use serde_json::Value;
+use std::time::Duration;
 use testkit::{FakeModel, Options};
 
 const FORMATS: [(&str, &str); 2] =
@@ -136,25 +137,59 @@ fn a_turn_is_on_record_in_the_order_in_which_it_happened() {
     lab.say("RUN: true").expect(0);
     lab.assert_nobody_left();
     let kinds: Vec<String> = lab.log().iter().map(|b| b["kind"].as_str().unwrap().into()).collect();
-    let expected = [
-        "session_opened",
-        "sandbox_started",
-        "turn_started",
-        "secret_used",
-        "model_request",
-        "model_response",
-        "tool_called",
-        "tool_finished",
-        "model_request",
-        "model_response",
-        "turn_finished",
-        "message",
-        "sandbox_stopped",
-        "session_closed",
-    ];
-    let mut rest = kinds.iter();
-    for kind in expected {
-        assert!(rest.any(|k| k == kind), "{kind} is missing or out of order in {kinds:#?}");
+    let before = ["session_opened", "sandbox_started", "turn_started", "secret_used"];
+    let asked = ["model_request", "model_response", "model_request", "model_response"];
+    // Told by the agent beside its requests, so in no fixed order with the later of them.
+    let used = ["model_request", "tool_called", "tool_finished"];
+    let after = ["turn_finished", "message", "sandbox_stopped", "session_closed"];
+    for chain in [[&before[..], &asked, &after].concat(), [&before[..], &used, &after].concat()] {
+        let mut rest = kinds.iter();
+        for kind in chain {
+            assert!(rest.any(|k| k == kind), "{kind} is missing or out of order in {kinds:#?}");
+        }
     }
     assert_eq!(kinds.iter().filter(|k| *k == "message").count(), 2, "{kinds:#?}");
+}
+
+#[test]
+fn lines_from_a_pipe_are_a_conversation_too() {
+    let server = server(keyed());
+    let lab = Lab::with_model("openai", &server);
+    let input = b"NOTOOL one\n\nRUN: echo two\n/quit\nNOTOOL never said\n";
+    let out = Running::start(lab.command(&["chat"]), input).wait().expect(0);
+    let one = out.stdout.find("MOCK_TEXT[NOTOOL one]").expect("the first reply");
+    let two = out.stdout.find("MOCK_FINAL[two]").expect("the second reply");
+    assert!(one < two && !out.stdout.contains("never said"), "{out:#?}");
+    lab.assert_nobody_left();
+}
+
+#[test]
+fn every_agent_has_its_own_conversation() {
+    let server = server(keyed());
+    let lab = Lab::with_model("anthropic", &server);
+    lab.agent("triage", "schema = 1\ndescription = \"Sorts\"\n");
+    lab.say("NOTOOL to the assistant").expect(0);
+    let out = lab.run(&["chat", "triage", "-m", "RUN: ls -A"]).expect(0);
+    assert_eq!(out.stdout, "MOCK_FINAL[[no output]]\n");
+    assert!(!asked(&server).last().unwrap()["messages"].to_string().contains("to the assistant"));
+    assert_eq!(lab.workspaces().len(), 2);
+    lab.assert_nobody_left();
+    let entries = lab.run(&["audit", "show", "--all", "--json"]).expect(0).events();
+    let agents = |name: &str| entries.iter().filter(|e| e["ai_agent"]["uid"] == name).count();
+    assert!(agents("triage") > 5 && agents("assistant") > 5, "{entries:#?}");
+}
+
+#[test]
+fn two_processes_at_once_have_two_conversations() {
+    let slow = server(Options { delay: Duration::from_millis(700), ..keyed() });
+    let lab = Lab::with_model("anthropic", &slow);
+    let first = Running::start(lab.command(&["chat", "-m", "RUN: echo 1 > one; ls"]), b"");
+    assert!(slow.wait_for(1, Duration::from_secs(10)));
+    let second = lab.say("RUN: echo 2 > two; ls").expect(0);
+    assert_eq!(second.stdout, "MOCK_FINAL[two]\n", "{second:#?}");
+    assert_eq!(first.wait().expect(0).stdout, "MOCK_FINAL[one]\n");
+    // Alone again, the first conversation goes on.
+    assert_eq!(lab.say("RUN: ls").expect(0).stdout, "MOCK_FINAL[one]\n");
+    lab.assert_nobody_left();
+    lab.verify();
 }

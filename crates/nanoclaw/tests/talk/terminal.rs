@@ -95,7 +95,8 @@ fn what_a_model_or_tool_says_does_not_drive_the_terminal() {
     let server = server(Options { chunk: Some(1), ..keyed() });
     let lab = Lab::with_model("openai", &server);
     // Clear the screen, set the title, write the clipboard; reorder; a C1 control.
-    let nasty = "\x1b[2J \x1b]0;owned\x07 \x1b]52;c;ZXZpbA==\x07 \u{202e}txt.exe \u{2066} \u{9b}31m";
+    let nasty =
+        "\x1b[2J \x1b]0;owned\x07 \x1b]52;c;ZXZpbA==\x07 \u{202e}txt.exe \u{2066} \u{9b}31m";
     let by_tool = "RUN: printf '\\033[2J\\033]0;owned\\007\\342\\200\\256'";
     for text in [format!("NOTOOL {nasty}"), by_tool.to_owned()] {
         let Some(mut chat) = Pty::start(&lab, &["chat", "-m", &text]) else { return };

@@ -36,17 +36,21 @@ pub(super) struct Machine<'l> {
 }
 
 impl<'l> Machine<'l> {
-    pub(super) fn new(job: &Job, line: &'l OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(line: &'l OwnedFd) -> Self {
         rustix::process::umask(rustix::fs::Mode::empty());
-        let inherit = |(owner, fd): &(Owner, i32)| Ok((*owner, sys::inherit(*fd)?));
-        Ok(Self {
-            line,
-            identity: job.identity,
-            caller: job.caller,
-            mappings: job.mappings.iter().map(inherit).collect::<io::Result<_>>()?,
-            root: None,
-            door: None,
-        })
+        Self { line, identity: 0, caller: (0, 0), mappings: HashMap::new(), root: None, door: None }
+    }
+
+    /// Takes over a job's numbers and, when they came, the standard streams and mappings.
+    pub(super) fn take(&mut self, job: &Job, fds: Vec<OwnedFd>) -> io::Result<()> {
+        let mut fds = fds.into_iter();
+        self.identity = job.identity;
+        self.caller = job.caller;
+        if let (Some(stdin), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) {
+            sys::replace_streams([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])?;
+        }
+        self.mappings = job.mappings.iter().copied().zip(fds).collect();
+        Ok(())
     }
 
     fn root(&self) -> Result<&Root, StartError> {

@@ -1,6 +1,6 @@
 //! `__sandbox-init`: the first process of a sandbox, from empty namespaces to a running program.
 //!
-//! Pipeline: job (plan + numbers) ─► steps ─► measured ─► go ─► fork, exec ─► relay and reap ─► exit.
+//! Pipeline: jobs (steps + numbers) ─► done ─► measured ─► go ─► fork, exec ─► relay, reap ─► exit.
 //!
 //! Invariants:
 //! 1. Single-threaded from start to end.
@@ -21,17 +21,14 @@ pub(crate) use measure::namespaces;
 use crate::error::{StartError, StartErrorKind};
 use crate::step::Step;
 use crate::wire::{self, Job, Order, Word};
-use std::io::{self, Read, Seek};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
-/// Where the spawner puts things.
-pub(crate) const JOB_FD: i32 = 3;
-pub(crate) const LINE_FD: i32 = 4;
-pub(crate) const IMAGE_FD: i32 = 5;
-pub(crate) const FILTER_FD: i32 = 6;
-/// The first descriptor of a mapping's user namespace.
-pub(crate) const MAPPING_FD: i32 = 7;
+/// Where the spawner puts things, behind standard streams that lead nowhere yet.
+const LINE_FD: i32 = 3;
+const IMAGE_FD: i32 = 4;
+const FILTER_FD: i32 = 5;
 
 /// Exit status when the sandbox could not be built; the reason went over the line.
 const EXIT_NOT_BUILT: u8 = 125;
@@ -56,19 +53,21 @@ fn internal(e: io::Error) -> (String, StartError) {
     ("take over the job".into(), StartError::spawner(e.to_string()))
 }
 
-/// Executes every step up to `Verify` and waits for the word to go.
+/// Carries out every step up to `Verify`, in one job or two, and waits for the word to go.
 fn build(line: &OwnedFd) -> Result<run::Ready, (String, StartError)> {
     let image = crate::sys::inherit(IMAGE_FD).map_err(internal)?;
-    let job = read_job().map_err(internal)?;
-    let mut machine = execute::Machine::new(&job, line).map_err(internal)?;
-    let steps = job.plan.map(|p| p.steps).unwrap_or_default();
+    let mut machine = execute::Machine::new(line);
     let mut program = None;
-    for step in &steps {
-        if let Step::Run { argv, builtin, cwd, environment } = step {
-            program = Some(run::Program::new(argv, *builtin, cwd, environment));
-            continue;
+    while program.is_none() {
+        let (job, fds) = next_job(line).map_err(internal)?;
+        machine.take(&job, fds).map_err(internal)?;
+        for step in &job.steps {
+            if let Step::Run { argv, builtin, cwd, environment } = step {
+                program = Some(run::Program::new(argv, *builtin, cwd, environment));
+                continue;
+            }
+            machine.step(step).map_err(|error| (step.to_string(), error))?;
         }
-        machine.step(step).map_err(|error| (step.to_string(), error))?;
     }
     let Some(program) = program else {
         return Err(internal(io::Error::other("the plan runs nothing")));
@@ -77,12 +76,13 @@ fn build(line: &OwnedFd) -> Result<run::Ready, (String, StartError)> {
     Ok(run::Ready { image, program, door: machine.door })
 }
 
-fn read_job() -> io::Result<Job> {
-    let mut file = std::fs::File::from(crate::sys::inherit(JOB_FD)?);
-    file.rewind()?;
-    let mut text = Vec::new();
-    file.read_to_end(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
+/// Waits for the next job and what came with it.
+fn next_job(line: &OwnedFd) -> io::Result<(Job, Vec<OwnedFd>)> {
+    match wire::receive::<Order>(line, &mut Vec::new())? {
+        Some((Order::Work(job), fds)) => Ok((*job, fds)),
+        Some(_) => Err(io::Error::other("an order came before its time")),
+        None => Err(io::Error::other("the spawner let go")),
+    }
 }
 
 fn measure_and_wait(line: &OwnedFd) -> io::Result<()> {
@@ -91,7 +91,7 @@ fn measure_and_wait(line: &OwnedFd) -> io::Result<()> {
     loop {
         match wire::receive::<Order>(line, &mut buffer)? {
             Some((Order::Go, _)) => return Ok(()),
-            Some((Order::Signal(_) | Order::Join(_), _)) => {}
+            Some(_) => {}
             None => return Err(io::Error::other("the spawner let go")),
         }
     }

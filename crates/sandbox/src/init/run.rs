@@ -128,7 +128,7 @@ impl Ready {
             rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
             rustix::fs::Mode::empty(),
         )?;
-        sys::replace_streams(null.as_fd())?;
+        sys::replace_streams([null.as_fd(); 3])?;
         let mut relay = door.map(|d| Relay::new(d.listener, d.path));
         let mut buffer = vec![0; wire::ORDER_MAX];
         loop {
@@ -147,7 +147,7 @@ impl Ready {
                 match wire::receive::<Order>(line, &mut buffer)? {
                     None => return Err(io::Error::other("the spawner is gone")),
                     Some((Order::Signal(signal), _)) => forward(main, signal),
-                    Some((Order::Go | Order::Join(_), _)) => {}
+                    Some(_) => {}
                 }
             }
             if events.get(1).is_some_and(|e| !e.is_empty())

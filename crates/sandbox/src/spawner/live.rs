@@ -1,22 +1,15 @@
 //! One sandbox from clone to burial.
 
+use super::body::{Body, Mapping};
 use super::verify::{self, Demand};
-use super::{PREPARE_TIMEOUT, Shop, adopt, outcome, slots::Slots, watchdog};
+use super::{PREPARE_TIMEOUT, Shop, adopt, outcome, pool, slots::Slots, watchdog};
 use crate::cgroup::Group;
 use crate::error::{StartError, StartErrorKind as Kind};
 use crate::facts::{Mode, Rung};
 use crate::report::{Ended, Report, Usage};
-use crate::step::Owner;
-use crate::sys;
-use crate::wire::{self, Answer, BoxId, Job, Order, Word};
+use crate::wire::{self, Answer, BoxId, Order, Word};
 use model::{SandboxSpec, Workspace};
-use rustix::fs::MemfdFlags;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::process::Signal;
-use std::ffi::CString;
-use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 /// Where a box stands.
@@ -31,35 +24,18 @@ enum Phase {
 #[derive(Debug)]
 pub(super) struct Live {
     id: BoxId,
-    pid: i32,
-    pub(super) pidfd: OwnedFd,
-    pub(super) line: OwnedFd,
+    body: Body,
     pub(super) line_open: bool,
     phase: Phase,
     demand: Demand,
     plan: Option<crate::Plan>,
-    group: Option<Group>,
-    session_uid: Option<u32>,
     killed: Option<String>,
     finished: Option<i32>,
     failed: Option<StartError>,
 }
 
-/// What is taken before the clone and must be given back if it fails.
-struct Taken {
-    session_uid: Option<u32>,
-}
-
-impl Taken {
-    fn give_back(self, slots: &mut Slots) {
-        if let Some(uid) = self.session_uid {
-            slots.give_back(uid);
-        }
-    }
-}
-
 impl Live {
-    /// Checks, plans, takes what is needed and clones.
+    /// Checks, plans, takes a body made ahead or a new one, and gives it its work.
     pub(super) fn make(
         shop: &mut Shop,
         id: BoxId,
@@ -69,45 +45,6 @@ impl Live {
         if stdio.len() != 3 {
             return Err(StartError::spawner("the three standard streams did not arrive"));
         }
-        let mut taken = Taken { session_uid: None };
-        match Self::try_make(shop, id, spec, stdio, &mut taken) {
-            Ok(mut live) => {
-                live.session_uid = taken.session_uid;
-                match live.join(shop, spec) {
-                    Ok(()) => Ok(live),
-                    Err(e) => {
-                        live.kill("it has no control group");
-                        live.bury(&mut shop.slots);
-                        Err(e)
-                    }
-                }
-            }
-            Err(e) => {
-                taken.give_back(&mut shop.slots);
-                Err(e)
-            }
-        }
-    }
-
-    /// Makes its control groups while its first process is starting, and tells it.
-    fn join(&mut self, shop: &mut Shop, spec: &SandboxSpec) -> Result<(), StartError> {
-        let Some(parent) = &shop.parent else { return Ok(()) };
-        shop.made += 1;
-        let name = format!("{}-{}", shop.own_name, shop.made);
-        let group = parent.create(&name, &spec.limits).map_err(|e| cgroup(&e))?;
-        let files = self.group.insert(group).join_files();
-        // An init that is gone already is noticed by its pidfd.
-        let _ = wire::send(&self.line, &Order::Join(files), &[]);
-        Ok(())
-    }
-
-    fn try_make(
-        shop: &mut Shop,
-        id: BoxId,
-        spec: &SandboxSpec,
-        stdio: &[OwnedFd],
-        taken: &mut Taken,
-    ) -> Result<Self, StartError> {
         let mut sources = crate::check(spec, &shop.facts)?;
         if shop.facts.landlock_abi == 0 {
             let cause = "the kernel has no Landlock";
@@ -115,31 +52,28 @@ impl Live {
         }
         verify::strict(&spec.limits, &shop.facts)?;
         if shop.facts.mode == Mode::Root {
-            let uid = shop.slots.take().map_err(|e| identity(&e))?;
-            taken.session_uid = Some(uid);
             own_folders(spec, &mut sources, shop)?;
         }
         let plan = crate::plan(spec, &shop.facts, &sources);
-        let mappings = mappings(shop, &plan, taken.session_uid)?;
-        let (line, theirs) = line().map_err(|e| StartError::spawner(e.to_string()))?;
-        let caller = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        let job = Job {
-            plan: Some(plan.clone()),
-            identity: taken.session_uid.unwrap_or(0),
-            caller,
-            mappings: (crate::init::MAPPING_FD..)
-                .zip(&mappings)
-                .map(|(fd, (owner, _))| (*owner, fd))
-                .collect(),
+        let (body, ahead) = match pool::take(shop, &plan.steps, &spec.limits) {
+            Some(body) => (body, true),
+            None => (Body::new(shop)?, false),
         };
-        let job = job_file(&job).map_err(|e| StartError::spawner(e.to_string()))?;
-        let mut fds: Vec<BorrowedFd<'_>> = stdio.iter().map(AsFd::as_fd).collect();
-        fds.extend([job.as_fd(), theirs.as_fd(), shop.image.as_fd(), shop.filter.as_fd()]);
-        fds.extend(mappings.iter().map(|(_, fd)| fd.as_fd()));
-        let (pid, pidfd) = clone(shop, &fds)?;
+        let mut live = Self::with(body, id, spec, plan, shop);
+        match live.set_to_work(shop, spec, stdio, ahead) {
+            Ok(()) => Ok(live),
+            Err(e) => {
+                live.kill("it could not be given its work");
+                live.bury(&mut shop.slots);
+                Err(e)
+            }
+        }
+    }
+
+    fn with(body: Body, id: BoxId, spec: &SandboxSpec, plan: crate::Plan, shop: &Shop) -> Self {
         let demand = Demand {
             mode: shop.facts.mode,
-            uid: taken.session_uid.unwrap_or(caller.0),
+            uid: body.session_uid.unwrap_or(rustix::process::getuid().as_raw()),
             landlock: shop.facts.landlock_abi,
             ladder: shop.facts.ladder,
             limits: spec.limits.clone(),
@@ -148,26 +82,45 @@ impl Live {
                 model::Network::None => None,
             },
         };
-        Ok(Self {
+        Self {
             id,
-            pid,
-            pidfd,
-            line,
+            body,
             line_open: true,
             phase: Phase::Preparing { deadline: Instant::now() + PREPARE_TIMEOUT },
             demand,
             plan: Some(plan),
-            group: None,
-            session_uid: None,
             killed: None,
             finished: None,
             failed: None,
-        })
+        }
+    }
+
+    fn set_to_work(
+        &mut self,
+        shop: &mut Shop,
+        spec: &SandboxSpec,
+        stdio: &[OwnedFd],
+        ahead: bool,
+    ) -> Result<(), StartError> {
+        let Some(plan) = &self.plan else { return Ok(()) };
+        let mappings = mappings(shop, plan, self.body.session_uid)?;
+        self.body.work(&plan.steps, stdio, &mappings)?;
+        if ahead { Ok(()) } else { self.body.join(shop, &spec.limits) }
+    }
+
+    /// Its line, to wait for words.
+    pub(super) fn line(&self) -> &OwnedFd {
+        &self.body.line
+    }
+
+    /// Readable when its first process has ended.
+    pub(super) fn pidfd(&self) -> &OwnedFd {
+        &self.body.pidfd
     }
 
     /// Reads one word of init; what to tell the client, if anything.
     pub(super) fn hear(&mut self, buffer: &mut Vec<u8>, host: &[(String, u64)]) -> Option<Answer> {
-        match wire::receive::<Word>(&self.line, buffer) {
+        match wire::receive::<Word>(&self.body.line, buffer) {
             Ok(Some((Word::Measured(measured), _)))
                 if matches!(self.phase, Phase::Preparing { .. }) =>
             {
@@ -187,12 +140,12 @@ impl Live {
 
     fn measured(&mut self, m: &wire::Measured, host: &[(String, u64)]) -> Option<Answer> {
         let walls = verify::walls(&self.demand, m, host);
-        let limits = verify::limits(&self.demand, m, self.group.as_ref(), self.pid);
+        let limits = verify::limits(&self.demand, m, self.body.group.as_ref(), self.body.pid);
         match walls.and_then(|w| Ok((w, limits?))) {
             Ok((walls, limits)) => {
                 self.phase = Phase::Waiting;
                 let plan = self.plan.take()?;
-                let pid = u32::try_from(self.pid).unwrap_or(0);
+                let pid = u32::try_from(self.body.pid).unwrap_or(0);
                 let report = Box::new(Report { walls, limits, plan, pid });
                 Some(Answer::Prepared { id: self.id, report })
             }
@@ -210,13 +163,13 @@ impl Live {
             let watched = self.demand.ladder.memory == Rung::Fallback;
             self.phase = Phase::Running { look: watched.then(Instant::now) };
             // An init that is gone is noticed by its pidfd.
-            let _ = wire::send(&self.line, &Order::Go, &[]);
+            let _ = wire::send(&self.body.line, &Order::Go, &[]);
         }
     }
 
     pub(super) fn signal(&self, signal: i32) {
         if matches!(self.phase, Phase::Running { .. }) {
-            let _ = wire::send(&self.line, &Order::Signal(signal), &[]);
+            let _ = wire::send(&self.body.line, &Order::Signal(signal), &[]);
         }
     }
 
@@ -224,8 +177,7 @@ impl Live {
         if self.finished.is_none() {
             self.killed.get_or_insert_with(|| why.to_owned());
         }
-        // The first process takes its whole PID namespace with it.
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        self.body.kill();
     }
 
     /// When [`Live::tick`] must be called at the latest.
@@ -252,7 +204,7 @@ impl Live {
             }
             Phase::Running { .. } => {
                 let limit = self.demand.limits.memory_bytes.value;
-                let (used, _) = watchdog::tree(self.pid);
+                let (used, _) = watchdog::tree(self.body.pid);
                 if used > limit {
                     self.kill("it used more memory than its limit (watchdog)");
                     self.phase = Phase::Running { look: None };
@@ -267,10 +219,10 @@ impl Live {
 
     /// What it uses now.
     pub(super) fn usage(&self) -> Usage {
-        let group = self.group.as_ref();
+        let group = self.body.group.as_ref();
         let (tree_bytes, tree_pids) = match group.and_then(Group::memory) {
             Some(_) => (0, 0),
-            None => watchdog::tree(self.pid),
+            None => watchdog::tree(self.body.pid),
         };
         let memory = group.and_then(Group::memory).unwrap_or(tree_bytes);
         Usage {
@@ -284,8 +236,8 @@ impl Live {
 
     /// Reaps it and gives everything back. Waits if need be: call it after its end or `kill`.
     pub(super) fn bury(&mut self, slots: &mut Slots) -> Answer {
-        let reaped = sys::reap(self.pid, true).ok().flatten();
-        let group = self.group.as_ref();
+        let reaped = self.body.reap();
+        let group = self.body.group.as_ref();
         let usage = Usage {
             cpu_ms: reaped.map_or(0, |r| millis(r.cpu)),
             memory_bytes: 0,
@@ -296,12 +248,7 @@ impl Live {
             pids: 0,
             oom_kills: group.and_then(Group::oom_kills).unwrap_or(0),
         };
-        if let Some(group) = &mut self.group {
-            group.remove();
-        }
-        if let Some(uid) = self.session_uid.take() {
-            slots.give_back(uid);
-        }
+        self.body.end(slots);
         let status = reaped.map_or(0, |r| r.status);
         if let Some(error) = self.failed.take() {
             return Answer::Failed { id: self.id, error };
@@ -322,16 +269,6 @@ impl Live {
 
 fn millis(time: std::time::Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn identity(e: &std::io::Error) -> StartError {
-    let cause = format!("no session uid could be taken: {e}");
-    StartError::new(Kind::Identity, cause, "make /run/nanoclaw writable for root")
-}
-
-fn cgroup(e: &std::io::Error) -> StartError {
-    let cause = format!("its control group could not be made: {e}");
-    StartError::new(Kind::Cgroup, cause, "see `nanoclaw doctor`, control groups")
 }
 
 /// Home and session workspace get their fixed owner on disk.
@@ -355,8 +292,6 @@ fn own_folders(
     Ok(())
 }
 
-type Mapping = (Owner, Rc<OwnedFd>);
-
 /// One user namespace for each owner the plan maps.
 fn mappings(
     shop: &mut Shop,
@@ -378,37 +313,4 @@ fn mappings(
         }
     }
     Ok(list)
-}
-
-fn line() -> std::io::Result<(OwnedFd, OwnedFd)> {
-    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    // Only our end: a hostile other end must not be able to make us wait.
-    rustix::io::ioctl_fionbio(&pair.0, true)?;
-    Ok(pair)
-}
-
-fn job_file(job: &Job) -> std::io::Result<OwnedFd> {
-    let mut file = std::fs::File::from(rustix::fs::memfd_create("job", MemfdFlags::CLOEXEC)?);
-    file.write_all(&serde_json::to_vec(job)?)?;
-    Ok(file.into())
-}
-
-fn clone(shop: &Shop, fds: &[BorrowedFd<'_>]) -> Result<(i32, OwnedFd), StartError> {
-    let mut flags = libc::CLONE_NEWPID
-        | libc::CLONE_NEWNS
-        | libc::CLONE_NEWNET
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUTS;
-    if shop.facts.mode == Mode::User {
-        flags |= libc::CLONE_NEWUSER;
-    }
-    let role = CString::new(crate::INIT_ROLE).unwrap_or_default();
-    let argv = [c"nanoclaw".to_owned(), role];
-    sys::clone_exec(flags as u64, shop.image.as_fd(), &argv, fds).map_err(|e| {
-        let remedy = match shop.facts.mode {
-            Mode::User => crate::doctor::user_namespace_remedy(),
-            Mode::Root => "the kernel refuses namespaces to root: see `nanoclaw doctor`",
-        };
-        StartError::new(Kind::Namespaces, format!("no new namespaces: {e}"), remedy)
-    })
 }

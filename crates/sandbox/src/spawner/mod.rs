@@ -12,8 +12,10 @@
 //!    believed, for display.
 
 mod adopt;
+mod body;
 mod live;
 mod mapping;
+mod pool;
 mod slots;
 mod verify;
 mod watchdog;
@@ -43,6 +45,7 @@ struct Shop {
     control: OwnedFd,
     image: OwnedFd,
     filter: OwnedFd,
+    null: OwnedFd,
     facts: HostFacts,
     parent: Option<Parent>,
     slots: slots::Slots,
@@ -50,6 +53,7 @@ struct Shop {
     namespaces: Vec<(String, u64)>,
     own_name: String,
     made: u64,
+    pool: pool::Pool,
 }
 
 /// Entry point of `argv[1] == SPAWNER_ROLE`. Its standard input is the control socket.
@@ -65,7 +69,9 @@ pub fn spawner_main() -> ExitCode {
 fn serve() -> io::Result<()> {
     let control = crate::sys::inherit(CONTROL_FD)?.try_clone()?;
     // The lowest free number is standard input's: nothing else may come to stand there.
-    let _ = std::fs::File::open("/dev/null")?.into_raw_fd();
+    let lowest = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    let null: OwnedFd = lowest.try_clone()?.into();
+    let _ = lowest.into_raw_fd();
     // Ctrl-C in the terminal is for the client to handle.
     let _ = rustix::process::setsid();
     let end = crate::sys::signal_fd(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])?;
@@ -83,6 +89,7 @@ fn serve() -> io::Result<()> {
     let mut shop = Shop {
         control,
         image,
+        null,
         filter: seal("filter", &mut &*filter, MemfdFlags::empty())?,
         facts: HostFacts::gather(Vec::new()),
         parent: Parent::find(),
@@ -91,6 +98,7 @@ fn serve() -> io::Result<()> {
         namespaces: crate::init::namespaces()?,
         own_name: own_name()?,
         made: 0,
+        pool: pool::Pool::new()?,
     };
     sweep();
     let mut boxes = BTreeMap::new();
@@ -99,6 +107,7 @@ fn serve() -> io::Result<()> {
         live.kill("the spawner ended");
         live.bury(&mut shop.slots);
     }
+    pool::drain(&mut shop);
     result
 }
 
@@ -138,13 +147,29 @@ fn seal(name: &str, from: &mut impl io::Read, kind: MemfdFlags) -> io::Result<Ow
 
 type Boxes = BTreeMap<BoxId, Live>;
 
+/// What one wait found.
+#[derive(Default)]
+struct Events {
+    /// A request can be read.
+    control: bool,
+    /// A signal says to end.
+    ended: bool,
+    /// The spare has ended.
+    spare: bool,
+    /// For each box with an event: its line is readable, its first process is gone.
+    boxes: Vec<(BoxId, bool, bool)>,
+}
+
 impl Shop {
     fn turn_until_end(&mut self, boxes: &mut Boxes, end: &OwnedFd) -> io::Result<()> {
         let mut buffer = Vec::new();
         loop {
-            let (control, ended, events) = self.wait(boxes, end)?;
+            let Events { control, ended, spare, boxes: events } = self.wait(boxes, end)?;
             if ended {
                 return Ok(());
+            }
+            if spare {
+                pool::drain(self);
             }
             for (id, line, gone) in events {
                 self.box_event(boxes, id, line, gone, &mut buffer);
@@ -159,24 +184,19 @@ impl Shop {
         }
     }
 
-    /// Waits for anything. Returns: control readable, told to end, and for each box with an event
-    /// whether its line is readable and whether its init is gone.
-    #[allow(clippy::type_complexity)] // three facts of one poll, taken apart at the only call
-    fn wait(
-        &self,
-        boxes: &Boxes,
-        end: &OwnedFd,
-    ) -> io::Result<(bool, bool, Vec<(BoxId, bool, bool)>)> {
+    /// Waits for anything.
+    fn wait(&self, boxes: &Boxes, end: &OwnedFd) -> io::Result<Events> {
         let mut fds =
             vec![PollFd::new(&self.control, PollFlags::IN), PollFd::new(end, PollFlags::IN)];
         for live in boxes.values() {
             let line = if live.line_open { PollFlags::IN } else { PollFlags::empty() };
             // A line at its end would be reported for ever; its pidfd stands in for it.
-            let line_fd = if live.line_open { &live.line } else { &live.pidfd };
+            let line_fd = if live.line_open { live.line() } else { live.pidfd() };
             fds.push(PollFd::new(line_fd, line));
-            fds.push(PollFd::new(&live.pidfd, PollFlags::IN));
+            fds.push(PollFd::new(live.pidfd(), PollFlags::IN));
         }
-        let next = boxes.values().filter_map(Live::deadline).min();
+        fds.extend(self.pool.pidfd().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        let next = boxes.values().filter_map(Live::deadline).chain(self.pool.due()).min();
         let timeout = next.map(|at| {
             let left = at.saturating_duration_since(Instant::now());
             let nanos = left.subsec_nanos().into();
@@ -184,7 +204,7 @@ impl Shop {
         });
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok((false, false, Vec::new())),
+            Err(rustix::io::Errno::INTR) => return Ok(Events::default()),
             Err(e) => return Err(e.into()),
         }
         let ready: Vec<bool> = fds.iter().map(|f| !f.revents().is_empty()).collect();
@@ -195,7 +215,8 @@ impl Shop {
             .map(|(n, (id, live))| (*id, live.line_open && at(2 + 2 * n), at(3 + 2 * n)))
             .filter(|(_, line, gone)| *line || *gone)
             .collect();
-        Ok((at(0), at(1), events))
+        let spare = at(2 + 2 * boxes.len());
+        Ok(Events { control: at(0), ended: at(1), spare, boxes: events })
     }
 
     fn box_event(
@@ -223,10 +244,13 @@ impl Shop {
 
     fn request(&mut self, boxes: &mut Boxes, request: Request, fds: Vec<OwnedFd>) {
         match request {
-            Request::Hello { private } => {
+            Request::Hello { private, spares } => {
                 self.facts.private = private;
                 let facts = Box::new(self.facts.clone());
                 self.answer(&Answer::Ready { facts });
+                if spares {
+                    self.pool.switch_on();
+                }
             }
             Request::Prepare { id, spec } => {
                 let made = if boxes.len() >= BOXES_MAX {
@@ -251,6 +275,7 @@ impl Shop {
                 if let Some(live) = boxes.get_mut(&id) {
                     live.go();
                 }
+                self.pool.later();
             }
             Request::Signal { id, signal } => {
                 if let Some(live) = boxes.get(&id) {
@@ -270,8 +295,9 @@ impl Shop {
         }
     }
 
-    fn clocks(&self, boxes: &mut Boxes) {
+    fn clocks(&mut self, boxes: &mut Boxes) {
         let now = Instant::now();
+        pool::refill(self, now);
         for live in boxes.values_mut() {
             live.tick(now);
         }

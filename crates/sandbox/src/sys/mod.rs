@@ -12,7 +12,7 @@ mod process;
 mod security;
 
 pub(crate) use process::{
-    clone_exec, cloned_pause, exec_fd, exec_path, fork, fork_into, reap, replace_streams,
+    Reaped, clone_exec, cloned_pause, exec_fd, exec_path, fork, fork_into, reap, replace_streams,
     reset_signals, signal_fd,
 };
 pub(crate) use security::{

@@ -200,9 +200,9 @@ pub(crate) fn signal_fd(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
     }
 }
 
-/// Puts `fd` in the place of the three standard streams.
-pub(crate) fn replace_streams(fd: BorrowedFd<'_>) -> io::Result<()> {
-    for target in 0..3 {
+/// Puts these in the place of the three standard streams.
+pub(crate) fn replace_streams(fds: [BorrowedFd<'_>; 3]) -> io::Result<()> {
+    for (target, fd) in (0..).zip(fds) {
         // SAFETY: dup2 touches no memory; nothing in this process owns descriptors 0 to 2 as an
         // `OwnedFd` (they are only ever used through the standard streams).
         check(unsafe { libc::dup2(fd.as_raw_fd(), target) }.into())?;

@@ -18,6 +18,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_prepared_sandbox_can_wait", warm),
     ("daemons_inside_die_with_the_program", daemons),
     ("nothing_is_left_behind", leftovers),
+    ("a_spare_serves_once_and_is_renewed", spare),
+    ("a_spare_that_no_longer_fits_is_thrown_away", stale),
+    ("a_spare_that_was_killed_is_not_used", killed_spare),
+    ("a_spare_ends_with_its_killed_spawner", orphan_spare),
     ("doctor_tries_everything", doctor),
     ("many_threads_can_use_one_spawner", threads),
 ];
@@ -95,13 +99,17 @@ fn orphan(_: &Lab) {
     BufReader::new(client.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let init: u32 = line.trim().parse().unwrap();
     let spawner = parent(init);
-    let group = groups().len();
     assert!(!gone(init) && !gone(spawner));
+    assert!(soon(|| children(spawner).len() == 2), "no spare was made");
+    let all = children(spawner);
+    assert!(all.contains(&init));
     client.kill().unwrap();
     client.wait().unwrap();
-    assert!(soon(|| gone(init)), "init {init} survived");
+    for pid in all {
+        assert!(soon(|| gone(pid)), "init {pid} survived");
+    }
     assert!(soon(|| gone(spawner)), "spawner {spawner} survived");
-    assert!(group == 0 || soon(|| groups().len() < group), "its cgroups are left");
+    assert!(soon(|| groups(spawner).is_empty()), "its cgroups are left");
     let dirs = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
     for dir in
         dirs.filter(|d| d.file_name().to_string_lossy() == format!("nanoclaw-hold-{}", client.id()))
@@ -115,10 +123,23 @@ fn parent(pid: u32) -> u32 {
     status.lines().find_map(|l| l.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
 }
 
-/// Our control groups, wherever they are.
-fn groups() -> Vec<String> {
+fn children(pid: u32) -> Vec<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace().map(|c| c.parse().unwrap()).collect()
+}
+
+/// Our child that makes the sandboxes of this lab.
+fn own_spawner(lab: &Lab) -> u32 {
+    let prepared = lab.spawner.prepare(&lab.sh("true"), Stdio::null().unwrap()).unwrap();
+    parent(prepared.report().pid)
+}
+
+/// The control groups of one spawner, wherever they are.
+fn groups(spawner: u32) -> Vec<String> {
     let out = std::process::Command::new("find")
-        .args(["/sys/fs/cgroup", "-maxdepth", "6", "-type", "d", "-name", "nanoclaw-*"])
+        .args(["/sys/fs/cgroup", "-maxdepth", "6", "-type", "d", "-name"])
+        .arg(format!("nanoclaw-{spawner}-*"))
         .output()
         .unwrap();
     String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect()
@@ -180,7 +201,7 @@ fn leftovers(lab: &Lab) {
     let count = |what: &str| std::fs::read_to_string(what).unwrap().lines().count();
     let fds = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     lab.out("true");
-    let own = |list: Vec<String>| list.len();
+    let spawner = own_spawner(lab);
     let before = (count("/proc/self/mountinfo"), fds());
     for _ in 0..10 {
         lab.out("touch /tmp/x");
@@ -189,7 +210,9 @@ fn leftovers(lab: &Lab) {
         lab.refused(&bad);
     }
     assert_eq!((count("/proc/self/mountinfo"), fds()), before);
-    assert!(soon(|| own(groups()) == 0), "{:?}", groups());
+    // What is left belongs to the one spare: at most one group of each controller.
+    assert!(soon(|| children(spawner).len() <= 1), "{:?}", children(spawner));
+    assert!(soon(|| groups(spawner).len() <= 3), "{:?}", groups(spawner));
 }
 
 fn threads(lab: &Lab) {
@@ -217,4 +240,108 @@ fn doctor(lab: &Lab) {
     let hard = lab.spawner.facts().ladder.memory != nanoclaw_sandbox::Rung::Fallback;
     assert_eq!(memory.status == nanoclaw_sandbox::Status::Ok, hard);
     assert_eq!(memory.remedy.is_empty(), hard);
+}
+
+/// The pid of the spare: the only child besides `others`, for long enough to have done its part.
+fn spare_of(spawner: u32, others: &[u32]) -> u32 {
+    let look = || {
+        let mut found = children(spawner);
+        found.retain(|c| !others.contains(c));
+        found
+    };
+    let mut found = Vec::new();
+    assert!(soon(|| {
+        found = look();
+        std::thread::sleep(Duration::from_millis(50));
+        found.len() == 1 && !gone(found[0]) && look() == found
+    }));
+    found[0]
+}
+
+fn spare(lab: &Lab) {
+    let spawner = own_spawner(lab);
+    let script = "readlink /proc/self/ns/mnt /proc/self/ns/net /proc/self/ns/pid
+                  touch /tmp/mine; ls /tmp; cat";
+    let (mut running, mut pids) = (Vec::new(), Vec::new());
+    let mut seen = std::collections::BTreeSet::new();
+    for round in 0..3 {
+        let expected = spare_of(spawner, &pids);
+        let mut spec = lab.sh(script);
+        // Other limits than those it was made with must hold all the same.
+        spec.limits.memory_bytes.value = (300 + 100 * (round % 2)) << 20;
+        let (stdio, pipes) = Stdio::piped().unwrap();
+        let prepared = lab.spawner.prepare(&spec, stdio).unwrap();
+        assert_eq!(prepared.report().pid, expected, "it began from nothing");
+        let group = std::fs::read_to_string(format!("/proc/{expected}/cgroup")).unwrap();
+        limit_holds(&group, spec.limits.memory_bytes.value);
+        let sandbox = prepared.start().unwrap();
+        let mut lines = BufReader::new(&pipes.stdout).lines().map(Result::unwrap);
+        seen.extend(lines.by_ref().take(3));
+        assert_eq!(lines.next().unwrap(), "mine", "nothing of an earlier one is there");
+        pids.push(expected);
+        running.push((sandbox, pipes));
+    }
+    assert_eq!(seen.len(), 9, "no namespace is used twice: {seen:?}");
+}
+
+/// The memory limit in the group that `/proc/PID/cgroup` names, where this host has one.
+fn limit_holds(group: &str, bytes: u64) {
+    let ours = |l: &&str| l.contains("nanoclaw-") && (l.contains(":memory:") || l.contains("::"));
+    let Some(name) = group.lines().find(ours).and_then(|l| l.rsplit('/').next()) else { return };
+    let out = std::process::Command::new("find")
+        .args(["/sys/fs/cgroup", "-path", &format!("*/{name}/memory.*")])
+        .args(["(", "-name", "memory.limit_in_bytes", "-o", "-name", "memory.max", ")"])
+        .output()
+        .unwrap();
+    let files = String::from_utf8(out.stdout).unwrap();
+    let file = files.lines().next().unwrap();
+    assert_eq!(std::fs::read_to_string(file).unwrap().trim(), bytes.to_string());
+}
+
+fn stale(lab: &Lab) {
+    let spawner = own_spawner(lab);
+    let before = spare_of(spawner, &[]);
+    let mut spec = lab.sh("df -k /tmp | tail -n 1 | awk '{print $2}'");
+    spec.limits.tmp_bytes = 8 << 20;
+    assert_eq!(lab.run(&spec).ok(), "8192\n");
+    assert!(gone(before), "the spare with another /tmp is thrown away");
+    if !lab.root() {
+        return;
+    }
+    // A file system mounted after the spare was made must be seen inside.
+    let spare = spare_of(spawner, &[]);
+    let spec = lab.sh("cat note");
+    let model::Workspace::Session(folder) = &spec.workspace else { unreachable!() };
+    let mount = |args: &[&str]| {
+        let status = std::process::Command::new(args[0]).args(&args[1..]).arg(folder).status();
+        assert!(status.unwrap().success(), "{args:?}");
+    };
+    mount(&["mount", "-t", "tmpfs", "tmpfs"]);
+    std::fs::write(folder.join("note"), "mounted").unwrap();
+    let out = lab.run(&spec);
+    mount(&["umount"]);
+    assert_eq!(out.ok(), "mounted");
+    assert!(gone(spare), "the spare with old mounts is thrown away");
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+fn killed_spare(lab: &Lab) {
+    let spawner = own_spawner(lab);
+    let spare = spare_of(spawner, &[]);
+    kill(spare);
+    assert!(soon(|| gone(spare)));
+    assert_eq!(lab.out("echo still"), "still\n");
+    assert_ne!(spare_of(spawner, &[]), spare, "a new one is made");
+}
+
+fn orphan_spare(_: &Lab) {
+    let lab = Lab::new("orphan-spare");
+    let spawner = own_spawner(&lab);
+    let spare = spare_of(spawner, &[]);
+    kill(spawner);
+    assert!(soon(|| gone(spare)), "spare {spare} survived its spawner");
 }

@@ -1,0 +1,152 @@
+//! A log told to a person: one line a record, every kind in words, nothing hidden in it.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{every_kind, record};
+use model::{Body, Record};
+use nanoclaw_audit::story::{line, story, utc, visible};
+
+/// Every kind of `every_kind`, in its order, as a reader sees it after the date.
+const TOLD: &str = "\
+#0  The recorder 0 opened the log with 1 records; 2 bytes of an unfinished write were set aside.
+#1  The recorder closed the log with 3 records.
+#2  The process gateway (pid 4) was gone without a word; what it did last may not be on record.
+#3  The session was resumed, sandboxed by native, policy abababababab, with these grants: \
+read ~/notes; é<U+202E>\u{1f600}.
+#4  The session ended: done. Counted: 2 turn, 1 \u{fb33}, 3 \u{1f600}.
+#5  A sandbox was ready to run sh. Walls: landlock (ABI 7). Limits: pids 256 by cgroup v2.
+#6  The sandbox ended: exit 0, 1 ms of CPU, at most 2 bytes of memory.
+#7  A message came in from terminal, chat me: m00000000001-00000002, 12 bytes.
+#8  It set to work on m00000000001-00000002.
+#9  It was done after 10 ms: ok.
+#10  The model m at h was asked, 1 bytes.
+#11  The model m answered after 4 ms: 1 bytes, 2 tokens in, 3 out.
+#12  The gateway used the secret github for it at api.github.com.
+#13  It says it uses the tool bash: {\"a\": \"\\\"<U+000A><U+001B>[31m\"}
+#14  It says the tool bash failed, 3 bytes: no
+#15  It was let through to h:443 (192.0.2.1) by the rule r.
+#16  The connection to h:443 ended after 3 ms: 1 bytes out, 2 in. It broke off: reset
+#17  It was REFUSED 10.0.0.1:22: private range (rule default).
+#18  It tried ptrace. Expected: EPERM. Answer: EPERM. The wall held.
+";
+
+fn bare(body: Body) -> Record {
+    Record { session: None, agent: None, turn: None, ..record(body) }
+}
+
+#[test]
+fn every_kind_is_told_in_one_line() {
+    let records: Vec<Record> = every_kind().into_iter().map(bare).collect();
+    let lines = story((0..).zip(&records));
+    assert_eq!(lines.len(), records.len());
+    let told: String = lines
+        .iter()
+        .map(|l| l.strip_prefix("2026-01-31 23:59:59.123 UTC  ").unwrap().to_owned() + "\n")
+        .collect();
+    assert_eq!(told, TOLD);
+}
+
+#[test]
+fn the_other_ends_of_a_kind_are_told_too() {
+    let tell = |body| line(7, &bare(body)).split_once("#7  ").unwrap().1.to_owned();
+    for mut body in every_kind() {
+        match &mut body {
+            Body::RecorderStarted { torn_bytes, .. } => {
+                *torn_bytes = 0;
+                assert_eq!(tell(body), "The recorder 0 opened the log with 1 records.");
+            }
+            Body::SessionOpened { resumed, grants, .. } => {
+                *resumed = false;
+                grants.clear();
+                let want =
+                    "The session began, sandboxed by native, policy abababababab, with no grants.";
+                assert_eq!(tell(body), want);
+            }
+            Body::Message { direction, .. } => {
+                *direction = model::Direction::Out;
+                let want = "A reply went out to terminal, chat me: m00000000001-00000002, 12";
+                assert_eq!(tell(body), format!("{want} bytes."));
+            }
+            Body::ModelResponse { error, status, .. } => {
+                (*error, *status) = (Some("overloaded".into()), 529);
+                assert_eq!(tell(body), "The model m failed (status 529): overloaded");
+            }
+            Body::ToolFinished { ok, .. } => {
+                *ok = true;
+                assert_eq!(tell(body), "It says the tool bash succeeded, 3 bytes: no");
+            }
+            Body::EgressResult { error, .. } => {
+                *error = None;
+                let want = "The connection to h:443 ended after 3 ms: 1 bytes out, 2 in.";
+                assert_eq!(tell(body), want);
+            }
+            Body::ProbeObserved { held, .. } => {
+                *held = false;
+                assert!(tell(body).ends_with("THE WALL DID NOT HOLD."));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn who_did_it_stands_before_it() {
+    let whole = record(Body::RecorderStopped { records: 1 });
+    assert!(line(0, &whole).contains("  #0  triage (s00000000005-00000006): The"));
+    let session = Record { agent: None, ..whole.clone() };
+    assert!(line(0, &session).contains("  #0  (s00000000005-00000006): The"));
+    let agent = Record { session: None, ..whole };
+    assert!(line(0, &agent).contains("  #0  triage: The"));
+}
+
+/// What an agent says can fill every field of text; none may bring a line, a colour or a direction
+/// of its own.
+#[test]
+fn control_and_direction_characters_are_visible_in_every_kind() {
+    let evil = "\u{1b}[2K\r\n\u{202e}\u{2066}\u{200b}\u{85}\u{feff}\u{e0041}";
+    let mut changed = 0;
+    for body in every_kind() {
+        let mut json = serde_json::to_value(&body).unwrap();
+        poison(&mut json, evil);
+        let Ok(body) = serde_json::from_value::<Body>(json) else { continue };
+        let told = line(1, &bare(body));
+        assert!(!told.chars().any(|c| !c.is_ascii_graphic() && evil.contains(c)), "{told:?}");
+        assert!(!told.chars().any(char::is_control), "{told:?}");
+        changed += usize::from(told.contains("<U+001B>[2K<U+000D><U+000A><U+202E>"));
+    }
+    assert!(changed >= 16, "{changed}");
+}
+
+/// Puts `evil` into every text but the ones that have a form of their own.
+fn poison(value: &mut serde_json::Value, evil: &str) {
+    match value {
+        serde_json::Value::String(text) => *text = format!("{evil}{text}"),
+        serde_json::Value::Array(items) => items.iter_mut().for_each(|v| poison(v, evil)),
+        serde_json::Value::Object(map) => map
+            .iter_mut()
+            .filter(|(key, _)| !matches!(key.as_str(), "kind" | "message" | "direction"))
+            .for_each(|(_, v)| poison(v, evil)),
+        _ => {}
+    }
+}
+
+#[test]
+fn long_text_is_cut_and_says_so() {
+    let long = bare(Body::TurnFinished { outcome: "é".repeat(300), duration_ms: 1 });
+    assert!(line(0, &long).ends_with(&format!("{} […].", "é".repeat(200))));
+}
+
+#[test]
+fn harmless_text_stays_as_it_is_and_dates_are_right() {
+    let text = "naïve 漢字 שלום 😀";
+    assert_eq!(visible(text), text);
+    for (ms, want) in [
+        (0, "1970-01-01 00:00:00.000 UTC"),
+        (951_782_400_000, "2000-02-29 00:00:00.000 UTC"),
+        (4_107_542_399_999, "2100-02-28 23:59:59.999 UTC"),
+        (4_107_542_400_000, "2100-03-01 00:00:00.000 UTC"),
+    ] {
+        assert_eq!(utc(ms), want);
+    }
+}
