@@ -40,6 +40,9 @@ use std::process::ExitCode;
 /// wrong (the reason goes to stderr).
 #[must_use]
 pub fn agent_main() -> ExitCode {
+    // What the agent's tools start must not read its memory or write to its streams. A kernel that
+    // refuses has the sandbox's walls all the same.
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     let config = match config::Config::read(|name| std::env::var(name).ok()) {
         Ok(config) => config,
         Err(e) => {

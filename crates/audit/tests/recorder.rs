@@ -18,7 +18,7 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -343,6 +343,21 @@ fn writer(home: &Path) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Kills the recorder until the writer has ended for it: one that had not connected yet rightly
+/// starts another.
+fn kill_recorder_of(home: &Path, writer: &mut Child) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while writer.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < until, "the writer goes on without its recorder");
+        if let Ok(stream) = UnixStream::connect(socket_path(home)) {
+            let pid = rustix::net::sockopt::socket_peercred(&stream).unwrap().pid;
+            // It may have ended meanwhile.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn crash_campaign() {
     const KILLS: u64 = 30;
     let temp = Temp::new("crash");
@@ -368,11 +383,11 @@ fn crash_campaign() {
         thread::sleep(Duration::from_micros(seed.below(120_000)));
         // Mostly the recorder dies, sometimes the client does.
         if round % 4 != 3 {
-            kill_process(recorder_pid(&temp.0), Signal::KILL).unwrap();
+            kill_recorder_of(&temp.0, &mut child);
         } else {
             child.kill().unwrap();
+            child.wait().unwrap();
         }
-        child.wait().unwrap();
         for line in lines.join().unwrap().split_inclusive(|b| *b == b'\n') {
             let line = std::str::from_utf8(line).unwrap();
             let Some((index, call)) = line.strip_suffix('\n').and_then(|l| l.split_once(' '))

@@ -11,6 +11,7 @@ mod failure;
 mod home;
 mod host;
 mod product;
+mod removal;
 mod run;
 mod sandboxes;
 mod scribe;

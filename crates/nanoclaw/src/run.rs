@@ -10,7 +10,7 @@ use crate::home::{Home, SessionDirs};
 use crate::product::{self, Product};
 use crate::sandboxes::{self, Parts};
 use crate::scribe::{Scribe, inline, sha256_hex};
-use crate::{host, signals, ui, world};
+use crate::{host, removal, signals, ui, world};
 use gateway::{Door, DoorGrant, TurnCell};
 use model::{AgentName, Body, Command, Durability, RecordError, SandboxSpec, SessionId};
 use policy::{Additions, MountContext, ResolvedAgent};
@@ -109,8 +109,9 @@ impl Folders {
 
 impl Drop for Folders {
     fn drop(&mut self) {
-        // What cannot be removed now stays below the home, unreachable for any sandbox.
-        drop(std::fs::remove_dir_all(&self.root));
+        if let Err(e) = removal::remove_tree(&self.root) {
+            ui::note(format!("nanoclaw: {} could not be removed: {e}", self.root.display()));
+        }
     }
 }
 
@@ -123,7 +124,13 @@ pub(crate) fn sweep(home: &Home) {
             let door = format!("run/doors/{}.sock", entry.file_name().to_string_lossy());
             // Left for the next time when it cannot be removed now.
             drop(std::fs::remove_file(home.path().join(door)));
-            drop(std::fs::remove_dir_all(entry.path()));
+            for inner in ["workspace", "home"] {
+                if removal::remove_tree(&entry.path().join(inner)).is_err() {
+                    break;
+                }
+            }
+            // The lock goes last, so that a half-removed folder is found again.
+            drop(removal::remove_tree(&entry.path()));
         }
     }
 }

@@ -54,17 +54,34 @@ pub(crate) fn note(text: impl AsRef<str>) {
     drop(writeln!(std::io::stderr(), "{}", text.as_ref()));
 }
 
+/// One line of JSON, with what a terminal might act upon written as `\\uXXXX`: JSON itself escapes
+/// only the first 32 control characters.
+pub(crate) fn json_line(json: &str) {
+    let mut safe = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            c if acts_on_terminals(c) => safe.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => safe.push(c),
+        }
+    }
+    line(safe);
+}
+
+/// Control characters, and characters that reorder text (Unicode TR 9).
+fn acts_on_terminals(c: char) -> bool {
+    let isolates = matches!(c, '\u{2066}'..='\u{2069}' | '\u{200E}' | '\u{200F}' | '\u{061C}');
+    c.is_control() || isolates || matches!(c, '\u{202A}'..='\u{202E}')
+}
+
 /// Text from an agent or a model, safe for a terminal: control characters other than new line
 /// and tab, and characters that reorder text (Unicode TR 9), are shown as escapes.
 pub(crate) fn harmless(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
-        let isolates = matches!(c, '\u{2066}'..='\u{2069}' | '\u{200E}' | '\u{200F}' | '\u{061C}');
-        let bidi = isolates || matches!(c, '\u{202A}'..='\u{202E}');
         match c {
             '\n' | '\t' => safe.push(c),
             '\r' => {}
-            c if c.is_control() || bidi => safe.extend(c.escape_unicode()),
+            c if acts_on_terminals(c) => safe.extend(c.escape_unicode()),
             c => safe.push(c),
         }
     }

@@ -1,6 +1,6 @@
 //! The spawner as the orchestrator sees it: a thread-safe, synchronous handle.
 //!
-//! Pipeline: `Spawner::prepare` ─► `Prepared` (measured, waiting) ─► `start` ─► `Sandbox` ─► `wait`.
+//! Pipeline: `prepare` ─► `Prepared` (measured, waiting) ─► `start` ─► `Sandbox` ─► `wait`.
 //!
 //! Invariants:
 //! 1. One thread owns the receiving side and is the parent of the spawner process, so that the

@@ -14,6 +14,9 @@
 //! 3. Only the spawner process starts sandboxes; it is single-threaded and holds no secret.
 //! 4. A sandbox ends with its session's handle, with the client process and with the spawner.
 //! 5. `unsafe` stands in `sys` only.
+//! 6. The steps that every plan begins with may be carried out ahead of time, by a process that
+//!    then serves one sandbox. Walls and limits are measured in that very process, after the
+//!    last step, exactly as without.
 
 mod cgroup;
 mod check;

@@ -118,6 +118,16 @@ pub fn every_kind() -> Vec<Body> {
             chat: s("me"),
             digest: SaltedDigest { sha256: digest(), bytes: 12 },
         },
+    ]
+    .into_iter()
+    .chain(every_kind_of_a_turn(message))
+    .collect()
+}
+
+fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
+    let s = |t: &str| t.to_owned();
+    let digest = || Sha256Hex("ab".repeat(32));
+    vec![
         Body::TurnStarted { message },
         Body::TurnFinished { outcome: s("ok"), duration_ms: 10 },
         Body::ModelRequest {

@@ -25,7 +25,7 @@ impl Screen {
     /// Something for the person that is not a reply.
     pub(super) fn notice(&self, text: &str) {
         if self.json {
-            ui::line(json!({"event": "notice", "text": text}).to_string());
+            ui::json_line(&json!({"event": "notice", "text": text}).to_string());
         } else {
             ui::note(self.paint.dim(text));
         }
@@ -34,7 +34,7 @@ impl Screen {
     /// The message is committed. People need not be told; programs may measure from here.
     pub(super) fn received(&self, message: &MessageId) {
         if self.json {
-            ui::line(json!({"event": "received", "message": message}).to_string());
+            ui::json_line(&json!({"event": "received", "message": message}).to_string());
             ui::flush();
         }
     }
@@ -49,7 +49,7 @@ impl Screen {
         if self.json {
             let event = json!({"event": "reply", "text": text, "late": true,
                 "perhaps_repeated": perhaps_seen});
-            ui::line(event.to_string());
+            ui::json_line(&event.to_string());
             return;
         }
         let label = if perhaps_seen { "from before, perhaps shown already" } else { "from before" };
@@ -60,7 +60,7 @@ impl Screen {
     /// Shows one event; `own` is the message that is waited for.
     pub(super) fn show(&mut self, progress: &Progress, own: &MessageId) {
         if self.json {
-            ui::line(event(progress).to_string());
+            ui::json_line(&event(progress).to_string());
             ui::flush();
             return;
         }

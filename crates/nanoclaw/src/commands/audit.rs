@@ -70,7 +70,7 @@ fn report_text(report: &audit::verify::Report) -> String {
 
 fn print(entry: &Stored, as_json: bool) {
     if as_json {
-        ui::line(String::from_utf8_lossy(&entry.bytes));
+        ui::json_line(&String::from_utf8_lossy(&entry.bytes));
         return;
     }
     match &entry.record {

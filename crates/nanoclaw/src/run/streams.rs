@@ -1,5 +1,5 @@
-//! Standard streams of `run`: files and pipes are handed over; a terminal of the user's never
-//! is, it is copied through pipes or, with `-t`, through a terminal of the command's own.
+//! Standard streams of `run`: pipes are handed over; files and terminals never are, they are
+//! copied through pipes or, with `-t`, through a terminal of the command's own.
 
 use crate::failure::{Context, Failure, Result};
 use crate::terminal::{self, Restore};
@@ -103,9 +103,12 @@ impl Attached {
     }
 }
 
-/// What the sandbox gets for one stream, and our end where it must be copied.
-fn side(own: &(impl AsFd + IsTerminal), input: bool) -> Result<(OwnedFd, Option<File>)> {
-    if !own.is_terminal() {
+/// What the sandbox gets for one stream, and our end where it must be copied. Only a pipe is
+/// handed over: with an open file the sandbox would have the file, all of it, to rewrite what
+/// stood there before or to read what was already consumed; with a terminal, the terminal.
+fn side(own: &impl AsFd, input: bool) -> Result<(OwnedFd, Option<File>)> {
+    let kind = rustix::fs::fstat(own).context("a standard stream")?.st_mode;
+    if rustix::fs::FileType::from_raw_mode(kind) == rustix::fs::FileType::Fifo {
         let given = own.as_fd().try_clone_to_owned().context("a standard stream")?;
         return Ok((given, None));
     }

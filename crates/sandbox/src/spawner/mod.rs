@@ -6,8 +6,9 @@
 //! Invariants:
 //! 1. Ends, and kills and removes every sandbox, when the control socket closes or its parent
 //!    dies.
-//! 2. A sandbox's id, slot, cgroups and descriptors live in one `Live` value and are given back
-//!    when it is dropped, after its processes are gone.
+//! 2. A sandbox's process, slot, cgroups and descriptors live in one `Body`, owned by its `Live`
+//!    or, before anybody asked for it, by the pool. They are given back after its processes are
+//!    gone.
 //! 3. What init says after `go` comes from inside: it is bounded, and only its exit status is
 //!    believed, for display.
 

@@ -310,7 +310,8 @@ fn stale(lab: &Lab) {
     }
     // A file system mounted after the spare was made must be seen inside.
     let spare = spare_of(spawner, &[]);
-    let spec = lab.sh("cat note");
+    let mut spec = lab.sh("cat note");
+    spec.limits.tmp_bytes = 8 << 20;
     let model::Workspace::Session(folder) = &spec.workspace else { unreachable!() };
     let mount = |args: &[&str]| {
         let status = std::process::Command::new(args[0]).args(&args[1..]).arg(folder).status();

@@ -18,7 +18,8 @@ fn forks(lab: &Lab) {
     let mut spec = lab.spec(&[
         "python3",
         "-c",
-        "import os,time\nn=0\ntry:\n  while True:\n    if os.fork()==0: time.sleep(60)\n    n+=1\nexcept OSError as e: print(n,e.errno)",
+        "import os,time\nn=0\ntry:\n  while True:\n    if os.fork()==0: time.sleep(60)\n    \
+         n+=1\nexcept OSError as e: print(n,e.errno)",
     ]);
     spec.limits.pids.value = 20;
     let out = lab.run(&spec).ok();
@@ -32,7 +33,8 @@ fn memory(lab: &Lab) {
     let mut spec = lab.spec(&[
         "python3",
         "-c",
-        "import os,time\nfor i in range(4):\n  if os.fork()==0:\n    x=[]\n    while True: x.append(bytearray(1<<20))\nos.wait();os.wait();os.wait();os.wait()\nprint('ended')",
+        "import os,time\nfor i in range(4):\n  if os.fork()==0:\n    x=[]\n    \
+         while True: x.append(bytearray(1<<20))\nos.wait();os.wait();os.wait();os.wait()\nprint('ended')",
     ]);
     spec.limits.memory_bytes.value = 64 << 20;
     let started = Instant::now();
@@ -61,7 +63,9 @@ fn cpu(lab: &Lab) {
         assert!(cpu.enforced_by.starts_with("nothing"), "said aloud: {cpu:?}");
         return;
     }
-    let mut spec = lab.spec(&["python3", "-c", "import time\nt=time.monotonic()\nwhile time.monotonic()-t<1: pass\nprint(time.process_time())"]);
+    let script = "import time\nt=time.monotonic()\nwhile time.monotonic()-t<1: pass\n\
+                  print(time.process_time())";
+    let mut spec = lab.spec(&["python3", "-c", script]);
     spec.limits.cpu_milli.value = 200;
     let used: f64 = lab.run(&spec).ok().trim().parse().unwrap();
     assert!(used < 0.5, "{used} s in one second");

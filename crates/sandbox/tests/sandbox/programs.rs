@@ -73,18 +73,25 @@ fn tools(lab: &Lab) {
     let cases = [
         (
             "python3",
-            "python3 -uc 'import threading,subprocess,ssl,sqlite3;t=threading.Thread(target=print,args=(6*7,));t.start();t.join();subprocess.run([\"echo\",\"sub\"])'",
+            "python3 -uc 'import threading,subprocess,ssl,sqlite3;\
+             t=threading.Thread(target=print,args=(6*7,));t.start();t.join();\
+             subprocess.run([\"echo\",\"sub\"])'",
             "42\nsub\n",
         ),
         ("bash", "bash -c 'a=(1 2 3); echo ${#a[@]}; cat <(echo x)'", "3\nx\n"),
         (
             "git",
-            "git init -q r && cd r && echo a > f && git add f && git -c user.name=a -c user.email=a@example.org commit -qm one && git log --oneline | wc -l",
+            "git init -q r && cd r && echo a > f && git add f && \
+             git -c user.name=a -c user.email=a@example.org commit -qm one && \
+             git log --oneline | wc -l",
             "1\n",
         ),
         (
             "node",
-            "node -e 'const {Worker}=require(\"worker_threads\");const c=require(\"child_process\");console.log(process.getuid(),c.execSync(\"echo n\").toString().trim());new Worker(\"console.log(7)\",{eval:true})'",
+            "node -e 'const {Worker}=require(\"worker_threads\");\
+             const c=require(\"child_process\");\
+             console.log(process.getuid(),c.execSync(\"echo n\").toString().trim());\
+             new Worker(\"console.log(7)\",{eval:true})'",
             "1000 n\n7\n",
         ),
         (

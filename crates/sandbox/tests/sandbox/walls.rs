@@ -43,7 +43,8 @@ fn files(lab: &Lab) {
 fn writable(lab: &Lab) {
     let script = "for d in /workspace /home/agent /tmp /var/tmp /dev/shm /run/user/1000; do \
          echo x > $d/f && cat $d/f > /dev/null || echo no $d; done; \
-         for d in / /etc /usr /usr/bin /var /run /run/nanoclaw /dev /proc /proc/sys/kernel /home; do \
+         for d in / /etc /usr /usr/bin /var /run /run/nanoclaw /dev /proc /proc/sys/kernel \
+         /home; do \
          (echo x > $d/f) 2>/dev/null && echo yes $d; done; \
          (echo 1 > /proc/sys/kernel/hostname) 2>/dev/null && echo yes hostname; true";
     assert_eq!(lab.out(script), "");
@@ -83,7 +84,10 @@ fn network(lab: &Lab) {
 }
 
 fn privileges(lab: &Lab) {
-    let out = lab.out("grep -E '^(Cap|NoNew|Seccomp:|Uid|Gid|Groups)' /proc/self/status; id -u; ulimit -c; ulimit -Hc");
+    let out = lab.out(
+        "grep -E '^(Cap|NoNew|Seccomp:|Uid|Gid|Groups)' /proc/self/status; id -u; ulimit -c; \
+         ulimit -Hc",
+    );
     for line in out.lines().filter(|l| l.starts_with("Cap")) {
         assert!(line.ends_with("0000000000000000"), "{line}");
     }
@@ -120,7 +124,8 @@ t('setns',0,0)
 t('swapon',b'/tmp/x',0)
 for n,name in ((425,'io_uring_setup'),(435,'clone3'),(437,'openat2')):
     r=l.syscall(n,0,0,0,0); print(name,'DONE' if r>=0 else ctypes.get_errno())
-for n,name in ((321,'bpf'),(298,'perf_event_open'),(323,'userfaultfd'),(250,'keyctl'),(428,'open_tree'),(310,'process_vm_readv')):
+for n,name in ((321,'bpf'),(298,'perf_event_open'),(323,'userfaultfd'),(250,'keyctl'),
+    (428,'open_tree'),(310,'process_vm_readv')):
     r=l.syscall(n,0,0,0,0,0,0); print(name,'DONE' if r>=0 else ctypes.get_errno())
 open('/tmp/s','w').close()
 t('chmod',b'/tmp/s',0o4755)
@@ -154,14 +159,16 @@ fn report(lab: &Lab) {
 
 fn two(lab: &Lab) {
     let mut a = lab.sh("echo secret > /tmp/a; echo secret > /workspace/a; sleep 30 & \
-        python3 -c \"import socket,time;s=socket.socket(socket.AF_UNIX);s.bind('\\0meet');s.listen();print('up',flush=True);time.sleep(30)\"");
+        python3 -c \"import socket,time;s=socket.socket(socket.AF_UNIX);s.bind('\\0meet');\
+        s.listen();print('up',flush=True);time.sleep(30)\"");
     a.limits.pids.value = 64;
     let (stdio, mut pipes) = nanoclaw_sandbox::Stdio::piped().unwrap();
     let first = lab.spawner.prepare(&a, stdio).unwrap().start().unwrap();
     let mut up = [0; 3];
     std::io::Read::read_exact(&mut pipes.stdout, &mut up).unwrap();
     let script = "ls /tmp /workspace /dev/shm; ls -d /proc/[0-9]* | wc -l; \
-        python3 -c \"import socket;s=socket.socket(socket.AF_UNIX);print(s.connect_ex('\\0meet'))\"; \
+        python3 -c \"import socket;s=socket.socket(socket.AF_UNIX);\
+        print(s.connect_ex('\\0meet'))\"; \
         grep -c python /proc/[0-9]*/cmdline | grep -v ':0' | wc -l";
     let out = lab.out(script);
     assert!(!out.contains('a') || !out.contains("\na\n"), "{out}");
