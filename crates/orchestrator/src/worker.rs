@@ -239,7 +239,7 @@ impl Worker {
         let (turn_id, message) = (turn.clone(), taken.message.id.clone());
         self.shared.tell(&self.session, Progress::TurnStarted { turn: turn_id, message });
         if taken.message.attempts > 0 {
-            self.notice("An earlier attempt at this message was interrupted; trying again.".into());
+            self.notice("An earlier attempt at this message did not finish; trying again.".into());
         }
         *self.cancel.lock().unwrap_or_else(PoisonError::into_inner) = Some(link.canceller());
         let shared = Arc::clone(&self.shared);

@@ -267,7 +267,7 @@ fn an_agent_that_dies_is_reported_and_the_next_message_gets_a_new_one() {
 }
 
 #[test]
-fn a_recorder_that_dies_under_a_turn_ends_it_and_shows_no_unrecorded_reply() {
+fn a_recorder_that_dies_under_a_turn_ends_it_with_a_word() {
     for text in ["NOTOOL unseen", "RUN: echo unseen; sleep 2"] {
         let server = server(Options { delay: Duration::from_millis(800), ..keyed() });
         let lab = Lab::with_model("anthropic", &server);
