@@ -105,7 +105,7 @@ fn print(all: &[Series], json: bool) {
         let ok = !ours || (ratio <= TARGET && (peer.1.is_empty() || value < peer.at(50)));
         if json {
             let line = serde_json::json!({
-                "name": series.0, "value_ms": value, "floor_ms": floor.at(50), "ratio": ratio,
+                "name": series.0.trim(), "value_ms": value, "floor_ms": floor.at(50), "ratio": ratio,
                 "target": if ours { Some(TARGET) } else { None }, "ok": ok,
             });
             println!("{line}");

@@ -66,7 +66,7 @@ fn round(lab: &Lab, number: usize, after_ms: usize, tally: &mut Tally) {
         assert!(again["reply"].to_string().contains(&tag), "{tag}: {again}");
         if of(&before, "turn_started", message).is_some() {
             tally.interrupted += 1;
-            let told = |e: &Value| e["text"].to_string().contains("interrupted; trying again");
+            let told = |e: &Value| e["text"].to_string().contains("did not finish; trying again");
             assert!(events.iter().any(told), "{tag}: run again without a word: {events:#?}");
         }
     }
