@@ -115,10 +115,9 @@ impl Lines {
     }
 }
 
-/// Waits, in small steps, for the server's `n`-th request. Only the wait is coarse; the moment
-/// is the server's own.
+/// When the server has its `n`-th request.
 fn arrival(server: &FakeModel, n: usize) -> Instant {
-    server.wait_for(n, Duration::from_secs(20));
+    assert!(server.wait_for(n, Duration::from_secs(20)), "request {n} came");
     Instant::now()
 }
 

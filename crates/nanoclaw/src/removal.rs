@@ -1,6 +1,6 @@
 //! Removing folders that a sandbox has written: as deep, as many and as locked as it likes.
 //!
-//! Pipeline: top folder ─► each entry: a file is unlinked, a folder is moved up to the top ─► again.
+//! Pipeline: top folder ─► each entry: files are unlinked, folders moved up to the top ─► again.
 //!
 //! 1. Nothing is followed: every step is relative to an open folder, with `O_NOFOLLOW`.
 //! 2. Depth does not matter, for folders are moved to the top before they are looked into, so at
@@ -34,10 +34,8 @@ pub(crate) fn remove_tree(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-const FOLDER: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
+const FOLDER: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// An opened folder that its owner may change; `None` when it is gone.
 fn folder(opened: Result<OwnedFd, Errno>) -> std::io::Result<Option<OwnedFd>> {

@@ -243,6 +243,8 @@ impl Spawner {
         wire::send_bytes(&self.link.socket, &bytes, &fds)
             .map_err(|e| StartError::spawner(format!("the spawner cannot be reached: {e}")))?;
         let report = self.link.wait(id, Some(PREPARE_TIMEOUT), |s| s.prepared.take())??;
+        // Last, for what is searched for may appear at any time; a refusal ends what was built.
+        crate::sockets::refuse(spec)?;
         Ok(Prepared { handle, report })
     }
 }

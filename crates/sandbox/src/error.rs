@@ -16,6 +16,8 @@ pub enum SpecErrorKind {
     Symlink,
     /// A source is a place that holds secrets, or contains one.
     Secret,
+    /// A source is or contains a socket of the host.
+    Socket,
     /// A target is reserved or overlaps another.
     Overlap,
     /// A number is zero or beyond reason.

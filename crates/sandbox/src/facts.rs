@@ -24,7 +24,8 @@ const ETC: [&str; 9] = [
 /// Names beside `/usr` at the root that a dynamic linker or a `#!` line may use.
 const ROOT_LINKS: [&str; 7] = ["/bin", "/sbin", "/lib", "/lib64", "/lib32", "/libx32", "/libexec"];
 /// Entries of `/proc` that tell of or change the host.
-const PROC_MASKS: [&str; 12] = [
+const PROC_MASKS: [&str; 13] = [
+    "/proc/cmdline",
     "/proc/kcore",
     "/proc/kmsg",
     "/proc/keys",

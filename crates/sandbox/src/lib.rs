@@ -31,6 +31,7 @@ mod landlock;
 mod plan;
 mod report;
 mod seccomp;
+mod sockets;
 mod spawner;
 mod step;
 mod sys;

@@ -257,7 +257,7 @@ fn session(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources, steps: &mut
         steps.push(Step::Symlink { path: text(path), to: WORKSPACE.into() });
     }
     if let Network::Door(door) = &spec.network {
-        steps.push(strict(&door.socket, DoorSpec::INSIDE, false));
+        steps.push(strict(&door.socket, DoorSpec::INSIDE, true));
     }
 }
 

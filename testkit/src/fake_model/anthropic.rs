@@ -24,7 +24,8 @@ pub(super) fn answer(body: &Value) -> Result<Answer, String> {
         }
         Decision::Calls(calls) => {
             let block = |c: &super::decide::Call| {
-                json!({"type": "tool_use", "id": c.id, "name": c.name, "input": c.arguments})
+                let (id, name) = (&c.id, &c.name);
+                json!({"type": "tool_use", "id": id, "name": name, "input": c.arguments.clone()})
             };
             (calls.iter().map(block).collect(), "tool_use", 10 * calls.len())
         }

@@ -68,7 +68,8 @@ func entries(dir string, size int64) [][]byte {
 	var all [][]byte
 	for n := int64(0); n*256 < size; n++ {
 		width := min(size-n*256, 256)
-		name := strings.Replace(path(tlog.Tile{H: 8, L: 0, N: n, W: int(width)}), "tile/0/", "tile/entries/", 1)
+		tile := path(tlog.Tile{H: 8, L: 0, N: n, W: int(width)})
+		name := strings.Replace(tile, "tile/0/", "tile/entries/", 1)
 		data, err := os.ReadFile(filepath.Join(dir, name))
 		check(err, "entries")
 		for len(data) > 0 {

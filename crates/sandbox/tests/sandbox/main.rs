@@ -57,7 +57,10 @@ fn run_all(filter: &str, mode: &str) -> usize {
             }
         }
     }
-    println!("{mode}: {passed} passed, {} failed {failed:?}", failed.len());
+    println!("{mode}: {failed:?} failed");
+    // The line that runners of tests read.
+    let word = if failed.is_empty() { "ok" } else { "FAILED" };
+    println!("test result: {word}. {passed} passed; {} failed; 0 ignored", failed.len());
     failed.len()
 }
 

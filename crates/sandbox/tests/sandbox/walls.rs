@@ -227,6 +227,8 @@ fn mounts(lab: &Lab) {
 fn refused(lab: &Lab) {
     std::fs::create_dir_all(lab.dir.join("x/.ssh/deep")).unwrap();
     std::os::unix::fs::symlink("/usr", lab.dir.join("link")).unwrap();
+    std::fs::create_dir_all(lab.dir.join("y/deep")).unwrap();
+    let _host = std::os::unix::net::UnixListener::bind(lab.dir.join("y/deep/socket")).unwrap();
     let home = std::path::PathBuf::from("/root");
     let cases: Vec<(std::path::PathBuf, &str, SpecErrorKind)> = vec![
         ("/".into(), "/mnt", SpecErrorKind::Secret),
@@ -242,6 +244,7 @@ fn refused(lab: &Lab) {
         (lab.dir.join("link"), "/mnt", SpecErrorKind::Symlink),
         (lab.dir.join("link/bin"), "/mnt", SpecErrorKind::Symlink),
         (lab.dir.join("nothing"), "/mnt", SpecErrorKind::Missing),
+        (lab.dir.join("y"), "/mnt", SpecErrorKind::Socket),
         (lab.dir.join("x"), "/usr/local", SpecErrorKind::Overlap),
         (lab.dir.join("x"), "/workspace/x", SpecErrorKind::Overlap),
         (lab.dir.join("x"), "/home", SpecErrorKind::Overlap),
