@@ -113,7 +113,7 @@ mod tests {
         std::os::unix::fs::symlink(&outside, deep.join("link")).unwrap();
         fs::create_dir_all(root.join("a/b")).unwrap();
         fs::write(root.join("a/b/file"), "x").unwrap();
-        fs::set_permissions(root.join("a/b"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(root.join("a/b"), fs::Permissions::from_mode(0o000)).unwrap();
         fs::set_permissions(root.join("a"), fs::Permissions::from_mode(0o500)).unwrap();
         remove_tree(&root).unwrap();
         assert!(!root.exists());
