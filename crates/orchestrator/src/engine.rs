@@ -72,6 +72,24 @@ impl Shared {
         MessageId::mint(self.world.now_ms(), self.world.random())
     }
 
+    /// Hands one record over without waiting. Only for what is followed, before any effect, by a
+    /// durable record through the same sink: records keep their order, so that one fails if this
+    /// one could not be written, and nothing happens.
+    pub(crate) fn record_ahead(&self, about: &About<'_>, body: Body) {
+        let record = self.about(about, body);
+        self.sink.submit(record, Durability::Ordered, Box::new(drop));
+    }
+
+    fn about(&self, about: &About<'_>, body: Body) -> Record {
+        Record {
+            time_ms: self.world.now_ms(),
+            session: Some(about.session.clone()),
+            agent: Some(about.agent.clone()),
+            turn: about.turn.cloned(),
+            body,
+        }
+    }
+
     /// Writes one record about a session and waits as its class demands.
     pub(crate) fn record(
         &self,
@@ -79,14 +97,7 @@ impl Shared {
         body: Body,
         durability: Durability,
     ) -> Result<u64, RecordError> {
-        let record = Record {
-            time_ms: self.world.now_ms(),
-            session: Some(about.session.clone()),
-            agent: Some(about.agent.clone()),
-            turn: about.turn.cloned(),
-            body,
-        };
-        self.sink.append(record, durability)
+        self.sink.append(self.about(about, body), durability)
     }
 }
 

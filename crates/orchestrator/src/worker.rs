@@ -233,9 +233,7 @@ impl Worker {
     fn prompt_with(&mut self, taken: &Taken, link: &mut dyn AgentLink) -> Ended {
         let turn = &taken.turn;
         let begun = Body::TurnStarted { message: taken.message.id.clone() };
-        if let Err(e) = self.shared.record(&self.about(Some(turn)), begun, Durability::Ordered) {
-            return self.failed(FailureKind::Lasting, format!("Nothing was done: {e}."));
-        }
+        self.shared.record_ahead(&self.about(Some(turn)), begun);
         let (turn_id, message) = (turn.clone(), taken.message.id.clone());
         self.shared.tell(&self.session, Progress::TurnStarted { turn: turn_id, message });
         if taken.message.attempts > 0 {
