@@ -39,4 +39,4 @@ pub use resolve::{Resolver, Resolving, SystemResolver};
 pub use retry::RetryPolicy;
 pub use scribe::{Clock, TurnCell};
 pub use upstream::Roots;
-pub use vault::{Sealer, SecretBytes, SecretInfo, Vault, VaultError, looks_like_credential};
+pub use vault::{Sealer, SecretBytes, SecretInfo, Vault, VaultError};

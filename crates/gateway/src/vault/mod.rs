@@ -11,7 +11,6 @@
 //! 3. Whoever lists secrets reads headers only; listing needs no private key.
 //! 4. Files are written whole (temporary name, sync, rename) with mode 0600.
 
-mod credential;
 mod keys;
 mod seal;
 mod secret;
@@ -21,7 +20,6 @@ use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-pub use credential::looks_like_credential;
 pub use secret::{SecretBytes, SecretName};
 
 use keys::{Identity, Recipient};
