@@ -7,7 +7,7 @@
 use crate::error::{SpecError, SpecErrorKind};
 use model::{SandboxSpec, Workspace};
 use std::fs;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Most entries looked at in one grant. A project with all its dependencies has some hundred
@@ -34,9 +34,14 @@ fn search(root: &Path) -> Result<(), SpecError> {
         return refused(format!("{root:?} is a socket of the host"), REMEDY);
     }
     while let Some(folder) = pending.pop() {
-        // What cannot be listed from here cannot be entered from inside either: it is the same
-        // user, or an id-mapped one with less.
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(_) if closed(&folder) => continue,
+            Err(e) => {
+                return refused(format!("{folder:?} cannot be searched for sockets: {e}"), OPEN);
+            }
+        };
+        for entry in entries.flatten() {
             seen += 1;
             if seen > ENTRIES_MAX {
                 let cause = format!("{root:?} has more than {ENTRIES_MAX} entries");
@@ -55,6 +60,15 @@ fn search(root: &Path) -> Result<(), SpecError> {
     Ok(())
 }
 
+/// Whether a folder that cannot be listed cannot be entered either, nor opened up from inside by
+/// its owner. One that may only be passed through would hide a socket whose name is known.
+fn closed(folder: &Path) -> bool {
+    let Ok(meta) = fs::symlink_metadata(folder) else { return true };
+    meta.uid() != rustix::process::geteuid().as_raw()
+        && rustix::fs::access(folder, rustix::fs::Access::EXEC_OK).is_err()
+}
+
+const OPEN: &str = "make it readable (`chmod u+r`), or grant another folder";
 const REMEDY: &str = "remove it or grant another folder: a session reaches programs of the host \
                       through the gateway only";
 
