@@ -25,7 +25,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("audit", &["model"]),
     ("sandbox", &["model"]),
     ("agent", &["model"]),
-    ("gateway", &["model"]),
+    ("gateway", &["model", "policy"]),
     ("orchestrator", &["model", "policy", "store", "audit"]),
     ("assess", &["model", "sandbox"]),
     (

@@ -70,7 +70,7 @@ impl Scribe {
     /// not be written changes nothing: a refusal has no effect to hold back.
     pub(crate) async fn refused(&self, target: String, rule: &str, reason: String) {
         Counters::add(&self.counters.refused, 1);
-        let body = Body::EgressRefused { target, rule: rule.to_owned(), reason };
+        let body = Body::EgressRefused { target, rule: rule.to_owned(), reason, request: None };
         let _ = self.write(body, Durability::Ordered).await;
     }
 }

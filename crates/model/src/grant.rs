@@ -1,4 +1,4 @@
-//! What a session may reach: egress rules and models. Finished decisions, no policy.
+//! Host names and models. Finished decisions, no policy.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -80,20 +80,6 @@ impl From<HostName> for String {
     fn from(host: HostName) -> String {
         host.0
     }
-}
-
-/// One permitted destination. In this version a blind tunnel to an exact name and port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EgressRule {
-    /// What every verdict names, e.g. `agents/triage.toml:14` or `--allow example.org`.
-    pub id: String,
-    /// Exact name.
-    pub host: HostName,
-    /// TCP port.
-    pub port: u16,
-    /// Private, loopback and link-local answers are refused unless this says otherwise. Set only
-    /// by an explicit `private = true` in the rule.
-    pub private: bool,
 }
 
 /// The wire format a model speaks.

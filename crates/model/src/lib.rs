@@ -11,16 +11,21 @@
 //! 2. Ids are parsed once and stay typed; a string is never an id.
 //! 3. No type here can hold the bytes of a secret.
 
+mod egress;
 mod grant;
 mod ids;
 mod record;
 mod spec;
 
-pub use grant::{EgressRule, HostName, HostNameError, ModelApi, ModelConfig};
+pub use egress::{
+    AskTerms, Effect, EgressRule, HostPattern, Injection, PathPattern, PathPatternError, RuleLimits,
+    SecretUse, Sight,
+};
+pub use grant::{HostName, HostNameError, ModelApi, ModelConfig};
 pub use ids::{AgentName, IdError, MessageId, SessionId, TurnId};
 pub use record::{
     Body, Direction, Done, Durability, LimitState, MAX_INLINE_BYTES, Record, RecordError,
-    RecordSink, RecordSinkExt, SaltedDigest, Sha256Hex, WallState,
+    RecordSink, RecordSinkExt, RequestLine, SaltedDigest, Sha256Hex, WallState,
 };
 pub use spec::{
     Access, Command, DoorSpec, Limit, Limits, Mount, Network, RootFs, SandboxSpec, Strictness,

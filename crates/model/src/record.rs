@@ -67,6 +67,17 @@ pub struct LimitState {
     pub enforced_by: String,
 }
 
+/// What is kept of a request: never a value of its query, never a header, never a body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestLine {
+    /// The method.
+    pub method: String,
+    /// The path as sent, without query; cut to [`MAX_INLINE_BYTES`].
+    pub path: String,
+    /// Names of the query's parameters, in order.
+    pub query_keys: Vec<String>,
+}
+
 /// One audit entry before it has an index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -129,6 +140,7 @@ pub enum Body {
         input_tokens: u64,
         output_tokens: u64,
         duration_ms: u64,
+        cost_micro_usd: Option<u64>,
         error: Option<String>,
     },
     /// A secret is about to be used for the session by the gateway.
@@ -137,19 +149,57 @@ pub enum Body {
     ToolCalled { call: String, tool: String, arguments: String, arguments_sha256: Sha256Hex },
     /// Its result, as the agent tells it.
     ToolFinished { call: String, tool: String, ok: bool, bytes: u64, summary: String },
-    /// A connection is about to be made for the session.
-    EgressIntent { host: String, port: u16, rule: String, address: String },
-    /// It ended.
+    /// A request is about to be sent, or a connection made, for the session. Where the gateway
+    /// sees requests, `request` tells which; otherwise only the connection is known.
+    EgressIntent {
+        host: String,
+        port: u16,
+        rule: String,
+        address: String,
+        request: Option<RequestLine>,
+        secret: Option<String>,
+    },
+    /// It ended. Digests are of the bodies, where they were seen.
     EgressResult {
         host: String,
         port: u16,
+        status: Option<u16>,
         sent: u64,
         received: u64,
+        sent_sha256: Option<Sha256Hex>,
+        received_sha256: Option<Sha256Hex>,
         duration_ms: u64,
         error: Option<String>,
     },
-    /// A connection or request was refused.
-    EgressRefused { target: String, rule: String, reason: String },
+    /// A name, connection or request was refused.
+    EgressRefused { target: String, rule: String, reason: String, request: Option<RequestLine> },
+    /// A human is asked whether something may happen; it waits.
+    ApprovalAsked { approval: String, rule: String, by: String, summary: String },
+    /// The answer, or that none came.
+    ApprovalDecided { approval: String, decision: String, by: String },
+    /// A tool of the host is about to act for the session.
+    HostToolCalled {
+        call: String,
+        server: String,
+        tool: String,
+        arguments: String,
+        arguments_sha256: Sha256Hex,
+    },
+    /// It answered, or was refused.
+    HostToolFinished {
+        call: String,
+        server: String,
+        tool: String,
+        ok: bool,
+        bytes: u64,
+        sha256: Sha256Hex,
+        duration_ms: u64,
+        error: Option<String>,
+    },
+    /// Rules were proposed from what a session did. They grant nothing.
+    PolicyLearned { session: SessionId, proposal_sha256: Sha256Hex, rules: u64, unused: u64 },
+    /// A person accepted a proposal; the file now reads so.
+    PolicyAccepted { file: String, before_sha256: Sha256Hex, after_sha256: Sha256Hex },
     /// Something tried in an assessment or demo, and what answered.
     ProbeObserved { probe: String, expected: String, observed: String, held: bool },
 }
@@ -177,6 +227,12 @@ impl Body {
             Self::EgressIntent { .. } => "egress_intent",
             Self::EgressResult { .. } => "egress_result",
             Self::EgressRefused { .. } => "egress_refused",
+            Self::ApprovalAsked { .. } => "approval_asked",
+            Self::ApprovalDecided { .. } => "approval_decided",
+            Self::HostToolCalled { .. } => "host_tool_called",
+            Self::HostToolFinished { .. } => "host_tool_finished",
+            Self::PolicyLearned { .. } => "policy_learned",
+            Self::PolicyAccepted { .. } => "policy_accepted",
             Self::ProbeObserved { .. } => "probe_observed",
         }
     }

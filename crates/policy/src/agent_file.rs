@@ -228,7 +228,7 @@ fn read_egress(top: &Section<'_, '_>) -> Result<Vec<EgressRule>, PolicyError> {
         let port = section.integer_in("port", "port = 443", 1..=65_535)?;
         let port = port.and_then(|at| u16::try_from(at.value).ok()).unwrap_or(HTTPS_PORT);
         let private = section.boolean("private", "private = true")?.is_some_and(|at| at.value);
-        let same = |r: &&EgressRule| r.host == host.value && r.port == port;
+        let same = |r: &&EgressRule| r.host.base() == &host.value && r.port == Some(port);
         if let Some(earlier) = all.iter().find(same) {
             let why = format!("{}:{port} is granted already by {}", host.value, earlier.id);
             return Err(Problem::bad("host", why, "keep one of the two").at(&host.place));
@@ -237,7 +237,7 @@ fn read_egress(top: &Section<'_, '_>) -> Result<Vec<EgressRule>, PolicyError> {
             crate::Place::File { file, line, .. } => format!("{file}:{line}"),
             other => other.to_string(),
         };
-        all.push(EgressRule { id, host: host.value, port, private });
+        all.push(EgressRule { private, ..EgressRule::allow(id, host.value, port) });
     }
     Ok(all)
 }

@@ -55,7 +55,7 @@ pub fn parse_allow(argument: &str) -> Result<EgressRule, PolicyError> {
     };
     let parsed = parse_host(host).and_then(|host| Ok((host, port?)));
     let (host, port) = parsed.map_err(|p| p.at(&place("--allow", argument)))?;
-    Ok(EgressRule { id: format!("--allow {host}:{port}"), host, port, private: false })
+    Ok(EgressRule::allow(format!("--allow {host}:{port}"), host, port))
 }
 
 /// `--env NAME=VALUE`, or `--env NAME` whose value `lookup` brings from the caller's environment.

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! nanoclaw.toml ──► Config ───────────────┐
-//! agents/x.toml ──► AgentFile ─► resolve ─┴─► ResolvedAgent ─► egress_verdict
+//! agents/x.toml ──► AgentFile ─► resolve ─┴─► ResolvedAgent ─► verdicts
 //! --mount, --allow, --env, --memory … ────────┘
 //! ```
 //!
@@ -41,4 +41,6 @@ pub use mounts::MountContext;
 pub use resolve::{Additions, ResolveContext, ResolvedAgent};
 pub use sandbox_section::DEFAULT_TURN_TIMEOUT;
 pub use units::{format_duration, format_size, parse_duration, parse_size};
-pub use verdict::{Decision, EgressVerdict, egress_verdict};
+pub use verdict::{
+    ConnectVerdict, DEFAULT_DENY, Denial, Verdict, connect_verdict, request_verdict,
+};

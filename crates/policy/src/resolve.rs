@@ -172,7 +172,7 @@ impl ResolvedAgent {
         let mut lines: Vec<String> = self.mounts.iter().map(mounts::describe).collect();
         lines.extend(self.egress.iter().map(|rule| {
             let private = if rule.private { ", private addresses allowed" } else { "" };
-            format!("egress {}:{}{private} ({})", rule.host, rule.port, rule.id)
+            format!("egress {}:{}{private} ({})", rule.host, rule.port.unwrap_or_default(), rule.id)
         }));
         if let Some(model) = &self.model {
             lines.push(format!("model {model}"));
@@ -206,7 +206,7 @@ impl ResolvedAgent {
         };
         let rule = |r: &EgressRule| {
             serde_json::json!({
-                "id": r.id, "host": r.host.as_str(), "port": r.port, "private": r.private,
+                "id": r.id, "host": r.host.to_string(), "port": r.port, "private": r.private,
             })
         };
         let runtime = match &self.runtime {

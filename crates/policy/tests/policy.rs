@@ -6,7 +6,7 @@
 use model::{Access, AgentName, HostName, ModelApi, Strictness};
 use nanoclaw_policy::{
     Additions, AgentFile, BUILTIN_TOOLS, Config, DEFAULT_TURN_TIMEOUT, Decision, MountContext,
-    ResolveContext, ResolvedAgent, Runtime, egress_verdict, load, parse_allow, parse_env,
+    ResolveContext, ResolvedAgent, Runtime, load, parse_allow, parse_env,
     parse_memory, parse_mount, parse_timeout,
 };
 use std::os::unix::fs::PermissionsExt;

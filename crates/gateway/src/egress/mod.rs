@@ -38,8 +38,8 @@ impl Refusal {
 
 /// The verdict of the rules: the one that permits, or a refusal that says how to get one.
 pub(crate) fn verdict<'a>(door: &'a DoorState, to: &Authority) -> Result<&'a EgressRule, Refusal> {
-    let same_host = |rule: &&EgressRule| rule.host == to.host;
-    if let Some(rule) = door.rules.iter().find(|r| same_host(r) && r.port == to.port) {
+    let same_host = |rule: &&EgressRule| rule.host.covers(&to.host);
+    if let Some(rule) = door.rules.iter().find(|r| same_host(r) && r.port == Some(to.port)) {
         return Ok(rule);
     }
     let (host, port, agent) = (&to.host, to.port, &door.scribe.agent);
@@ -47,7 +47,7 @@ pub(crate) fn verdict<'a>(door: &'a DoorState, to: &Authority) -> Result<&'a Egr
         let reason = format!(
             "{host} is permitted at port {} only, not {port}; add [[egress]] host = \"{host}\", port = \
              {port} to agents/{agent}.toml, or --allow {host}:{port}",
-            rule.port
+            rule.port.unwrap_or_default()
         );
         return Err(Refusal::new(403, &rule.id, reason));
     }
@@ -61,7 +61,7 @@ pub(crate) fn verdict<'a>(door: &'a DoorState, to: &Authority) -> Result<&'a Egr
 /// Resolves a permitted name and judges every address: one forbidden address refuses the name,
 /// for a name that mixes public and private answers is an attack or a mistake.
 pub(crate) async fn addresses(door: &DoorState, rule: &EgressRule) -> Result<Vec<IpAddr>, Refusal> {
-    let host = rule.host.as_str();
+    let host = rule.host.base().as_str();
     let found = resolve::resolve(&*door.resolver, host).await.map_err(|e| {
         Refusal::new(502, &rule.id, format!("the name {host} cannot be resolved: {e}"))
     })?;
@@ -100,7 +100,7 @@ impl Carried {
             scribe: Arc::clone(&door.scribe),
             turn: door.scribe.turn.get(),
             host: rule.host.to_string(),
-            port: rule.port,
+            port: rule.port.unwrap_or_default(),
             started: Instant::now(),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -134,6 +134,9 @@ impl Drop for Carried {
             received: self.received.load(Ordering::Relaxed),
             duration_ms: self.started.elapsed().as_millis() as u64,
             error: self.error.lock().unwrap_or_else(PoisonError::into_inner).take(),
+            status: None,
+            sent_sha256: None,
+            received_sha256: None,
         };
         self.scribe.note(self.turn.take(), body);
     }
@@ -156,7 +159,9 @@ pub(crate) async fn connect(
     for ip in found.into_iter().take(ADDRESSES_MAX) {
         let intent = Body::EgressIntent {
             host: rule.host.to_string(),
-            port: rule.port,
+            port: rule.port.unwrap_or_default(),
+            request: None,
+            secret: None,
             rule: rule.id.clone(),
             address: ip.to_string(),
         };
@@ -165,7 +170,7 @@ pub(crate) async fn connect(
             .await
             .map_err(|e| Refusal::new(503, &rule.id, format!("nothing was sent, for {e}")))?;
         let carried = Carried::new(door, rule);
-        match resolve::connect(SocketAddr::new(ip, rule.port)).await {
+        match resolve::connect(SocketAddr::new(ip, rule.port.unwrap_or_default())).await {
             Ok(stream) => return Ok(Connected { stream, carried }),
             Err(e) => {
                 last = e.to_string();
@@ -173,6 +178,6 @@ pub(crate) async fn connect(
             }
         }
     }
-    let (host, port) = (&rule.host, rule.port);
+    let (host, port) = (&rule.host, rule.port.unwrap_or_default());
     Err(Refusal::new(502, &rule.id, format!("no connection to {host}:{port}: {last}")))
 }

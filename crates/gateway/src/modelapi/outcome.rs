@@ -84,6 +84,7 @@ impl Drop for Outcome {
             input_tokens: self.usage.input,
             output_tokens: self.usage.output,
             duration_ms: self.started.elapsed().as_millis() as u64,
+            cost_micro_usd: None,
             error: self.error.take(),
         };
         self.scribe.note(self.turn.take(), body);

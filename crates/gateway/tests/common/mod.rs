@@ -165,7 +165,7 @@ impl RigPlan {
 
 pub fn rule(host: &str, port: u16, private: bool) -> EgressRule {
     let host = HostName::parse(host).unwrap();
-    EgressRule { id: "agents/tester.toml:7".into(), host, port, private }
+    EgressRule { private, ..EgressRule::allow("agents/tester.toml:7", host, port) }
 }
 
 pub fn http_model(name: &str, api: ModelApi, port: u16, secret: Option<&str>) -> ModelConfig {
