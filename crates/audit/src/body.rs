@@ -9,7 +9,7 @@
 //! 2. No tree of values in between: a record costs no allocation here.
 
 use crate::canonical::{self, NotCanonical};
-use model::{Body, Direction, LimitState, SaltedDigest, TurnId, WallState};
+use model::{Body, Direction, LimitState, RequestLine, SaltedDigest, TurnId, WallState};
 use std::collections::BTreeMap;
 
 /// An object under way. Keys are given in canonical order; debug builds check it.
@@ -56,6 +56,29 @@ impl<'a> Fields<'a> {
     fn uint(&mut self, key: &'static str, value: u64) -> Result<&mut Self, NotCanonical> {
         canonical::uint(self.key(key), value)?;
         Ok(self)
+    }
+
+    fn maybe_uint(
+        &mut self,
+        key: &'static str,
+        value: Option<u64>,
+    ) -> Result<&mut Self, NotCanonical> {
+        match value {
+            Some(value) => self.uint(key, value),
+            None => Ok(self.maybe(key, None)),
+        }
+    }
+
+    fn request(&mut self, key: &'static str, line: Option<&RequestLine>) -> &mut Self {
+        let Some(line) = line else { return self.maybe(key, None) };
+        let mut inner = nested(self.key(key));
+        inner.text("method", &line.method).text("path", &line.path).list(
+            "query_keys",
+            &line.query_keys,
+            |out, name| canonical::string(out, name),
+        );
+        inner.out.push(b'}');
+        self
     }
 
     fn list<T>(
@@ -154,6 +177,12 @@ pub(crate) fn write(out: &mut Vec<u8>, body: &Body, turn: Option<&TurnId>) -> Wr
         | Body::EgressIntent { .. }
         | Body::EgressResult { .. }
         | Body::EgressRefused { .. } => of_way_out(f, kind, body),
+        Body::ApprovalAsked { .. }
+        | Body::ApprovalDecided { .. }
+        | Body::HostToolCalled { .. }
+        | Body::HostToolFinished { .. }
+        | Body::PolicyLearned { .. }
+        | Body::PolicyAccepted { .. } => of_decisions(f, kind, body),
     }
 }
 
@@ -259,9 +288,11 @@ fn of_way_out(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
             input_tokens,
             output_tokens,
             duration_ms,
+            cost_micro_usd,
             error,
         } => f
             .uint("bytes", *bytes)?
+            .maybe_uint("cost_micro_usd", *cost_micro_usd)?
             .uint("duration_ms", *duration_ms)?
             .maybe("error", error.as_deref())
             .uint("input_tokens", *input_tokens)?
@@ -274,27 +305,95 @@ fn of_way_out(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
         Body::SecretUsed { secret, host } => {
             f.text("host", host).text("kind", kind).text("secret", secret).turn()
         }
-        Body::EgressIntent { host, port, rule, address } => f
+        Body::EgressIntent { host, port, rule, address, request, secret } => f
             .text("address", address)
             .text("host", host)
             .text("kind", kind)
             .uint("port", u64::from(*port))?
+            .request("request", request.as_ref())
             .text("rule", rule)
+            .maybe("secret", secret.as_deref())
             .turn(),
-        Body::EgressResult { host, port, sent, received, duration_ms, error } => f
+        Body::EgressResult {
+            host,
+            port,
+            status,
+            sent,
+            received,
+            sent_sha256,
+            received_sha256,
+            duration_ms,
+            error,
+        } => f
             .uint("duration_ms", *duration_ms)?
             .maybe("error", error.as_deref())
             .text("host", host)
             .text("kind", kind)
             .uint("port", u64::from(*port))?
             .uint("received", *received)?
+            .maybe("received_sha256", received_sha256.as_ref().map(|d| d.0.as_str()))
             .uint("sent", *sent)?
+            .maybe("sent_sha256", sent_sha256.as_ref().map(|d| d.0.as_str()))
+            .maybe_uint("status", status.map(u64::from))?
             .turn(),
-        Body::EgressRefused { target, rule, reason } => f
+        Body::EgressRefused { target, rule, reason, request } => f
             .text("kind", kind)
             .text("reason", reason)
+            .request("request", request.as_ref())
             .text("rule", rule)
             .text("target", target)
+            .turn(),
+        _ => return Err(NotCanonical),
+    }
+    .end()
+}
+
+fn of_decisions(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
+    match body {
+        Body::ApprovalAsked { approval, rule, by, summary } => f
+            .text("approval", approval)
+            .text("by", by)
+            .text("kind", kind)
+            .text("rule", rule)
+            .text("summary", summary)
+            .turn(),
+        Body::ApprovalDecided { approval, decision, by } => f
+            .text("approval", approval)
+            .text("by", by)
+            .text("decision", decision)
+            .text("kind", kind)
+            .turn(),
+        Body::HostToolCalled { call, server, tool, arguments, arguments_sha256 } => f
+            .text("arguments", arguments)
+            .text("arguments_sha256", &arguments_sha256.0)
+            .text("call", call)
+            .text("kind", kind)
+            .text("server", server)
+            .text("tool", tool)
+            .turn(),
+        Body::HostToolFinished { call, server, tool, ok, bytes, sha256, duration_ms, error } => f
+            .uint("bytes", *bytes)?
+            .text("call", call)
+            .uint("duration_ms", *duration_ms)?
+            .maybe("error", error.as_deref())
+            .text("kind", kind)
+            .flag("ok", *ok)
+            .text("server", server)
+            .text("sha256", &sha256.0)
+            .text("tool", tool)
+            .turn(),
+        Body::PolicyLearned { session, proposal_sha256, rules, unused } => f
+            .text("kind", kind)
+            .text("proposal_sha256", &proposal_sha256.0)
+            .uint("rules", *rules)?
+            .text("session", session.as_str())
+            .turn()
+            .uint("unused", *unused)?,
+        Body::PolicyAccepted { file, before_sha256, after_sha256 } => f
+            .text("after_sha256", &after_sha256.0)
+            .text("before_sha256", &before_sha256.0)
+            .text("file", file)
+            .text("kind", kind)
             .turn(),
         _ => return Err(NotCanonical),
     }

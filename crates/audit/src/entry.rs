@@ -160,6 +160,14 @@ fn shape(body: &Body) -> Shape {
         Body::EgressResult { error: None, .. } => s(NETWORK_ACTIVITY, 2, INFORMATIONAL, SUCCESS),
         Body::EgressResult { error: Some(_), .. } => s(NETWORK_ACTIVITY, 4, INFORMATIONAL, FAILURE),
         Body::EgressRefused { .. } => s(NETWORK_ACTIVITY, 5, MEDIUM, FAILURE),
+        Body::ApprovalAsked { .. } | Body::HostToolCalled { .. } => {
+            s(API_ACTIVITY, OTHER, INFORMATIONAL, UNKNOWN)
+        }
+        Body::ApprovalDecided { .. } => s(API_ACTIVITY, OTHER, INFORMATIONAL, SUCCESS),
+        Body::HostToolFinished { ok, .. } => s(API_ACTIVITY, OTHER, INFORMATIONAL, done(*ok)),
+        Body::PolicyLearned { .. } | Body::PolicyAccepted { .. } => {
+            s(API_ACTIVITY, 3, MEDIUM, SUCCESS)
+        }
         Body::ProbeObserved { held: true, .. } => s(COMPLIANCE_FINDING, 1, INFORMATIONAL, SUCCESS),
         Body::ProbeObserved { held: false, .. } => s(COMPLIANCE_FINDING, 1, CRITICAL, FAILURE),
     }

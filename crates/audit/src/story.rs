@@ -6,7 +6,7 @@
 //! 2. Text that came from an agent or from outside shows every character that could deceive the
 //!    eye: control, bidirectional and invisible ones as `<U+202E>`.
 
-use model::{Body, Direction, Record};
+use model::{Body, Direction, Record, RequestLine};
 use std::fmt::Write;
 
 /// Longest piece of foreign text in a line, characters; the record has the whole.
@@ -89,6 +89,12 @@ fn sentence(body: &Body) -> String {
         Body::EgressIntent { .. } | Body::EgressResult { .. } | Body::EgressRefused { .. } => {
             of_egress(body)
         }
+        Body::ApprovalAsked { .. }
+        | Body::ApprovalDecided { .. }
+        | Body::HostToolCalled { .. }
+        | Body::HostToolFinished { .. }
+        | Body::PolicyLearned { .. }
+        | Body::PolicyAccepted { .. } => of_decisions(body),
         _ => of_turn(body),
     }
 }
@@ -221,23 +227,73 @@ fn of_model(body: &Body) -> String {
 
 fn of_egress(body: &Body) -> String {
     match body {
-        Body::EgressIntent { host, port, rule, address } => format!(
-            "It was let through to {}:{port} ({}) by the rule {}.",
+        Body::EgressIntent { host, port, rule, address, request, secret } => format!(
+            "It was let through to {}:{port} ({}){}, by the rule {}{}.",
             quote(host),
             quote(address),
-            quote(rule)
+            requested(request.as_ref()),
+            quote(rule),
+            secret.as_ref().map_or(String::new(), |s| format!(", with the secret {}", quote(s)))
         ),
-        Body::EgressResult { host, port, sent, received, duration_ms, error } => {
+        Body::EgressResult { host, port, status, sent, received, duration_ms, error, .. } => {
             let end =
                 error.as_ref().map_or(String::new(), |e| format!(" It broke off: {}", quote(e)));
             let host = quote(host);
+            let status = status.map_or(String::new(), |s| format!(" with status {s}"));
             format!(
-                "The connection to {host}:{port} ended after {duration_ms} ms: \
+                "The exchange with {host}:{port} ended{status} after {duration_ms} ms: \
                  {sent} bytes out, {received} in.{end}"
             )
         }
-        Body::EgressRefused { target, rule, reason } => {
-            format!("It was REFUSED {}: {} (rule {}).", quote(target), quote(reason), quote(rule))
+        Body::EgressRefused { target, rule, reason, request } => format!(
+            "It was REFUSED {}{}: {} (rule {}).",
+            quote(target),
+            requested(request.as_ref()),
+            quote(reason),
+            quote(rule)
+        ),
+        _ => body.kind().to_owned(),
+    }
+}
+
+fn requested(line: Option<&RequestLine>) -> String {
+    let Some(line) = line else { return String::new() };
+    let keys = match line.query_keys.as_slice() {
+        [] => String::new(),
+        keys => format!(" with {}", quote(&keys.join(", "))),
+    };
+    format!(", {} {}{keys}", quote(&line.method), quote(&line.path))
+}
+
+fn of_decisions(body: &Body) -> String {
+    match body {
+        Body::ApprovalAsked { approval, rule, by, summary } => format!(
+            "The {} was asked ({}) by the rule {}: {}",
+            quote(by),
+            quote(approval),
+            quote(rule),
+            quote(summary)
+        ),
+        Body::ApprovalDecided { approval, decision, by } => {
+            format!("The answer to {} was {} ({}).", quote(approval), quote(decision), quote(by))
+        }
+        Body::HostToolCalled { server, tool, arguments, .. } => format!(
+            "It called the host's tool {} of {}: {}",
+            quote(tool),
+            quote(server),
+            quote(arguments)
+        ),
+        Body::HostToolFinished { tool, ok, bytes, duration_ms, error, .. } => {
+            let how = if *ok { "answered" } else { "FAILED" };
+            let why = error.as_ref().map_or(String::new(), |e| format!(" ({})", quote(e)));
+            format!("The tool {} {how} after {duration_ms} ms, {bytes} bytes{why}.", quote(tool))
+        }
+        Body::PolicyLearned { session, rules, unused, .. } => format!(
+            "LEARNING: {rules} rules were proposed from {session}, which grant nothing; \
+             {unused} grants were never used."
+        ),
+        Body::PolicyAccepted { file, .. } => {
+            format!("A person accepted new rules into {}.", quote(file))
         }
         _ => body.kind().to_owned(),
     }

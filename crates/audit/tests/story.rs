@@ -25,10 +25,16 @@ read ~/notes; é<U+202E>\u{1f600}.
 #12  The gateway used the secret github for it at api.github.com.
 #13  It says it uses the tool bash: {\"a\": \"\\\"<U+000A><U+001B>[31m\"}
 #14  It says the tool bash failed, 3 bytes: no
-#15  It was let through to h:443 (192.0.2.1) by the rule r.
-#16  The connection to h:443 ended after 3 ms: 1 bytes out, 2 in. It broke off: reset
+#15  It was let through to h:443 (192.0.2.1), GET /x with a, b, by the rule r, with the secret github.
+#16  The exchange with h:443 ended with status 200 after 3 ms: 1 bytes out, 2 in. It broke off: reset
 #17  It was REFUSED 10.0.0.1:22: private range (rule default).
-#18  It tried ptrace. Expected: EPERM. Answer: EPERM. The wall held.
+#18  The owner was asked (a1) by the rule r: POST https://h/x
+#19  The answer to a1 was deny (owner).
+#20  It called the host's tool web_fetch of host: {}
+#21  The tool web_fetch answered after 4 ms, 3 bytes.
+#22  LEARNING: 1 rules were proposed from s00000000005-00000006, which grant nothing; 2 grants were never used.
+#23  A person accepted new rules into f.
+#24  It tried ptrace. Expected: EPERM. Answer: EPERM. The wall held.
 ";
 
 fn bare(body: Body) -> Record {
@@ -78,7 +84,8 @@ fn the_other_ends_of_a_kind_are_told_too() {
             }
             Body::EgressResult { error, .. } => {
                 *error = None;
-                let want = "The connection to h:443 ended after 3 ms: 1 bytes out, 2 in.";
+                let want =
+                    "The exchange with h:443 ended with status 200 after 3 ms: 1 bytes out, 2 in.";
                 assert_eq!(tell(body), want);
             }
             Body::ProbeObserved { held, .. } => {

@@ -2,8 +2,8 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 use model::{
-    AgentName, Body, Direction, Durability, LimitState, MessageId, Record, SaltedDigest, SessionId,
-    Sha256Hex, TurnId, WallState,
+    AgentName, Body, Direction, Durability, LimitState, MessageId, Record, RequestLine,
+    SaltedDigest, SessionId, Sha256Hex, TurnId, WallState,
 };
 use nanoclaw_audit::Log;
 use nanoclaw_audit::entry::Entry;
@@ -145,6 +145,7 @@ fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
             input_tokens: 2,
             output_tokens: 3,
             duration_ms: 4,
+            cost_micro_usd: Some(5),
             error: None,
         },
         Body::SecretUsed { secret: s("github"), host: s("api.github.com") },
@@ -155,12 +156,26 @@ fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
             arguments_sha256: digest(),
         },
         Body::ToolFinished { call: s("1"), tool: s("bash"), ok: false, bytes: 3, summary: s("no") },
-        Body::EgressIntent { host: s("h"), port: 443, rule: s("r"), address: s("192.0.2.1") },
+        Body::EgressIntent {
+            host: s("h"),
+            port: 443,
+            rule: s("r"),
+            address: s("192.0.2.1"),
+            request: Some(RequestLine {
+                method: s("GET"),
+                path: s("/x"),
+                query_keys: vec![s("a"), s("b")],
+            }),
+            secret: Some(s("github")),
+        },
         Body::EgressResult {
             host: s("h"),
             port: 443,
+            status: Some(200),
             sent: 1,
             received: 2,
+            sent_sha256: Some(digest()),
+            received_sha256: None,
             duration_ms: 3,
             error: Some(s("reset")),
         },
@@ -168,7 +183,39 @@ fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
             target: s("10.0.0.1:22"),
             rule: s("default"),
             reason: s("private range"),
+            request: None,
         },
+        Body::ApprovalAsked {
+            approval: s("a1"),
+            rule: s("r"),
+            by: s("owner"),
+            summary: s("POST https://h/x"),
+        },
+        Body::ApprovalDecided { approval: s("a1"), decision: s("deny"), by: s("owner") },
+        Body::HostToolCalled {
+            call: s("2"),
+            server: s("host"),
+            tool: s("web_fetch"),
+            arguments: s("{}"),
+            arguments_sha256: digest(),
+        },
+        Body::HostToolFinished {
+            call: s("2"),
+            server: s("host"),
+            tool: s("web_fetch"),
+            ok: true,
+            bytes: 3,
+            sha256: digest(),
+            duration_ms: 4,
+            error: None,
+        },
+        Body::PolicyLearned {
+            session: SessionId::mint(5, 6),
+            proposal_sha256: digest(),
+            rules: 1,
+            unused: 2,
+        },
+        Body::PolicyAccepted { file: s("f"), before_sha256: digest(), after_sha256: digest() },
         Body::ProbeObserved {
             probe: s("ptrace"),
             expected: s("EPERM"),
