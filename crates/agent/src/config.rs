@@ -1,5 +1,6 @@
 //! The agent's settings, read from its environment once.
 
+use crate::wire::http::Door;
 use model::{DoorSpec, ModelApi};
 use std::path::PathBuf;
 
@@ -25,8 +26,10 @@ pub(crate) struct Config {
     pub(crate) instructions: String,
     /// What stands where a key would; the gateway replaces it.
     pub(crate) placeholder: String,
-    /// The door's socket.
-    pub(crate) door: PathBuf,
+    /// The door.
+    pub(crate) door: Door,
+    /// Whether the host has tools for this session.
+    pub(crate) host_tools: bool,
     /// Where the conversation is kept.
     pub(crate) home: PathBuf,
 }
@@ -67,10 +70,17 @@ impl Config {
             context_tokens: number("NANOCLAW_CONTEXT_TOKENS", DEFAULT_CONTEXT_TOKENS)?,
             instructions: crate::rpc::clip(&instructions, MAX_INSTRUCTIONS_BYTES).to_owned(),
             placeholder,
-            door: set("NANOCLAW_DOOR").map_or_else(|| DoorSpec::INSIDE.into(), PathBuf::from),
+            door: Door::Socket(socket(set("NANOCLAW_DOOR"))),
+            host_tools: set("NANOCLAW_HOST_TOOLS")
+                .is_some_and(|value| value == "true" || value == "1"),
             home: set("HOME").map(PathBuf::from).ok_or(err("HOME", "is missing"))?,
         })
     }
+}
+
+/// The door's socket: the one that is named, or the one that every sandbox with a door has.
+pub(crate) fn socket(named: Option<String>) -> PathBuf {
+    named.map_or_else(|| DoorSpec::INSIDE.into(), PathBuf::from)
 }
 
 #[cfg(test)]
@@ -85,7 +95,8 @@ mod tests {
     fn defaults_are_filled_in_and_nonsense_is_named() {
         let base = [("NANOCLAW_MODEL", "m"), ("NANOCLAW_MODEL_API", "openai"), ("HOME", "/h")];
         let config = read(&base).unwrap();
-        assert_eq!(config.door, PathBuf::from(DoorSpec::INSIDE));
+        assert_eq!(config.door, Door::Socket(DoorSpec::INSIDE.into()));
+        assert!(!config.host_tools);
         assert_eq!(config.context_tokens, DEFAULT_CONTEXT_TOKENS);
         for (name, bad) in [
             ("NANOCLAW_MODEL_API", "gemini"),

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! host: orchestrator ─► client ═ ACP over pipes ═► server ─► turn ─► wire ─► door (gateway, model)
-//!                                                            └─► tools      :sandbox
+//!                                                            ├─► tools      :sandbox
+//!                                                            └─► mcp ─► door (host tools)
+//! any agent that knows only stdio servers ─► mcp::shim ─► door (host tools)
 //! ```
 //!
 //! Invariants:
@@ -16,6 +18,7 @@ pub mod client;
 mod config;
 mod context;
 mod conversation;
+mod mcp;
 mod prompt;
 mod rpc;
 mod server;
@@ -31,10 +34,13 @@ mod testing;
 use std::io::Write;
 use std::process::ExitCode;
 
+pub use mcp::{MCP_ROLE, mcp_main};
+
 /// The role `nanoclaw __agent`: speaks ACP on stdin and stdout until stdin ends. Settings come
 /// from the environment: `NANOCLAW_MODEL`, `NANOCLAW_MODEL_API` (`anthropic` or `openai`), `HOME`;
 /// optionally `NANOCLAW_MAX_TOKENS`, `NANOCLAW_CONTEXT_TOKENS`, `NANOCLAW_INSTRUCTIONS`,
-/// `NANOCLAW_PLACEHOLDER`, `NANOCLAW_DOOR`.
+/// `NANOCLAW_PLACEHOLDER`, `NANOCLAW_DOOR`, `NANOCLAW_TOOLS` (its own tools, with commas between),
+/// `NANOCLAW_HOST_TOOLS` (`true` when the host has tools for it).
 ///
 /// Exit codes: 0 when stdin ended, 1 when the streams failed, 2 when a setting is missing or
 /// wrong (the reason goes to stderr).

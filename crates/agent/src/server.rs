@@ -16,6 +16,7 @@ mod updates;
 use crate::cancel::Cancel;
 use crate::config::Config;
 use crate::conversation::Conversation;
+use crate::mcp::HostTools;
 use crate::rpc::{self, Frame, Incoming};
 use crate::tools::Jobs;
 use serde_json::{Value, json};
@@ -43,6 +44,7 @@ struct Shared {
 struct Session {
     cwd: PathBuf,
     conversation: Conversation,
+    host: HostTools,
 }
 
 /// Where frames go, one at a time.
@@ -214,7 +216,8 @@ impl Server {
         });
         let conversation = conversation.map_err(|e| storage(&path, &e))?;
         let result = json!({"sessionId": conversation.id()});
-        *lock(&self.shared.session) = Some(Session { cwd, conversation });
+        let host = HostTools::open(&self.shared.config);
+        *lock(&self.shared.session) = Some(Session { cwd, conversation, host });
         Ok(result)
     }
 
@@ -233,7 +236,8 @@ impl Server {
         let updates = Updates::new(self.shared.out.clone(), wanted);
         let loaded = Conversation::load(&path, &mut |message| updates.replay(message));
         let conversation = loaded.map_err(|e| storage(&path, &e))?.ok_or_else(unknown)?;
-        *lock(&self.shared.session) = Some(Session { cwd, conversation });
+        let host = HostTools::open(&self.shared.config);
+        *lock(&self.shared.session) = Some(Session { cwd, conversation, host });
         Ok(Value::Null)
     }
 

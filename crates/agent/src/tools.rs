@@ -19,9 +19,11 @@ mod tests;
 mod walk;
 
 pub(crate) use bash::Jobs;
+pub(crate) use output::HeadTail;
 pub(crate) use spec::specs;
 
 use crate::cancel::Cancel;
+use crate::mcp::HostTools;
 use crate::wire::UNPARSED;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -62,6 +64,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) cancel: &'a Cancel,
     /// Background commands.
     pub(crate) jobs: &'a Jobs,
+    /// Tools of the host.
+    pub(crate) host: &'a HostTools,
 }
 
 impl Scene<'_> {
@@ -79,6 +83,9 @@ pub(crate) fn run(scene: &Scene<'_>, name: &str, input: &Value) -> Outcome {
             "the arguments were not a JSON object (perhaps cut off; write large files in parts)",
         );
     }
+    if scene.host.has(name) {
+        return scene.host.call(name, map, scene.cancel);
+    }
     let args = Args { map };
     let offered = specs().iter().any(|spec| spec.name == name);
     let result = match if offered { name } else { "" } {
@@ -89,7 +96,8 @@ pub(crate) fn run(scene: &Scene<'_>, name: &str, input: &Value) -> Outcome {
         "glob" => search::glob(scene, &args),
         "grep" => search::grep(scene, &args),
         _ => {
-            let known: Vec<&str> = specs().iter().map(|spec| spec.name).collect();
+            let all = specs().iter().chain(scene.host.specs());
+            let known: Vec<&str> = all.map(|spec| &*spec.name).collect();
             Err(format!("there is no tool named {name:?}; there are {}", known.join(", ")))
         }
     };

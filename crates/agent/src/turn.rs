@@ -14,9 +14,10 @@ use crate::cancel::Cancel;
 use crate::config::Config;
 use crate::context::{self, Budget};
 use crate::conversation::Conversation;
+use crate::mcp::HostTools;
 use crate::prompt;
 use crate::tools::{self, Jobs, Outcome, Scene, specs};
-use crate::wire::{self, Answer, AskError, Block, Message, Request, Role, Stop};
+use crate::wire::{self, Answer, AskError, Block, Message, Request, Role, Stop, ToolSpec};
 use serde_json::Value;
 use std::path::Path;
 use std::thread;
@@ -52,18 +53,20 @@ pub(crate) struct Turn<'a> {
     pub(crate) cwd: &'a Path,
     pub(crate) logs: &'a Path,
     pub(crate) jobs: &'a Jobs,
+    pub(crate) host: &'a HostTools,
     pub(crate) cancel: &'a Cancel,
     pub(crate) observer: &'a dyn Observer,
     pub(crate) conversation: &'a mut Conversation,
     pub(crate) usage: Usage,
 }
 
-impl Turn<'_> {
+impl<'a> Turn<'a> {
     /// Runs the turn to its end.
     pub(crate) fn run(&mut self, prompt: String) -> Result<StopReason, TurnError> {
         let system = prompt::system(self.config, self.cwd);
         let fixed = system.len()
-            + specs()
+            + self
+                .offered()
                 .iter()
                 .map(|s| s.schema.to_string().len() + s.description.len())
                 .sum::<usize>();
@@ -87,6 +90,11 @@ impl Turn<'_> {
         }
         self.reply("[stopped: too many steps in one turn]")?;
         Ok(StopReason::MaxTurnRequests)
+    }
+
+    /// Every tool the model is told of.
+    fn offered(&self) -> Vec<&'a ToolSpec> {
+        specs().iter().chain(self.host.specs()).collect()
     }
 
     /// One request and the tools it called; `Some` when the turn is over.
@@ -137,6 +145,7 @@ impl Turn<'_> {
         said: &mut String,
     ) -> Result<Answer, RoundError> {
         let mut budget = budget;
+        let tools = self.offered();
         for attempt in 0.. {
             if budget.is_exceeded_by(self.conversation.messages()) {
                 self.trim(budget)?;
@@ -144,7 +153,7 @@ impl Turn<'_> {
             let request = Request {
                 system,
                 messages: self.conversation.messages(),
-                tools: specs(),
+                tools: &tools,
                 max_tokens: self.config.max_tokens,
             };
             let observer = self.observer;
@@ -185,7 +194,13 @@ impl Turn<'_> {
 
     /// Runs the calls side by side; the results are in the order of the calls.
     fn run_tools(&self, calls: &[(String, String, Value)]) -> Vec<Block> {
-        let scene = Scene { cwd: self.cwd, logs: self.logs, cancel: self.cancel, jobs: self.jobs };
+        let scene = Scene {
+            cwd: self.cwd,
+            logs: self.logs,
+            cancel: self.cancel,
+            jobs: self.jobs,
+            host: self.host,
+        };
         let (scene, observer) = (&scene, self.observer);
         let one = |(id, name, input): &(String, String, Value)| {
             observer.tool_started(id, name, input);

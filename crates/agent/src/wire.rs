@@ -13,7 +13,7 @@
 mod anthropic;
 mod assemble;
 mod fail;
-mod http;
+pub(crate) mod http;
 mod openai;
 mod sse;
 
@@ -26,6 +26,7 @@ use assemble::Assembler;
 use model::ModelApi;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::borrow::Cow;
 
 /// Who said it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,8 +66,8 @@ impl Message {
 /// A tool as the model is told of it.
 #[derive(Debug)]
 pub(crate) struct ToolSpec {
-    pub(crate) name: &'static str,
-    pub(crate) description: &'static str,
+    pub(crate) name: Cow<'static, str>,
+    pub(crate) description: Cow<'static, str>,
     pub(crate) schema: Value,
 }
 
@@ -74,7 +75,7 @@ pub(crate) struct ToolSpec {
 pub(crate) struct Request<'a> {
     pub(crate) system: &'a str,
     pub(crate) messages: &'a [Message],
-    pub(crate) tools: &'a [ToolSpec],
+    pub(crate) tools: &'a [&'a ToolSpec],
     pub(crate) max_tokens: u64,
 }
 
@@ -140,14 +141,15 @@ fn exchange(
     on_text: &mut dyn FnMut(&str),
 ) -> Result<Answer, ModelFailure> {
     let bearer = format!("Bearer {}", config.placeholder);
-    let (path, headers, body, mut decoder): (_, _, _, Box<dyn Decoder>) = match config.api {
+    let (path, mut headers, body, mut decoder): (_, _, _, Box<dyn Decoder>) = match config.api {
         ModelApi::Anthropic => (
             "/v1/messages",
             vec![("x-api-key", config.placeholder.as_str()), ("anthropic-version", "2023-06-01")],
             anthropic::body(&config.model, request),
             Box::new(anthropic::Events),
         ),
-        ModelApi::OpenAi | ModelApi::Script => (
+        // The settings accept anthropic and openai only.
+        ModelApi::OpenAi | ModelApi::Responses | ModelApi::Gemini | ModelApi::Script => (
             "/v1/chat/completions",
             vec![("authorization", bearer.as_str())],
             openai::body(&config.model, request),
@@ -155,6 +157,7 @@ fn exchange(
         ),
     };
     let body = body.to_string().into_bytes();
+    headers.push(("accept", "text/event-stream"));
     let mut response = http::post(&config.door, path, &headers, &body, cancel)
         .map_err(|e| fail::unreachable(&e))?;
     drop(body);

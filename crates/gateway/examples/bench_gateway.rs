@@ -6,7 +6,9 @@
 #![allow(clippy::print_stdout)] // a program's output
 
 use model::{AgentName, Durability, ModelApi, ModelConfig, Record, RecordSink, SessionId};
-use nanoclaw_gateway::{DoorGrant, Gateway, GatewayConfig, Sealer, SecretBytes, TurnCell, Vault};
+use nanoclaw_gateway::{
+    DoorGrant, Gateway, GatewayConfig, Sealer, SecretBytes, TurnCell, Vault, bind_door,
+};
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
@@ -102,17 +104,25 @@ fn open(home: &Path, port: u16) -> Result<nanoclaw_gateway::Door, Box<dyn Error>
         script: None,
         max_tokens: 1,
         context_tokens: 1,
+        also: Vec::new(),
+        fallbacks: Vec::new(),
+        price: None,
     };
-    Ok(gateway.open_door(DoorGrant {
+    let grant = DoorGrant {
         session: SessionId::parse("bench")?,
         agent: AgentName::parse("bench")?,
         turn: TurnCell::default(),
-        socket: home.join("vault/door.sock"),
         egress: vec![],
         models: vec![model],
         default_model: Some("m".into()),
         placeholder: "placeholder".into(),
-    })?)
+        tools: Default::default(),
+        budget: Default::default(),
+        scripts: Default::default(),
+        plain_http_hosts: Vec::new(),
+        stdin_secrets: Default::default(),
+    };
+    Ok(gateway.open_door(grant, bind_door(&home.join("vault/door.sock"))?)?)
 }
 
 #[tokio::main]

@@ -1,5 +1,6 @@
 //! What went through a door, for the session's closing record.
 
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,7 +16,8 @@ pub(crate) struct Counters {
 }
 
 /// A snapshot of a door's counters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Counts {
     /// Requests that were read completely enough to be judged.
     pub requests: u64,

@@ -7,9 +7,10 @@
 //!
 //! Invariants:
 //! 1. Identity comes from the listener alone; nothing a client sends can change it.
-//! 2. Dropping the [`Door`] ends every connection through it and removes the socket.
+//! 2. Dropping the [`Door`] ends every connection through it.
 //! 3. What one session can hold (connections, heads, bodies) is bounded and not shared.
 
+use crate::asks::Asks;
 use crate::authority::quoted;
 use crate::counters::{Counters, Counts};
 use crate::egress;
@@ -18,15 +19,21 @@ use crate::http::conn::{AnswerBody, Conn, answer};
 use crate::http::head::{Head, Version};
 use crate::modelapi::route::Model;
 use crate::modelapi::serve;
+use crate::modelapi::spend::Spend;
+use crate::quota::{Quota, Rates};
 use crate::resolve::Resolver;
 use crate::retry::RetryPolicy;
 use crate::scribe::{Scribe, TurnCell};
 use crate::script::ScriptError;
+use crate::tls::Authority;
 use crate::upstream::Pool;
 use crate::vault::Vault;
-use model::{AgentName, EgressRule, ModelConfig, SessionId, TurnId};
+use model::{AgentName, Budget, EgressRule, ModelConfig, SessionId, TurnId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,16 +47,17 @@ pub const CONNECTIONS_MAX: usize = 128;
 /// After a failed accept (no descriptors left) the door rests so long.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
-/// Everything a door is opened with: finished decisions.
+/// Everything a door is opened with: finished decisions. It crosses the control socket as data;
+/// the turn does not, it is told on its own.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct DoorGrant {
     /// Whose door it is.
     pub session: SessionId,
     /// Which agent runs behind it.
     pub agent: AgentName,
     /// The turn the session is in, for records; may be shared with whoever runs turns.
+    #[serde(skip)]
     pub turn: TurnCell,
-    /// Where the socket is made. Its folder must belong to us and be closed to others' writing.
-    pub socket: PathBuf,
     /// Hosts that may be reached.
     pub egress: Vec<EgressRule>,
     /// Models that may be asked.
@@ -59,6 +67,22 @@ pub struct DoorGrant {
     /// The key the agent was given in place of a real one. It is worth nothing upstream; a plain
     /// HTTP request that carries it elsewhere is refused.
     pub placeholder: String,
+    /// Tools of the host that may be called, and the servers they come from.
+    #[serde(default)]
+    pub tools: model::HostTools,
+    /// What the agent may spend on models.
+    #[serde(default)]
+    pub budget: Budget,
+    /// The texts of the models' scripts by their paths, for a gateway that may not read them
+    /// itself; what is missing here is read.
+    #[serde(default)]
+    pub scripts: BTreeMap<PathBuf, String>,
+    /// Hosts (names or addresses) of model servers that the user wrote with `http://`.
+    #[serde(default)]
+    pub plain_http_hosts: Vec<String>,
+    /// Secrets that the agent is handed on its standard input (`deliver = "stdin"`).
+    #[serde(default)]
+    pub stdin_secrets: BTreeSet<String>,
 }
 
 /// Why a door could not be opened.
@@ -89,6 +113,15 @@ pub enum DoorError {
         path: PathBuf,
         /// Its mode.
         mode: u32,
+    },
+    /// What was sent today is not known.
+    #[error(
+        "how much was sent today cannot be read or kept: {cause}; see to the file quota.jsonl in the \
+         gateway's folder"
+    )]
+    Quota {
+        /// The operating system's words.
+        cause: String,
     },
     /// A model's address is not usable.
     #[error("the model {model:?} is not usable: {why}")]
@@ -124,6 +157,7 @@ pub enum DoorError {
 pub(crate) struct DoorState {
     pub(crate) scribe: Arc<Scribe>,
     pub(crate) rules: Vec<EgressRule>,
+    pub(crate) stdin_secrets: BTreeSet<String>,
     pub(crate) models: Vec<Model>,
     pub(crate) default_model: Option<usize>,
     pub(crate) placeholder: String,
@@ -131,27 +165,45 @@ pub(crate) struct DoorState {
     pub(crate) resolver: Arc<dyn Resolver>,
     pub(crate) pool: Pool,
     pub(crate) retry: RetryPolicy,
+    pub(crate) spend: Spend,
     pub(crate) bodies: Arc<Semaphore>,
+    pub(crate) authority: Option<Arc<Authority>>,
+    pub(crate) links: egress::link::Links,
+    pub(crate) asks: Asks,
+    pub(crate) quota: Arc<Quota>,
+    pub(crate) rates: Rates,
+    pub(crate) names: egress::name::Refused,
+    pub(crate) tools: crate::mcp::DoorTools,
 }
 
-/// An open door. Dropping it closes it.
+/// An open door. Dropping it closes it; the socket's file belongs to whoever bound it.
 pub struct Door {
     socket: PathBuf,
     turn: TurnCell,
     counters: Arc<Counters>,
     accepting: AbortHandle,
+    pub(crate) state: Arc<DoorState>,
 }
 
 impl Door {
-    /// Binds the socket and starts to accept. Must run inside the runtime.
-    pub(crate) fn open(socket: PathBuf, state: DoorState) -> Result<Self, DoorError> {
-        let listener = bind(&socket)?;
+    /// Starts to accept. Must run inside the runtime.
+    pub(crate) fn open(listener: StdListener, state: DoorState) -> Result<Self, DoorError> {
+        let address = listener.local_addr().ok();
+        let socket = address.and_then(|a| a.as_pathname().map(Path::to_owned)).unwrap_or_default();
+        let failed = |e: io::Error| DoorError::Socket {
+            path: socket.clone(),
+            action: "listened to",
+            cause: e.to_string(),
+        };
+        listener.set_nonblocking(true).map_err(failed)?;
+        let listener = UnixListener::from_std(listener).map_err(failed)?;
         let (turn, counters) = (state.scribe.turn.clone(), Arc::clone(&state.scribe.counters));
-        let accepting = tokio::spawn(accept(listener, Arc::new(state))).abort_handle();
-        Ok(Self { socket, turn, counters, accepting })
+        let state = Arc::new(state);
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&state))).abort_handle();
+        Ok(Self { socket, turn, counters, accepting, state })
     }
 
-    /// Where the socket is.
+    /// Where the socket was bound.
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
@@ -171,14 +223,22 @@ impl Door {
 
 impl Drop for Door {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.socket);
         self.accepting.abort();
     }
 }
 
 /// Makes the listening socket, mode 0666: the sandbox runs as another uid. What keeps others out
-/// is the folder, and that only this sandbox has the socket mounted.
-fn bind(path: &Path) -> Result<UnixListener, DoorError> {
+/// is the folder, and that only this sandbox has the socket mounted. The listener goes to
+/// [`Gateway::open_door`](crate::Gateway::open_door), and may go to another one after that.
+///
+/// # Errors
+/// When the folder can be written by others, when something that is no socket is in the way, or
+/// as the operating system says; the error's text names the remedy and wraps a [`DoorError`].
+pub fn bind_door(path: &Path) -> io::Result<StdListener> {
+    bind(path).map_err(io::Error::other)
+}
+
+fn bind(path: &Path) -> Result<StdListener, DoorError> {
     let failed = |action, cause: &io::Error| DoorError::Socket {
         path: path.to_owned(),
         action,
@@ -197,7 +257,7 @@ fn bind(path: &Path) -> Result<UnixListener, DoorError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(failed("looked at", &e)),
     }
-    let listener = UnixListener::bind(path).map_err(|e| failed("bound", &e))?;
+    let listener = StdListener::bind(path).map_err(|e| failed("bound", &e))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
         .map_err(|e| failed("opened to the sandbox", &e))?;
     Ok(listener)
@@ -239,20 +299,9 @@ fn turn_away(stream: &UnixStream, state: &DoorState) {
 
 async fn serve_connection(mut conn: Conn, door: &Arc<DoorState>) {
     loop {
-        let head = match conn.read_head().await {
-            Ok(Some(head)) => head,
-            Ok(None) => return,
-            Err(e) => {
-                door.scribe.refused("a malformed request".into(), "http", e.to_string()).await;
-                let text = format!("{e}\n");
-                let body = AnswerBody::Whole(text.as_bytes());
-                let _ = conn.write(&answer(e.status(), &[], &body, false)).await;
-                return conn.close().await;
-            }
-        };
-        Counters::add(&door.scribe.counters.requests, 1);
+        let Some(head) = next_head(&mut conn, door).await else { return conn.close().await };
         if head.method == "CONNECT" {
-            return egress::tunnel::connect(conn, door, &head).await;
+            return egress::connect::connect(conn, door, &head).await;
         }
         match serve_request(&mut conn, door, &head).await {
             Ok(true) => {}
@@ -262,10 +311,35 @@ async fn serve_connection(mut conn: Conn, door: &Arc<DoorState>) {
     }
 }
 
+/// The next request's head; what is malformed is answered and recorded. `None` at the end.
+pub(crate) async fn next_head(conn: &mut Conn, door: &DoorState) -> Option<Head> {
+    match conn.read_head().await {
+        Ok(head) => {
+            Counters::add(&door.scribe.counters.requests, u64::from(head.is_some()));
+            head
+        }
+        Err(e) => {
+            door.scribe.refused("a malformed request".into(), "http", e.to_string()).await;
+            let text = format!("{e}\n");
+            let body = AnswerBody::Whole(text.as_bytes());
+            let _ = conn.write(&answer(e.status(), &[], &body, false)).await;
+            None
+        }
+    }
+}
+
 async fn serve_request(conn: &mut Conn, door: &Arc<DoorState>, head: &Head) -> io::Result<bool> {
     if head.version == Version::Http10 {
         // Chunked answers, which streaming needs, do not exist there.
         return serve::plain(conn, head, 505, "speak HTTP/1.1", &[]).await;
+    }
+    if head.target.split('?').next() == Some(crate::mcp::PATH) {
+        return crate::mcp::serve(conn, door, head).await;
+    }
+    if let Some(name) = head.target.strip_prefix(egress::name::PREFIX)
+        && head.method == "GET"
+    {
+        return egress::name::serve(conn, door, head, name).await;
     }
     if head.target.starts_with('/') {
         return serve::serve(conn, door, head).await;

@@ -64,7 +64,8 @@ impl Endpoint {
             return Err(EndpointError::PlainHttp { host });
         }
         let prefix = path.trim_end_matches('/');
-        let prefix = prefix.strip_suffix("/v1").unwrap_or(prefix).to_owned();
+        let written = |version| prefix.strip_suffix(version);
+        let prefix = written("/v1").or_else(|| written("/v1beta")).unwrap_or(prefix).to_owned();
         Ok(Self { tls, host, port: port.unwrap_or(if tls { 443 } else { 80 }), prefix })
     }
 

@@ -14,27 +14,37 @@
 //! 5. What a session can hold here is bounded.
 
 mod address;
+mod asks;
 mod authority;
+pub mod control;
 mod counters;
 mod door;
 mod egress;
 mod endpoint;
+#[cfg(test)]
+mod fuzz;
 mod gateway;
 mod http;
+mod inject;
 mod mask;
+pub mod mcp;
 mod modelapi;
+mod quota;
 mod resolve;
 mod retry;
 mod scribe;
 pub mod script;
+pub mod tls;
 mod upstream;
-mod usage;
+pub mod usage;
 pub mod vault;
 
+pub use asks::{Answer, Approver, NobodyApproves, Question};
 pub use counters::Counts;
-pub use door::{CONNECTIONS_MAX, Door, DoorError, DoorGrant};
+pub use door::{CONNECTIONS_MAX, Door, DoorError, DoorGrant, bind_door};
 pub use endpoint::EndpointError;
 pub use gateway::{Gateway, GatewayConfig};
+pub use inject::{InjectError, Injector, Outgoing};
 pub use resolve::{Resolver, Resolving, SystemResolver};
 pub use retry::RetryPolicy;
 pub use scribe::{Clock, TurnCell};

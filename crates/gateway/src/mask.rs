@@ -1,6 +1,8 @@
 //! Masks a secret in an answer, across pieces of any size, holding back only what might be its
 //! beginning. Pure.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use zeroize::Zeroizing;
 
 /// What stands where a secret stood. Fits into JSON strings and header values.
@@ -15,6 +17,7 @@ struct Needle {
     borders: Vec<usize>,
     /// How much of the needle the end of what was seen matches.
     matched: usize,
+    found: bool,
 }
 
 impl Needle {
@@ -30,11 +33,24 @@ impl Needle {
             }
             borders[i] = k;
         }
-        Self { bytes: Zeroizing::new(bytes.to_vec()), borders, matched: 0 }
+        Self { bytes: Zeroizing::new(bytes.to_vec()), borders, matched: 0, found: false }
     }
 
-    fn feed(&mut self, input: &[u8], out: &mut Vec<u8>) {
-        for &b in input {
+    fn feed(&mut self, mut input: &[u8], out: &mut Vec<u8>) {
+        while let Some(&b) = input.first() {
+            if self.matched == 0 {
+                // The common case by far: nothing that begins like it.
+                let first = self.bytes[0];
+                let skip = input.iter().position(|&b| b == first).unwrap_or(input.len());
+                out.extend_from_slice(&input[..skip]);
+                input = &input[skip..];
+                if !input.is_empty() {
+                    input = &input[1..];
+                    self.matched = 1;
+                }
+                continue;
+            }
+            input = &input[1..];
             while self.matched > 0 && b != self.bytes[self.matched] {
                 let shorter = self.borders[self.matched - 1];
                 out.extend_from_slice(&self.bytes[..self.matched - shorter]);
@@ -45,6 +61,7 @@ impl Needle {
                 if self.matched == self.bytes.len() {
                     out.extend_from_slice(MASK);
                     self.matched = 0;
+                    self.found = true;
                 }
             } else {
                 out.push(b);
@@ -61,22 +78,68 @@ impl Needle {
 /// Masks every spelling of one secret.
 pub(crate) struct Masker {
     needles: Vec<Needle>,
+    found: bool,
+}
+
+/// The spellings a server may give a secret back in: as it stands, as JSON writes it, percent- and
+/// form-encoded, and in base64 wherever in the encoded text it stands.
+fn spellings(secret: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
+    let mut all = vec![Zeroizing::new(secret.to_vec())];
+    let mut add = |bytes: Zeroizing<Vec<u8>>| {
+        if bytes.len() >= SECRET_BYTES_MIN && !all.contains(&bytes) {
+            all.push(bytes);
+        }
+    };
+    if let Ok(text) = std::str::from_utf8(secret) {
+        let escaped = Zeroizing::new(serde_json::to_string(text).unwrap_or_default());
+        let inner = escaped.get(1..escaped.len().saturating_sub(1)).unwrap_or("");
+        add(Zeroizing::new(inner.as_bytes().to_vec()));
+    }
+    let mut percent = Zeroizing::new(String::with_capacity(3 * secret.len()));
+    crate::inject::percent_encode(secret, &mut percent);
+    add(Zeroizing::new(lower_escapes(&percent)));
+    add(Zeroizing::new(percent.replace("%20", "+").into_bytes()));
+    add(Zeroizing::new(percent.as_bytes().to_vec()));
+    for before in 0..3 {
+        // What stands before shifts the alphabet's sextets; the ones shared with neighbours are
+        // left off at both ends.
+        let mut shifted = Zeroizing::new(vec![0; before]);
+        shifted.extend_from_slice(secret);
+        for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
+            let text = Zeroizing::new(engine.encode(&*shifted));
+            let (from, to) = ((before * 8).div_ceil(6), shifted.len() * 8 / 6);
+            add(Zeroizing::new(text.as_bytes()[from..to].to_vec()));
+        }
+    }
+    all
+}
+
+/// The same with lower-case hex digits in its escapes.
+fn lower_escapes(percent: &str) -> Vec<u8> {
+    let (mut out, mut digits) = (percent.as_bytes().to_vec(), 0);
+    for b in &mut out {
+        if digits > 0 {
+            b.make_ascii_lowercase();
+            digits -= 1;
+        } else if *b == b'%' {
+            digits = 2;
+        }
+    }
+    out
 }
 
 impl Masker {
-    /// A masker for `secret` as it stands and as JSON would write it; one that changes nothing
-    /// for no secret or a very short one.
+    /// A masker for `secret` in every spelling; one that changes nothing for no secret or a very
+    /// short one.
     pub(crate) fn new(secret: Option<&[u8]>) -> Self {
         let secret = secret.filter(|s| s.len() >= SECRET_BYTES_MIN);
-        let mut needles: Vec<Needle> = secret.map(Needle::new).into_iter().collect();
-        if let Some(text) = secret.and_then(|s| std::str::from_utf8(s).ok()) {
-            let escaped = Zeroizing::new(serde_json::to_string(text).unwrap_or_default());
-            let inner = escaped.trim_matches('"');
-            if inner != text && inner.len() >= SECRET_BYTES_MIN {
-                needles.push(Needle::new(inner.as_bytes()));
-            }
-        }
-        Self { needles }
+        let all = secret.map(spellings).unwrap_or_default();
+        Self { needles: all.iter().map(|s| Needle::new(s)).collect(), found: false }
+    }
+
+    /// Whether the secret was found so far.
+    pub(crate) fn found(&self) -> bool {
+        self.found
     }
 
     /// What may be passed on after `input` arrived.
@@ -85,6 +148,7 @@ impl Masker {
         for needle in &mut self.needles {
             let mut out = Vec::with_capacity(current.len() + MASK.len());
             needle.feed(&current, &mut out);
+            self.found |= needle.found;
             current = out;
         }
         current
@@ -97,6 +161,7 @@ impl Masker {
             let mut out = Vec::new();
             needle.feed(&current, &mut out);
             needle.finish(&mut out);
+            self.found |= needle.found;
             current = out;
         }
         current
@@ -137,6 +202,45 @@ mod tests {
     fn the_json_spelling_is_masked_too() {
         let out = in_pieces("quo\"te\\x", r#"{"a":"quo\"te\\x"}"#, 3);
         assert_eq!(out, r#"{"a":"[secret masked]"}"#);
+    }
+
+    #[test]
+    fn other_spellings_are_masked_wherever_they_are_cut() {
+        use base64::engine::general_purpose::STANDARD;
+        let secret = "not/a+real key?";
+        let mut texts = vec![
+            "x=not%2Fa%2Breal%20key%3F&y".to_owned(),
+            "x=not%2fa%2breal%20key%3f&y".to_owned(),
+            "x=not%2Fa%2Breal+key%3F&y".to_owned(),
+        ];
+        for before in ["", "u:", "user:", "user1:"] {
+            let whole = format!("{before}{secret} and more");
+            texts.push(STANDARD.encode(&whole));
+            texts.push(base64::engine::general_purpose::URL_SAFE.encode(&whole));
+        }
+        for text in texts {
+            for size in [1, 2, 5, text.len()] {
+                let out = in_pieces(secret, &text, size);
+                assert!(out.contains("[secret masked]"), "{text} in {size}: {out}");
+            }
+        }
+    }
+
+    #[test]
+    fn random_texts_come_out_the_same_however_they_are_cut() {
+        let mut state = 0xA076_1D64_78BD_642F_u64;
+        for _ in 0..2_000 {
+            let mut text = String::new();
+            for _ in 0..60 {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                text.push(char::from(b"aab"[(state % 3) as usize]));
+            }
+            let whole = in_pieces("aabaab", &text, text.len());
+            assert_eq!(whole, in_pieces("aabaab", &text, 1 + (state % 7) as usize));
+            assert_eq!(whole, text.replace("aabaab", "[secret masked]"));
+        }
     }
 
     #[test]

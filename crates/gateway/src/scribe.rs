@@ -1,7 +1,9 @@
 //! Writes a door's records: each carries the session, agent and current turn.
 
 use crate::counters::Counters;
-use model::{AgentName, Body, Durability, Record, RecordError, RecordSink, SessionId, TurnId};
+use model::{
+    AgentName, Body, Durability, Record, RecordError, RecordSink, RequestLine, SessionId, TurnId,
+};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Unix milliseconds.
@@ -69,8 +71,19 @@ impl Scribe {
     /// Records a refusal. Waits, so that a flood of refusals is as slow as the log. That it could
     /// not be written changes nothing: a refusal has no effect to hold back.
     pub(crate) async fn refused(&self, target: String, rule: &str, reason: String) {
+        self.refused_request(target, rule, reason, None).await;
+    }
+
+    /// The same for a request that was read.
+    pub(crate) async fn refused_request(
+        &self,
+        target: String,
+        rule: &str,
+        reason: String,
+        request: Option<RequestLine>,
+    ) {
         Counters::add(&self.counters.refused, 1);
-        let body = Body::EgressRefused { target, rule: rule.to_owned(), reason, request: None };
+        let body = Body::EgressRefused { target, rule: rule.to_owned(), reason, request };
         let _ = self.write(body, Durability::Ordered).await;
     }
 }

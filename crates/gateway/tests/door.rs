@@ -4,9 +4,9 @@
 mod common;
 
 use common::*;
-use model::{AgentName, Body, ModelApi, SessionId, TurnId};
+use model::{Body, ModelApi, TurnId};
 use nanoclaw_gateway::{
-    CONNECTIONS_MAX, DoorError, DoorGrant, Gateway, GatewayConfig, TurnCell, Vault,
+    CONNECTIONS_MAX, DoorError, DoorGrant, Gateway, GatewayConfig, Vault, bind_door,
 };
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ async fn odd_and_smuggled_requests_are_refused_and_reach_nobody() {
         (format!("GET / HTTP/1.1\r\nHost: x\r\nA: {}\r\n\r\n", "a".repeat(40_000)), 431),
         (format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(200)), 431),
         ("GET /etc/passwd HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".into(), 404),
-        ("POST /v1/responses HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".into(), 404),
+        ("POST /v1/nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".into(), 404),
         ("GET /v1/responses HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n".into(), 426),
         ("GET /v1/messages HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".into(), 405),
     ];
@@ -96,7 +96,7 @@ async fn records_carry_the_door_s_session_and_turn_and_nothing_the_client_says()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dropping_a_door_ends_its_connections_and_removes_its_socket() {
+async fn dropping_a_door_ends_its_connections_and_its_socket_can_be_served_again() {
     let rig = RigPlan::default().build();
     let path = rig.door.socket().to_owned();
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
@@ -107,7 +107,28 @@ async fn dropping_a_door_ends_its_connections_and_removes_its_socket() {
     assert!(stream.read(&mut buf).await.unwrap() > 0);
     drop(rig.door);
     read_all(&mut stream).await;
-    assert!(!path.exists());
+    assert!(UnixStream::connect(&path).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_that_is_kept_serves_another_gateway_at_the_same_socket() {
+    let dir = TempDir::new();
+    let kept = bind_door(&dir.0.join("door")).unwrap();
+    let get = "GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    for _ in 0..2 {
+        let sink = Arc::new(MemorySink::default());
+        let gateway = Gateway::new(GatewayConfig::new(sink, Vault::open(&dir.0).unwrap()));
+        let door = gateway.open_door(grant(), kept.try_clone().unwrap()).unwrap();
+        assert_eq!(parts(&raw(&door, get.as_bytes()).await).0, 200);
+    }
+}
+
+fn grant() -> DoorGrant {
+    let grant = serde_json::json!({
+        "session": "s1", "agent": "a", "egress": [], "models": [], "default_model": null,
+        "placeholder": "",
+    });
+    serde_json::from_value(grant).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,35 +138,29 @@ async fn a_door_is_made_only_where_nobody_can_replace_it() {
         let sink = Arc::new(MemorySink::default());
         Gateway::new(GatewayConfig::new(sink, Vault::open(&dir.0).unwrap()))
     };
-    let grant = |socket: std::path::PathBuf| DoorGrant {
-        session: SessionId::parse("s1").unwrap(),
-        agent: AgentName::parse("a").unwrap(),
-        turn: TurnCell::default(),
-        socket,
-        egress: vec![],
-        models: vec![],
-        default_model: None,
-        placeholder: String::new(),
-    };
     let gateway = gateway(&dir);
     std::fs::write(dir.0.join("file"), "keep me").unwrap();
-    let taken = gateway.open_door(grant(dir.0.join("file")));
-    assert!(matches!(taken, Err(DoorError::Occupied { .. })));
+    let why = |path: &str| {
+        let error = bind_door(&dir.0.join(path)).unwrap_err().into_inner().unwrap();
+        *error.downcast::<DoorError>().unwrap()
+    };
+    assert!(matches!(why("file"), DoorError::Occupied { .. }));
     assert_eq!(std::fs::read_to_string(dir.0.join("file")).unwrap(), "keep me");
     drop(std::os::unix::net::UnixListener::bind(dir.0.join("stale")).unwrap());
-    assert!(gateway.open_door(grant(dir.0.join("stale"))).is_ok());
+    assert!(bind_door(&dir.0.join("stale")).is_ok());
     let open = dir.0.join("open");
     std::fs::create_dir(&open).unwrap();
     std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
-    let refused = gateway.open_door(grant(open.join("s")));
-    assert!(matches!(refused, Err(DoorError::OpenFolder { .. })));
-    let mut wrong = grant(dir.0.join("s"));
+    assert!(matches!(why("open/s"), DoorError::OpenFolder { .. }));
+    let listener = bind_door(&dir.0.join("s")).unwrap();
+    let try_open = |grant| gateway.open_door(grant, listener.try_clone().unwrap());
+    let mut wrong = grant();
     wrong.default_model = Some("none".into());
-    assert!(matches!(gateway.open_door(wrong), Err(DoorError::UnknownDefault { .. })));
-    let mut wrong = grant(dir.0.join("s"));
+    assert!(matches!(try_open(wrong), Err(DoorError::UnknownDefault { .. })));
+    let mut wrong = grant();
     wrong.models = vec![http_model("m", ModelApi::OpenAi, 1, None)];
     wrong.models[0].base_url = "http://api.example.com".into();
-    assert!(matches!(gateway.open_door(wrong), Err(DoorError::Endpoint { .. })));
+    assert!(matches!(try_open(wrong), Err(DoorError::Endpoint { .. })));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -168,3 +168,126 @@ async fn a_huge_result_or_request_stays_bounded() {
     let (status, answer) = ask(&rig, "/v1/messages", body).await;
     assert!(status == 400 && answer.contains("up to"), "{answer}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn responses_conversations_are_played_step_by_step() {
+    let (rig, _dir) = rig();
+    let mut input = vec![
+        json!({"type": "message", "role": "developer", "content": "bye"}),
+        json!({"role": "user", "content": [{"type": "input_text", "text": "LOOK"}]}),
+    ];
+    let body = json!({"model": "any", "stream": true, "input": input});
+    let (status, events) = ask(&rig, "/v1/responses", body).await;
+    assert!(status == 200 && events.starts_with("event: response.created\n"), "{events}");
+    let events = data(&events);
+    for (n, event) in events.iter().enumerate() {
+        assert_eq!(event["sequence_number"], n, "{event}");
+    }
+    let text: String = events
+        .iter()
+        .filter(|e| e["type"] == "response.output_text.delta")
+        .filter_map(|e| e["delta"].as_str())
+        .collect();
+    assert_eq!(text, "I look at LOOK.");
+    let last = events.last().unwrap();
+    assert_eq!(last["type"], "response.completed");
+    assert!(last["response"]["usage"]["output_tokens"].as_u64() > Some(0));
+    let output = last["response"]["output"].as_array().unwrap().clone();
+    let done: Vec<&Value> = events
+        .iter()
+        .filter(|e| e["type"] == "response.output_item.done")
+        .map(|e| &e["item"])
+        .collect();
+    assert_eq!(done, output.iter().collect::<Vec<_>>());
+    assert_eq!((output.len(), &output[1]["arguments"]), (3, &json!("{\"command\":\"ls\"}")));
+    let calls: Vec<Value> = output[1..].iter().map(|c| c["call_id"].clone()).collect();
+    input.extend(output);
+    for (call, text) in calls.iter().zip(["one", "two"]) {
+        input.push(json!({"type": "function_call_output", "call_id": call, "output": text}));
+    }
+    let (_, answer) = ask(&rig, "/v1/responses", json!({"model": "any", "input": input})).await;
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["output"][0]["content"][0]["text"], "Second: two; all: one\ntwo");
+    assert_eq!((&answer["status"], &answer["model"]), (&json!("completed"), &json!("script:tour")));
+    let (_, plain) = ask(&rig, "/v1/responses", json!({"model": "any", "input": "bye"})).await;
+    assert!(plain.contains("Goodbye"), "{plain}");
+    let body = json!({"model": "any", "input": "bye", "previous_response_id": "r"});
+    let (status, why) = ask(&rig, "/v1/responses", body).await;
+    assert!(status == 400 && why.contains("send the whole input"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gemini_conversations_are_played_step_by_step() {
+    let (rig, _dir) = rig();
+    let base = "/v1beta/models/script:tour";
+    let user = json!({"role": "user", "parts": [{"text": "look"}]});
+    let body = json!({"contents": [user], "systemInstruction": {"parts": [{"text": "bye"}]}});
+    let path = format!("{base}:streamGenerateContent?alt=sse");
+    let (status, events) = ask(&rig, &path, body.clone()).await;
+    assert!(status == 200 && events.ends_with("\r\n\r\n"), "{events}");
+    let events = data(&events);
+    let parts: Vec<Value> = events
+        .iter()
+        .flat_map(|e| e["candidates"][0]["content"]["parts"].as_array().unwrap().clone())
+        .collect();
+    let text: String = parts.iter().filter_map(|p| p["text"].as_str()).collect();
+    assert_eq!(text, "I look at look.");
+    let last = events.last().unwrap();
+    assert_eq!(last["candidates"][0]["finishReason"], "STOP");
+    assert!(last["usageMetadata"]["candidatesTokenCount"].as_u64() > Some(0));
+    let calls: Vec<&Value> =
+        parts.iter().map(|p| &p["functionCall"]).filter(|c| c.is_object()).collect();
+    assert_eq!((calls.len(), &calls[0]["args"]), (2, &json!({"command": "ls"})));
+    // The same as one array, for clients that do not ask for events.
+    let (_, array) = ask(&rig, &format!("{base}:streamGenerateContent"), body).await;
+    let array: Vec<Value> = serde_json::from_str(&array).unwrap();
+    assert_eq!(array.len(), events.len());
+    // Results with ids and without.
+    for with_id in [true, false] {
+        let result = |n: usize, text: &str| {
+            let mut response = json!({"name": calls[n]["name"], "response": {"output": text}});
+            let mut call = calls[n].clone();
+            if with_id {
+                response["id"] = call["id"].clone();
+            } else {
+                call.as_object_mut().unwrap().remove("id");
+            }
+            (json!({"functionCall": call}), json!({"functionResponse": response}))
+        };
+        let ((c1, r1), (c2, r2)) = (result(0, "one"), result(1, "two"));
+        let contents = json!([
+            user,
+            {"role": "model", "parts": [{"text": text}, c1, c2]},
+            {"role": "user", "parts": [r2, r1]},
+        ]);
+        let body = json!({"contents": contents});
+        let (_, answer) = ask(&rig, &format!("{base}:generateContent"), body).await;
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        let said = &answer["candidates"][0]["content"]["parts"][0]["text"];
+        assert_eq!(said, "Second: two; all: one\ntwo", "{answer}");
+    }
+    let (_, counted) = ask(&rig, &format!("{base}:countTokens"), json!({"contents": []})).await;
+    assert!(counted.contains("totalTokens"), "{counted}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gemini_s_schemas_are_filled() {
+    let (rig, _dir) = rig();
+    let schema = json!({"type": "object", "properties": {
+        "reasoning": {"type": "string"},
+        "model_choice": {"type": "string", "enum": ["flash", "pro"]},
+        "score": {"type": "integer", "minimum": 1},
+        "steps": {"type": "array", "items": {"type": "string"}},
+    }});
+    let body = json!({
+        "contents": [{"role": "user", "parts": [{"text": "look"}]}],
+        "generationConfig": {"responseMimeType": "application/json", "responseJsonSchema": schema},
+    });
+    let (_, answer) = ask(&rig, "/v1beta/models/tour:generateContent", body).await;
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    let text = answer["candidates"][0]["content"]["parts"][0]["text"].as_str().unwrap();
+    let made: Value = serde_json::from_str(text).unwrap();
+    assert_eq!(made["model_choice"], "flash");
+    assert_eq!(made["score"], 1);
+    assert!(made["reasoning"].is_string() && made["steps"].is_array(), "{made}");
+}

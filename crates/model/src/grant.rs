@@ -1,4 +1,4 @@
-//! Host names and models. Finished decisions, no policy.
+//! Host names, models, prices and budgets. Finished decisions, no policy.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -90,8 +90,59 @@ pub enum ModelApi {
     Anthropic,
     /// OpenAI Chat Completions: `POST /v1/chat/completions` (also Ollama, llama.cpp, vLLM, …).
     OpenAi,
-    /// A file of turns, played by the gateway in either wire format. Always said aloud.
+    /// OpenAI Responses: `POST /v1/responses`.
+    Responses,
+    /// Gemini: `POST /v1beta/models/M:generateContent` and `:streamGenerateContent`.
+    Gemini,
+    /// A file of turns, played by the gateway in any wire format. Always said aloud.
     Script,
+}
+
+impl ModelApi {
+    /// As it is written in `nanoclaw.toml` and in records.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Anthropic => "anthropic",
+            Self::OpenAi => "openai",
+            Self::Responses => "responses",
+            Self::Gemini => "gemini",
+            Self::Script => "script",
+        }
+    }
+}
+
+/// What a provider takes, in micro-USD (10^-6 USD) per million tokens: `3.0` USD per million in
+/// the file is `3_000_000` here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Price {
+    /// Prompt tokens that no cache held.
+    pub input: u64,
+    /// Prompt tokens read from the provider's cache.
+    pub cached_input: u64,
+    /// Prompt tokens written to the provider's cache.
+    pub cache_write: u64,
+    /// Tokens of the answer, hidden reasoning included.
+    pub output: u64,
+}
+
+/// What an agent may spend on models. `None` is no limit. Days are UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Budget {
+    /// `usd_per_day` in micro-USD, over all sessions of the agent.
+    pub micro_usd_per_day: Option<u64>,
+    /// `usd_per_turn` in micro-USD.
+    pub micro_usd_per_turn: Option<u64>,
+    /// `tokens_per_day`: prompts and answers together, over all sessions of the agent.
+    pub tokens_per_day: Option<u64>,
+}
+
+impl Budget {
+    /// Whether it limits anything.
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        *self != Self::default()
+    }
 }
 
 /// One `[models.NAME]` of `nanoclaw.toml`, resolved.
@@ -99,8 +150,10 @@ pub enum ModelApi {
 pub struct ModelConfig {
     /// NAME.
     pub name: String,
-    /// Its wire format.
+    /// Its wire format; the first where it speaks several.
     pub api: ModelApi,
+    /// Further wire formats that it speaks.
+    pub also: Vec<ModelApi>,
     /// Where it is, without the `/v1/...` path; empty for scripts.
     pub base_url: String,
     /// The provider's own name for the model, sent in requests; for scripts the file's stem.
@@ -113,6 +166,28 @@ pub struct ModelConfig {
     pub max_tokens: u32,
     /// The model's context window, in tokens; history is summarised before it overflows.
     pub context_tokens: u32,
+    /// Names of the models asked in its place, in order, while it cannot answer.
+    pub fallbacks: Vec<String>,
+    /// What it costs; `None` is unknown, which no budget in USD accepts.
+    pub price: Option<Price>,
+}
+
+impl ModelConfig {
+    /// Whether it can be asked in this wire format.
+    #[must_use]
+    pub fn speaks(&self, api: ModelApi) -> bool {
+        self.api == ModelApi::Script || self.api == api || self.also.contains(&api)
+    }
+
+    /// The format the built-in agent asks it in: the first written of the two it knows.
+    #[must_use]
+    pub fn builtin_api(&self) -> Option<ModelApi> {
+        if self.api == ModelApi::Script {
+            return Some(ModelApi::Anthropic);
+        }
+        let known = |api: &ModelApi| matches!(api, ModelApi::Anthropic | ModelApi::OpenAi);
+        std::iter::once(self.api).chain(self.also.iter().copied()).find(known)
+    }
 }
 
 #[cfg(test)]

@@ -16,12 +16,13 @@ mod grant;
 mod ids;
 mod record;
 mod spec;
+mod tools;
 
 pub use egress::{
-    AskTerms, Effect, EgressRule, HostPattern, Injection, PathPattern, PathPatternError, RuleLimits,
-    SecretUse, Sight,
+    AskTerms, Effect, EgressRule, HostPattern, Injection, PathPattern, PathPatternError,
+    RuleLimits, SecretUse, Sight,
 };
-pub use grant::{HostName, HostNameError, ModelApi, ModelConfig};
+pub use grant::{Budget, HostName, HostNameError, ModelApi, ModelConfig, Price};
 pub use ids::{AgentName, IdError, MessageId, SessionId, TurnId};
 pub use record::{
     Body, Direction, Done, Durability, LimitState, MAX_INLINE_BYTES, Record, RecordError,
@@ -31,3 +32,4 @@ pub use spec::{
     Access, Command, DoorSpec, Limit, Limits, Mount, Network, RootFs, SandboxSpec, Strictness,
     Workspace,
 };
+pub use tools::{HostTools, McpReach, McpServer, ToolGrant};

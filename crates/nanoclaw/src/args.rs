@@ -59,6 +59,26 @@ The exit code is the command's own, 128 + N when signal N ended it.")]
     /// Keep keys for the gateway; they are sealed and never shown
     #[command(subcommand)]
     Secret(SecretCommand),
+    /// Servers of tools: what they offer, and what of it is approved
+    #[command(subcommand)]
+    Mcp(McpCommand),
+    /// What the models cost, by day, agent, session or model
+    #[command(after_help = "Examples:
+  nanoclaw usage
+  nanoclaw usage --by model --json | jq .
+
+Costs come from [models.NAME.price] in nanoclaw.toml; days are UTC.")]
+    Usage {
+        /// What to add up by
+        #[arg(long, value_enum, default_value_t = UsageBy::Day)]
+        by: UsageBy,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// What agents may do: check their files, ask why, compare, learn from a run
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// What this machine can enforce, what is missing, and the remedy
     #[command(
         after_help = "Example:\n  nanoclaw doctor --json | jq '.[] | select(.status!=\"ok\")'"
@@ -82,6 +102,42 @@ The exit code is the command's own, 128 + N when signal N ended it.")]
         /// The folder
         dir: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum McpCommand {
+    /// Ask the servers of nanoclaw.toml for their tools
+    #[command(after_help = "Examples:
+  nanoclaw mcp list
+  nanoclaw mcp list tracker --json | jq .")]
+    List {
+        /// One server [default: all]
+        name: Option<String>,
+        /// One JSON object a server and line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Approve a server's tools as it describes them now
+    #[command(after_help = "Example:
+  nanoclaw mcp approve tracker
+
+Agents see a tool only with the description that was approved; a changed one hides it again.")]
+    Approve {
+        /// The server: NAME of [mcp.NAME] in nanoclaw.toml
+        name: String,
+        /// Without asking
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// What `usage` adds up by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum UsageBy {
+    Day,
+    Agent,
+    Session,
+    Model,
 }
 
 #[derive(Debug, Args)]
@@ -203,6 +259,7 @@ pub(crate) enum SecretCommand {
     /// Store a secret, read from the terminal or standard input
     #[command(after_help = "Examples:
   nanoclaw secret set anthropic
+  nanoclaw secret set github --host api.github.com --agent triage
   pass show api/anthropic | nanoclaw secret set anthropic --host api.anthropic.com")]
     Set {
         /// Its name
@@ -210,8 +267,17 @@ pub(crate) enum SecretCommand {
         /// Where it may be used; several allowed [default: hosts of the models that name it]
         #[arg(long, value_name = "HOST")]
         host: Vec<String>,
+        /// Which agent it may serve; several allowed [default: every agent whose file names it]
+        #[arg(long, value_name = "AGENT")]
+        agent: Vec<String>,
     },
-    /// Names, hosts and dates; never values
+    /// Replace a secret's value; its hosts and agents stay
+    #[command(after_help = "Example:\n  nanoclaw secret rotate github")]
+    Rotate {
+        /// Its name
+        name: String,
+    },
+    /// Names, hosts, agents and ages; never values
     List {
         /// Machine-readable output
         #[arg(long)]
@@ -221,5 +287,79 @@ pub(crate) enum SecretCommand {
     Remove {
         /// Its name
         name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Read the files of all agents, or of one, and tell what each grants
+    #[command(after_help = "Examples:
+  nanoclaw policy check
+  nanoclaw policy check triage --json
+
+Exit codes: 0 all good, 2 a file is refused.")]
+    Check {
+        /// The agent [default: every agent that has a file]
+        agent: Option<String>,
+        /// Machine-readable output
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell what would happen to a request, which rule decides, and which nearly did
+    #[command(after_help = "Example:
+  nanoclaw policy explain triage POST https://api.github.com/repos/a/b/issues")]
+    Explain {
+        /// The agent
+        agent: String,
+        /// The method, e.g. GET
+        method: String,
+        /// The address; its query decides nothing
+        url: String,
+        /// Machine-readable output
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell what one agent file makes possible that another does not
+    #[command(after_help = "Example:
+  git show HEAD~1:agents/triage.toml > old.toml
+  nanoclaw policy diff old.toml agents/triage.toml
+
+Exit codes: 0 nothing new is possible, 1 something is, 2 a file is refused.")]
+    Diff {
+        /// The agent file as it was
+        old: PathBuf,
+        /// The agent file as it is
+        new: PathBuf,
+        /// Machine-readable output
+        #[arg(long)]
+        json: bool,
+    },
+    /// LEARNING: propose the least rules for what a session did; grants nothing
+    #[command(after_help = "Examples:
+  nanoclaw audit show                       the newest session and its id
+  nanoclaw policy learn s19a1b2c3d4e-0f1e2d3c
+
+Names of private networks, metadata services and paths that look like secrets are left out.")]
+    Learn {
+        /// The session
+        session: String,
+        /// Machine-readable output
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a proposal would make possible, ask, and add its rules to the agent file
+    #[command(after_help = "Example:
+  nanoclaw policy accept ~/.local/state/nanoclaw/proposals/triage-s1.toml
+
+Exit codes: 0 added, 1 not agreed and nothing changed, 2 the proposal is refused.")]
+    Accept {
+        /// The proposal, as `policy learn` wrote it
+        proposal: PathBuf,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// Machine-readable output; asks nothing
+        #[arg(long)]
+        json: bool,
     },
 }

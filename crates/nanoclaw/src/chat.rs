@@ -10,6 +10,7 @@ use crate::home::Home;
 use crate::host::Host;
 use crate::product::{self, Product};
 use crate::ui::{self, Paint};
+use crate::watch::{self, Asking, Watch};
 use crate::{signals, world};
 use model::{AgentName, MessageId, ModelApi, ModelConfig, SessionId};
 use orchestrator::{Engine, Incoming, Progress};
@@ -97,15 +98,15 @@ impl Chat {
         json: bool,
     ) -> Result<Self> {
         let store_path = home.store();
-        let product = Arc::new(Product::open(home, "chat")?);
+        let product = Arc::new(Product::open(home, "chat", Watch::new(asking(json)))?);
         let owner = Owner::this_process().context("this process")?;
         let store = Store::open(&store_path, owner).map_err(Failure::other)?;
         let host = Arc::new(Host { product: Arc::clone(&product), last_report: Mutex::default() });
         let (tell, events) = sync_channel::<Heard>(0);
-        let interrupted = tell.clone();
+        let (interrupted, told) = (tell.clone(), tell.clone());
         let engine = Arc::new(Engine::new(
             store,
-            Arc::clone(&product.sink),
+            product.records(),
             Arc::clone(&host) as Arc<dyn orchestrator::AgentHost>,
             Arc::new(world::Real),
             // A screen that is gone hears nothing more; the reply stays in the outbox.
@@ -114,6 +115,7 @@ impl Chat {
         engine.recover().map_err(Failure::other)?;
         let current = Arc::new(Mutex::new(None));
         watch_signals(&engine, &current, interrupted)?;
+        heed(&product.watch, &engine, &current, told);
         let screen = Screen::new(json);
         let tokens = (0, 0);
         let events = Some(events);
@@ -168,6 +170,7 @@ impl Chat {
     /// put back is waited for only when `patient`, and then until Ctrl-C.
     fn follow(&mut self, message: &MessageId, patient: bool) -> Result<String> {
         let Some(events) = &self.events else { return Ok("gone".into()) };
+        let _attended = Attended::to(&self.host.product.watch);
         let mut waiting = false;
         loop {
             let gone = |_| Failure::other("the engine is gone");
@@ -321,6 +324,50 @@ impl<'a> LimitLine<'a> {
     fn of(limit: &'a model::LimitState) -> Self {
         Self { name: &limit.limit, value: &limit.value, by: &limit.enforced_by }
     }
+}
+
+/// Somebody looks at the screen and can be asked, until this is dropped.
+struct Attended(Arc<Watch>);
+
+impl Attended {
+    fn to(watch: &Arc<Watch>) -> Self {
+        watch.attend(true);
+        Self(Arc::clone(watch))
+    }
+}
+
+impl Drop for Attended {
+    fn drop(&mut self) {
+        self.0.attend(false);
+    }
+}
+
+/// Who can be asked: a person at a terminal that programs do not read.
+fn asking(json: bool) -> Asking {
+    if !json && watch::at_terminal() { Asking::Terminal } else { Asking::Nobody }
+}
+
+/// What the gateway says stands among the events of a turn while one is followed; when it is gone,
+/// the running turn is over.
+fn heed(
+    watch: &Arc<Watch>,
+    engine: &Arc<Engine>,
+    current: &Arc<Mutex<Option<SessionId>>>,
+    told: SyncSender<Heard>,
+) {
+    watch.attend(false);
+    watch.say_by(move |text| {
+        if told.try_send(Some(Progress::Notice(text.to_owned()))).is_err() {
+            ui::note(Paint::auto().dim(&ui::harmless(text)));
+        }
+    });
+    let (engine, current) = (Arc::downgrade(engine), Arc::clone(current));
+    watch.when_gone(move || {
+        let session = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let (Some(engine), Some(session)) = (engine.upgrade(), session) {
+            engine.cancel(&session);
+        }
+    });
 }
 
 /// Ctrl-C stops the turn; a second signal of another kind ends everything in order.

@@ -3,18 +3,19 @@
 //! Pipeline: grants ─► door ─► spec ─► prepared sandbox ─► its record, durably ─► start ─► ACP.
 
 use crate::failure::{self, Kind};
-use crate::product::Product;
+use crate::product::{self, Product};
 use crate::sandboxes::{self, Parts, WORKSPACE_INSIDE};
 use crate::scribe::{Scribe, inline, sha256_hex};
 use agent::client::{AcpClient, CancelHandle, PromptError, StopReason, Update};
-use gateway::{Door, DoorGrant, TurnCell};
+use gateway::control::{ControlError, Door};
+use gateway::{DoorGrant, TurnCell};
 use model::{Body, Command, Durability, ModelApi, ModelConfig, SandboxSpec, TurnId};
 use orchestrator::{
     AgentHost, AgentLink, Cancel, Failure, FailureKind, Progress, SessionSeed, TurnDone,
 };
 use policy::{Additions, ResolvedAgent, Runtime};
 use sandbox::{Report, Sandbox, Stdio};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,8 @@ use std::time::{Duration, Instant};
 const REPLY_BYTES_MAX: usize = 1 << 20;
 /// How much of an agent's standard error is kept for the person to read, bytes.
 const LAST_WORDS_BYTES: usize = 2_048;
+/// How long the recorder may take to take what was submitted.
+const FLUSH_TIME: Duration = Duration::from_secs(10);
 /// How long an agent may take to leave once its input has ended.
 const LEAVE_GRACE: Duration = Duration::from_millis(500);
 
@@ -64,12 +67,11 @@ impl Host {
             return Err(fail("This agent runs a command; use `nanoclaw run --agent` for it."));
         }
         let scribe = Scribe {
-            sink: Arc::clone(&product.sink),
+            sink: product.records(),
             session: seed.session.clone(),
             agent: seed.agent.clone(),
         };
-        let turn = TurnCell::default();
-        let door = self.door(seed, &agent, &model, turn)?;
+        let door = self.door(seed, &agent, &model)?;
         let spec = self.spec(seed, &agent, &model, &door)?;
         opened(&scribe, &agent, seed.resumed)?;
         let (sandbox, pipes) = self.launch(&scribe, &spec)?;
@@ -79,7 +81,8 @@ impl Host {
             .initialize()
             .and_then(|_| client.new_session(Path::new(WORKSPACE_INSIDE), seed.resumed));
         hello.map_err(|e| with_words(&e.to_string(), &words))?;
-        Ok(Link { client, sandbox, door, scribe, words, limit: agent.turn_timeout })
+        let product = Arc::clone(product);
+        Ok(Link { client, sandbox, door, scribe, words, limit: agent.turn_timeout, product })
     }
 
     fn door(
@@ -87,19 +90,24 @@ impl Host {
         seed: &SessionSeed,
         agent: &ResolvedAgent,
         model: &ModelConfig,
-        turn: TurnCell,
     ) -> Result<Door, Failure> {
         let grant = DoorGrant {
             session: seed.session.clone(),
             agent: seed.agent.clone(),
-            turn,
-            socket: self.product.home.door(&seed.session).map_err(|e| lasting(&e))?,
+            turn: TurnCell::default(),
             egress: agent.egress.clone(),
-            models: vec![model.clone()],
+            models: self.product.config.models_for(model),
             default_model: Some(model.name.clone()),
             placeholder: sandboxes::placeholder(&seed.session),
+            tools: crate::commands::mcp::tools_of(&self.product.home, &self.product.config, agent)
+                .map_err(|e| lasting(&e))?,
+            budget: agent.budget,
+            scripts: BTreeMap::new(),
+            plain_http_hosts: product::plain_http_hosts(&self.product.config),
+            stdin_secrets: BTreeSet::new(),
         };
-        self.product.gateway.open_door(grant).map_err(fail)
+        let socket = self.product.home.door(&seed.session).map_err(|e| lasting(&e))?;
+        self.product.gateway.open_door(grant, &socket).map_err(fail)
     }
 
     fn spec(
@@ -116,6 +124,7 @@ impl Host {
             dirs: &dirs,
             workspace: None,
             door: door.socket().to_owned(),
+            trust: sandboxes::bundle(self.product.home.path()),
             command: Command::Builtin(vec!["__agent".into()]),
             env: agent_env(seed, agent, model),
         }))
@@ -127,7 +136,7 @@ impl Host {
         spec: &SandboxSpec,
     ) -> Result<(Sandbox, sandbox::Pipes), Failure> {
         let (stdio, pipes) = Stdio::piped().map_err(fail)?;
-        let start = |e| lasting(&crate::product::start_failure(e));
+        let start = |e| lasting(&product::start_failure(e));
         let prepared = self.product.spawner.prepare(spec, stdio).map_err(start)?;
         let report = prepared.report().clone();
         let body = Body::SandboxStarted {
@@ -161,17 +170,16 @@ fn agent_env(
     agent: &ResolvedAgent,
     model: &ModelConfig,
 ) -> BTreeMap<String, String> {
-    let api = match model.api {
-        ModelApi::OpenAi => "openai",
-        ModelApi::Anthropic | ModelApi::Script => "anthropic",
-    };
+    // A model without either is refused when the door is asked, in the words of the agent's format.
+    let api = model.builtin_api().unwrap_or(ModelApi::Anthropic).name();
     let mut env: BTreeMap<String, String> = [
         ("NANOCLAW_MODEL", model.name.clone()),
         ("NANOCLAW_MODEL_API", api.to_owned()),
         ("NANOCLAW_MAX_TOKENS", model.max_tokens.to_string()),
         ("NANOCLAW_CONTEXT_TOKENS", model.context_tokens.to_string()),
         ("NANOCLAW_PLACEHOLDER", sandboxes::placeholder(&seed.session)),
-        ("NANOCLAW_TOOLS", agent.tools.iter().cloned().collect::<Vec<_>>().join(",")),
+        ("NANOCLAW_TOOLS", policy::sandbox_tools(&agent.tools).join(",")),
+        ("NANOCLAW_HOST_TOOLS", policy::has_host_tools(&agent.tools).to_string()),
     ]
     .into_iter()
     .map(|(k, v)| (k.to_owned(), v))
@@ -201,6 +209,11 @@ fn last_words(mut stderr: std::fs::File) -> Words {
     words
 }
 
+fn without_gateway(error: &ControlError) -> Failure {
+    let sentence = format!("Nothing goes out any more, for {error}. Start nanoclaw again.");
+    Failure { kind: FailureKind::Lasting, sentence }
+}
+
 fn with_words(cause: &str, words: &Words) -> Failure {
     let text = words.lock().unwrap_or_else(PoisonError::into_inner);
     let last = text.trim();
@@ -216,6 +229,7 @@ struct Link {
     scribe: Scribe,
     words: Words,
     limit: Duration,
+    product: Arc<Product>,
 }
 
 struct Canceller(CancelHandle);
@@ -233,16 +247,20 @@ impl AgentLink for Link {
         text: &str,
         on: &mut dyn FnMut(Progress),
     ) -> Result<TurnDone, Failure> {
-        self.door.set_turn(Some(turn.clone()));
+        self.begin(turn)?;
         let (finished, timer) = self.arm();
         let mut gathered = Gathered::new(&self.scribe, turn, self.client.cancel_handle(), on);
         let result = self.client.prompt(text, &mut |update| gathered.update(update));
         let Gathered { text, refused, .. } = gathered;
         drop(finished);
         let late = timer.join().unwrap_or(false);
-        self.door.set_turn(None);
+        // Without a gateway nothing goes out that could be taken for this turn's.
+        drop(self.door.set_turn(None));
         if let Some(sentence) = refused {
             return Err(fail(sentence));
+        }
+        if let Some(cause) = self.product.watch.gone() {
+            return Err(without_gateway(&ControlError::Gone { cause }));
         }
         self.outcome(result, text, late)
     }
@@ -264,7 +282,7 @@ impl AgentLink for Link {
             cpu_ms: ended.usage.cpu_ms,
             peak_memory_bytes: ended.usage.peak_memory_bytes,
         };
-        let counts = door.counts().to_map();
+        let counts = door.counts().unwrap_or_default();
         let closed = Body::SessionClosed { reason: reason.to_owned(), counts };
         // Nothing follows that could be withheld; a log that is gone shows its missing tail.
         drop(scribe.write(None, stopped, Durability::Ordered));
@@ -273,6 +291,13 @@ impl AgentLink for Link {
 }
 
 impl Link {
+    /// The gateway knows the turn before the agent does; and what was submitted about the turn is
+    /// with the recorder before the gateway can record anything of it.
+    fn begin(&self, turn: &TurnId) -> Result<(), Failure> {
+        self.door.set_turn(Some(turn.clone())).map_err(|e| without_gateway(&e))?;
+        self.product.sink.flush(FLUSH_TIME).map_err(fail)
+    }
+
     /// Cancels the turn when its time is over. Dropping the sender disarms; `true` if it fired.
     fn arm(&self) -> (mpsc::Sender<()>, std::thread::JoinHandle<bool>) {
         let (finished, waits) = mpsc::channel::<()>();

@@ -8,6 +8,7 @@ mod chat;
 mod commands;
 mod demo;
 mod failure;
+mod gatekeeper;
 mod home;
 mod host;
 mod product;
@@ -18,9 +19,10 @@ mod scribe;
 mod signals;
 mod terminal;
 mod ui;
+mod watch;
 mod world;
 
-use args::{AuditCommand, Cli, Command, SandboxCommand, SecretCommand};
+use args::{AuditCommand, Cli, Command, McpCommand, SandboxCommand, SecretCommand};
 use clap::Parser;
 use failure::{Failure, Result};
 use home::Home;
@@ -33,10 +35,14 @@ fn main() -> ExitCode {
         Some(sandbox::SPAWNER_ROLE) => return sandbox::spawner_main(),
         Some(sandbox::INIT_ROLE) => return sandbox::init_main(),
         Some("__agent") => return agent::agent_main(),
+        Some(agent::MCP_ROLE) => return agent::mcp_main(),
         Some("__probe") => return assess::probe_main(&words[1..]),
-        // `--home DIR __recorder`, started by the audit client.
+        // `--home DIR __recorder` and `--home DIR __gateway`, started by their first clients.
         Some("--home") if words.get(2).is_some_and(|w| w == "__recorder") => {
             return recorder(&words[1]);
+        }
+        Some("--home") if words.get(2).is_some_and(|w| w == gatekeeper::ROLE) => {
+            return gatekeeper::main(&words[1]);
         }
         _ => {}
     }
@@ -80,13 +86,24 @@ fn run_command(cli: Cli) -> Result<u8> {
         Command::Sandbox(SandboxCommand::Plan { agent, json }) => {
             commands::plan::run(&home()?, agent.as_deref(), json)
         }
-        Command::Secret(SecretCommand::Set { name, host }) => {
-            commands::secret::set(&home()?, &name, &host)
+        Command::Secret(SecretCommand::Set { name, host, agent }) => {
+            commands::secret::set(&home()?, &name, &host, &agent)
+        }
+        Command::Secret(SecretCommand::Rotate { name }) => {
+            commands::secret::rotate(&home()?, &name)
         }
         Command::Secret(SecretCommand::List { json }) => commands::secret::list(&home()?, json),
         Command::Secret(SecretCommand::Remove { name }) => {
             commands::secret::remove(&home()?, &name)
         }
+        Command::Mcp(McpCommand::List { name, json }) => {
+            commands::mcp::list(home()?, name.as_deref(), json)
+        }
+        Command::Mcp(McpCommand::Approve { name, yes }) => {
+            commands::mcp::approve(home()?, &name, yes)
+        }
+        Command::Usage { by, json } => commands::usage::run(&home()?, by, json),
+        Command::Policy(command) => commands::policy::run(home, &command),
         Command::Doctor { json } => commands::doctor::run(json),
         Command::Completions { shell } => commands::manual::completions(shell),
         Command::Man { dir } => commands::manual::pages(&dir),

@@ -1,8 +1,10 @@
 //! Everything put together, in numbered steps, and taken apart in the opposite order.
 
-use crate::failure::{Context, Failure, Kind, Result};
+use crate::failure::{Failure, Kind, Result};
+use crate::gatekeeper;
 use crate::home::Home;
-use gateway::{Gateway, GatewayConfig, Vault};
+use crate::watch::Watch;
+use gateway::control::{ControlClient, Settings, Tracked, Watcher};
 use model::{AgentName, ModelConfig, RecordSink};
 use policy::{Additions, AgentFile, Config, MountContext, ResolveContext, ResolvedAgent, load};
 use sandbox::{Spawner, SpawnerOptions, StartError, StartErrorKind};
@@ -10,22 +12,19 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Threads that serve all doors of this process; they wait for I/O, not for CPUs.
-const GATEWAY_THREADS: usize = 2;
-
 /// The parts every command that runs agents needs.
 pub(crate) struct Product {
     pub(crate) home: Home,
     pub(crate) config: Config,
-    pub(crate) sink: Arc<dyn RecordSink>,
-    pub(crate) gateway: Gateway,
+    pub(crate) sink: Arc<Tracked>,
+    pub(crate) gateway: ControlClient,
+    pub(crate) watch: Arc<Watch>,
     pub(crate) spawner: Spawner,
-    _runtime: tokio::runtime::Runtime,
 }
 
 impl Product {
-    /// Puts it together; `role` is how this process is named in the log.
-    pub(crate) fn open(home: Home, role: &str) -> Result<Self> {
+    /// Puts it together; `role` is how this process is named in the log, `watch` hears the gateway.
+    pub(crate) fn open(home: Home, role: &str, watch: Watch) -> Result<Self> {
         // 1. What people wrote.
         let config = load_config(&home)?;
         for warning in &config.warnings {
@@ -36,22 +35,16 @@ impl Product {
         let options = SpawnerOptions { image: None, private: vec![home.path().to_owned()] };
         let spawner = Spawner::launch(options).map_err(start_failure)?;
         // 3. The recorder, for nothing happens without a record.
-        let sink: Arc<dyn RecordSink> = Arc::new(recorder(&home, role)?);
-        // 4. The gateway with the vault.
-        let vault = Vault::open(home.path())
-            .map_err(|e| Failure::new(Kind::Protection, format!("the vault: {e}")))?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(GATEWAY_THREADS)
-            .enable_all()
-            .build()
-            .context("the gateway's threads")?;
-        let mut settings = GatewayConfig::new(Arc::clone(&sink), vault);
-        settings.plain_http_hosts = plain_http_hosts(&config);
-        let gateway = {
-            let _inside = runtime.enter();
-            Gateway::new(settings)
-        };
-        Ok(Self { home, config, sink, gateway, spawner, _runtime: runtime })
+        let sink = Arc::new(Tracked::new(Arc::new(recorder(&home, role)?)));
+        // 4. The gateway, a process of its own: secrets are opened there and never here.
+        let watch = Arc::new(watch);
+        let gateway = gateway(&home, role, Arc::clone(&watch) as Arc<dyn Watcher>)?;
+        Ok(Self { home, config, sink, gateway, watch, spawner })
+    }
+
+    /// As the records' writers want it.
+    pub(crate) fn records(&self) -> Arc<dyn RecordSink> {
+        Arc::clone(&self.sink) as Arc<dyn RecordSink>
     }
 
     /// The grants of an agent: its file's, or those of the built-in default.
@@ -91,8 +84,19 @@ pub(crate) fn recorder(home: &Home, role: &str) -> Result<audit::Client> {
     })
 }
 
+/// Connects to the gateway of the home, starting it if need be.
+fn gateway(home: &Home, role: &str, watcher: Arc<dyn Watcher>) -> Result<ControlClient> {
+    let path = home.path().to_owned();
+    let start = Box::new(move || gatekeeper::start(&path));
+    let settings = Settings { home: home.path().to_owned(), role: role.to_owned(), start, watcher };
+    ControlClient::connect(settings).map_err(|e| {
+        Failure::new(Kind::Protection, format!("the gateway cannot be started: {e}"))
+            .remedy("nothing was started, for nothing goes out but through the gateway")
+    })
+}
+
 /// Model servers written with `http://` by the user, who thereby asked for it.
-fn plain_http_hosts(config: &Config) -> Vec<String> {
+pub(crate) fn plain_http_hosts(config: &Config) -> Vec<String> {
     let plain = config.models.values().filter_map(|m| m.base_url.strip_prefix("http://"));
     plain.map(|rest| host_of(rest).to_owned()).collect()
 }

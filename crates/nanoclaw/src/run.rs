@@ -10,8 +10,10 @@ use crate::home::{Home, SessionDirs};
 use crate::product::{self, Product};
 use crate::sandboxes::{self, Parts};
 use crate::scribe::{Scribe, inline, sha256_hex};
+use crate::watch::{self, Asking, Watch};
 use crate::{host, removal, signals, ui, world};
-use gateway::{Door, DoorGrant, TurnCell};
+use gateway::control::Door;
+use gateway::{DoorGrant, TurnCell};
 use model::{AgentName, Body, Command, Durability, RecordError, SandboxSpec, SessionId};
 use policy::{Additions, MountContext, ResolvedAgent};
 use sandbox::{Ended, Sandbox};
@@ -33,11 +35,17 @@ pub(crate) fn run(home: Home, args: &RunArgs) -> Result<u8> {
     let name = crate::agent_name(args.agent.as_deref(), &policy::Config::default())?;
     let agent = product::resolve_agent(&home, &config, &name, &additions)?;
     let workspace = args.workspace.as_deref().map(folder).transpose()?;
-    let product = Product::open(home, "run")?;
+    let watch = Watch::new(asking(args));
+    let product = Product::open(home, "run", watch)?;
     let session = SessionId::mint(world::now_ms(), u32::from_le_bytes(world::random_bytes()));
     let one = OneRun::new(&product, &agent, session, name)?;
     let timeout = additions.timeout;
     one.go(args, workspace.as_deref(), timeout)
+}
+
+/// Who can be asked while a command runs: with `-t` the terminal is the command's.
+fn asking(args: &RunArgs) -> Asking {
+    if !args.tty && watch::at_terminal() { Asking::Copied } else { Asking::Nobody }
 }
 
 fn folder(path: &Path) -> Result<PathBuf> {
@@ -164,14 +172,19 @@ impl<'a> OneRun<'a> {
             session: session.clone(),
             agent: name.clone(),
             turn: TurnCell::default(),
-            socket: product.home.door(&session)?,
             egress: agent.egress.clone(),
             default_model: model.as_ref().map(|m| m.name.clone()),
-            models: model.into_iter().collect(),
+            models: model.iter().flat_map(|m| product.config.models_for(m)).collect(),
             placeholder: sandboxes::placeholder(&session),
+            tools: crate::commands::mcp::tools_of(&product.home, &product.config, agent)?,
+            budget: agent.budget,
+            scripts: BTreeMap::new(),
+            plain_http_hosts: product::plain_http_hosts(&product.config),
+            stdin_secrets: agent.stdin_secrets.clone(),
         };
-        let door = product.gateway.open_door(grant).map_err(Failure::other)?;
-        let scribe = Scribe { sink: Arc::clone(&product.sink), session, agent: name };
+        let socket = product.home.door(&session)?;
+        let door = product.gateway.open_door(grant, &socket).map_err(Failure::other)?;
+        let scribe = Scribe { sink: product.records(), session, agent: name };
         Ok(Self { product, agent, scribe, door, dirs, _folders: folders })
     }
 
@@ -188,6 +201,7 @@ impl<'a> OneRun<'a> {
             dirs: &self.dirs,
             workspace,
             door: self.door.socket().to_owned(),
+            trust: sandboxes::bundle(self.product.home.path()),
             command: Command::Program(args.command.clone()),
             env,
         })
@@ -196,7 +210,8 @@ impl<'a> OneRun<'a> {
     fn go(self, args: &RunArgs, workspace: Option<&Path>, timeout: Option<Duration>) -> Result<u8> {
         let opened = host::opened(&self.scribe, self.agent, false);
         opened.map_err(|f| Failure::new(Kind::Audit, f.sentence))?;
-        let (stdio, streams) = Streams::open(args.tty)?;
+        let own_input = !self.agent.stdin_secrets.is_empty();
+        let (stdio, mut streams) = Streams::open(args.tty, own_input)?;
         let spec = self.spec(args, workspace);
         let prepared =
             self.product.spawner.prepare(&spec, stdio).map_err(product::start_failure)?;
@@ -209,11 +224,48 @@ impl<'a> OneRun<'a> {
         };
         self.scribe.write(None, started, Durability::Durable).map_err(|e| unrecorded(&e))?;
         let sandbox = Arc::new(prepared.start().map_err(product::start_failure)?);
-        let streams = streams.attach()?;
+        self.end_without_gateway(&sandbox);
+        if let Err(e) = self.hand_over(&mut streams) {
+            drop(sandbox.kill());
+            self.close(&sandbox.wait(), false)?;
+            return Err(e);
+        }
+        let streams = streams.attach(&self.product.watch)?;
         forward_signals(&sandbox, streams.master())?;
         let (ended, late) = wait(&sandbox, timeout);
         streams.finish();
-        self.close(&ended, late)
+        let code = self.close(&ended, late)?;
+        match self.product.watch.gone() {
+            None => Ok(code),
+            Some(cause) => Err(Failure::new(
+                Kind::Protection,
+                format!("the command was ended, for the gateway is gone: {cause}"),
+            )
+            .remedy("nothing went out meanwhile; run it again")),
+        }
+    }
+
+    /// Without a gateway the command has no exit, and would wait for ever for answers.
+    fn end_without_gateway(&self, sandbox: &Arc<Sandbox>) {
+        let sandbox = Arc::downgrade(sandbox);
+        self.product.watch.when_gone(move || {
+            if let Some(sandbox) = sandbox.upgrade() {
+                // It may just have ended.
+                drop(sandbox.kill());
+            }
+        });
+    }
+
+    /// `deliver = "stdin"`: each secret and a line's end, in the order of their names, written by
+    /// the gateway into the command's input before anything else.
+    fn hand_over(&self, streams: &mut Streams) -> Result<()> {
+        for name in &self.agent.stdin_secrets {
+            let pipe = streams.input()?;
+            self.door.deliver(name, pipe).map_err(|e| {
+                Failure::new(Kind::Protection, format!("the secret {name} was not delivered: {e}"))
+            })?;
+        }
+        Ok(())
     }
 
     fn close(&self, ended: &Ended, late: bool) -> Result<u8> {
@@ -224,7 +276,9 @@ impl<'a> OneRun<'a> {
             cpu_ms: ended.usage.cpu_ms,
             peak_memory_bytes: ended.usage.peak_memory_bytes,
         };
-        let closed = Body::SessionClosed { reason: outcome, counts: self.door.counts().to_map() };
+        // A gateway that is gone cannot say what it counted; the log shows that it is gone.
+        let counts = self.door.counts().unwrap_or_default();
+        let closed = Body::SessionClosed { reason: outcome, counts };
         let recorded = self
             .scribe
             .write(None, stopped, Durability::Ordered)

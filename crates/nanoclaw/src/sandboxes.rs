@@ -1,9 +1,12 @@
 //! From grants to a `SandboxSpec`: environment, folders, door.
 
 use crate::home::SessionDirs;
-use model::{Command, DoorSpec, Mount, Network, RootFs, SandboxSpec, SessionId, Workspace};
+use model::{
+    Command, DoorSpec, Effect, EgressRule, Mount, Network, RootFs, SandboxSpec, SessionId,
+    Workspace,
+};
 use policy::ResolvedAgent;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The door's port on the sandbox's loopback. It is the sandbox's own loopback, so it collides
@@ -15,6 +18,28 @@ const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 const HOME_INSIDE: &str = "/home/agent";
 /// Workspace inside.
 pub(crate) const WORKSPACE_INSIDE: &str = "/workspace";
+
+/// Below the home folder: the system's certificate authorities and the gateway's own, in one file.
+const BUNDLE: &str = "gateway/trust.pem";
+/// What programs are told of the certificates to trust, as far as they do not look where their
+/// system has them. Node (and with it npm) and Deno add these to their own; the others replace.
+const TRUST_VARIABLES: [&str; 10] = [
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "NODE_EXTRA_CA_CERTS",
+    "GIT_SSL_CAINFO",
+    "PIP_CERT",
+    "CARGO_HTTP_CAINFO",
+    "AWS_CA_BUNDLE",
+    "NIX_SSL_CERT_FILE",
+    "DENO_CERT",
+];
+
+/// The certificates that sandboxes trust, once the gateway has written them.
+pub(crate) fn bundle(home: &Path) -> Option<PathBuf> {
+    Some(home.join(BUNDLE)).filter(|p| p.is_file())
+}
 
 /// What stands where programs insist on a key. It opens nothing.
 pub(crate) fn placeholder(session: &SessionId) -> String {
@@ -29,6 +54,8 @@ pub(crate) struct Parts<'a> {
     /// A folder of the user's in place of the session's own workspace.
     pub(crate) workspace: Option<&'a Path>,
     pub(crate) door: PathBuf,
+    /// The certificates to trust; see [`bundle`].
+    pub(crate) trust: Option<PathBuf>,
     pub(crate) command: Command,
     pub(crate) env: BTreeMap<String, String>,
 }
@@ -40,6 +67,10 @@ pub(crate) fn spec(parts: Parts<'_>) -> SandboxSpec {
         None => Workspace::Session(parts.dirs.workspace.clone()),
     };
     let mut env = base_env(parts.session, parts.workspace);
+    if parts.trust.is_some() {
+        let inside = || DoorSpec::TRUST_INSIDE.to_owned();
+        env.extend(TRUST_VARIABLES.map(|name| (name.to_owned(), inside())));
+    }
     env.extend(parts.agent.env.clone());
     env.extend(parts.env);
     SandboxSpec {
@@ -49,12 +80,24 @@ pub(crate) fn spec(parts: Parts<'_>) -> SandboxSpec {
         workspace,
         home: parts.dirs.home.clone(),
         mounts: parts.agent.mounts.iter().map(Mount::clone).collect(),
-        network: Network::Door(DoorSpec { socket: parts.door, port: DOOR_PORT }),
+        network: Network::Door(DoorSpec {
+            socket: parts.door,
+            port: DOOR_PORT,
+            ports: ports(&parts.agent.egress),
+            trust: parts.trust,
+        }),
         env,
         command: parts.command,
         cwd: PathBuf::from(WORKSPACE_INSIDE),
         limits: parts.agent.limits.clone(),
     }
+}
+
+/// The ports at which anything may be reached, each once.
+fn ports(rules: &[EgressRule]) -> Vec<u16> {
+    let open = rules.iter().filter(|r| r.effect != Effect::Deny);
+    let all: BTreeSet<u16> = open.filter_map(|r| r.port).collect();
+    all.into_iter().collect()
 }
 
 /// The environment from empty: what any program needs, and where the door is.
@@ -108,4 +151,27 @@ fn search_path(workspace: Option<&Path>) -> String {
 
 fn virtualenv(folder: &Path) -> Option<&'static str> {
     [".venv", "venv"].into_iter().find(|name| folder.join(name).join("pyvenv.cfg").is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::HostName;
+
+    #[test]
+    fn the_ports_are_those_of_rules_that_do_not_deny() {
+        let rule = |port, effect| {
+            let host = HostName::parse("example.org").expect("valid");
+            EgressRule { effect, ..EgressRule::allow("r", host, port) }
+        };
+        let rules = [
+            rule(8_443, Effect::Ask),
+            rule(443, Effect::Allow),
+            rule(22, Effect::Deny),
+            rule(443, Effect::Allow),
+            EgressRule { port: None, ..rule(1, Effect::Deny) },
+        ];
+        assert_eq!(ports(&rules), [443, 8_443]);
+        assert!(ports(&[]).is_empty());
+    }
 }

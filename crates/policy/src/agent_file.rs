@@ -1,14 +1,17 @@
 //! `agents/<name>.toml`: one agent and its grants, as written and checked, before the machine it
 //! will run on is known.
 
+use crate::budget;
 use crate::credential::known_form;
+use crate::egress_section;
 use crate::environment;
 use crate::error::{PolicyError, Problem, quote};
-use crate::keys::{self, nearest};
+use crate::keys;
 use crate::mounts::{WrittenMount, parse_access, parse_target};
 use crate::reader::{At, Section, Source};
 use crate::sandbox_section::{self, SandboxSection, one_of};
-use model::{EgressRule, HostName};
+use crate::tools_section;
+use model::{Budget, EgressRule};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The tools of the built-in agent, all of which act inside the sandbox only.
@@ -53,6 +56,8 @@ pub struct AgentFile {
     pub(crate) sandbox: SandboxSection,
     pub(crate) mounts: Vec<WrittenMount>,
     pub(crate) egress: Vec<EgressRule>,
+    pub(crate) stdin_secrets: BTreeSet<String>,
+    pub(crate) budget: Budget,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) tools: BTreeSet<String>,
 }
@@ -71,8 +76,10 @@ impl AgentFile {
             sandbox: SandboxSection::default(),
             mounts: Vec::new(),
             egress: Vec::new(),
+            stdin_secrets: BTreeSet::new(),
+            budget: Budget::default(),
             env: BTreeMap::new(),
-            tools: all_tools(),
+            tools: tools_section::all(),
         }
     }
 
@@ -88,17 +95,20 @@ impl AgentFile {
         let top = Section::top(&source, &root, &keys::AGENT)?;
         one_of(&top, "workspace", "session", &["agent"])?;
         let model = top.string("model", "model = \"claude\"")?;
+        let runtime = read_runtime(&top)?;
         Ok(Self {
             file: file.to_owned(),
             description: read_description(&top)?,
-            runtime: read_runtime(&top)?,
+            stdin_secrets: budget::read_secrets(&top, &runtime)?,
+            runtime,
             model: model.map(|at| At { place: at.place, value: at.value.to_owned() }),
             instructions: read_instructions(&top)?,
             sandbox: sandbox_section::read(&top)?,
             mounts: read_mounts(&top)?,
-            egress: read_egress(&top)?,
+            egress: egress_section::read(&top)?,
+            budget: budget::read_budget(&top)?,
             env: read_env(&top)?,
-            tools: read_tools(&top)?,
+            tools: tools_section::read(&top)?,
         })
     }
 
@@ -112,12 +122,8 @@ impl AgentFile {
     }
 }
 
-fn all_tools() -> BTreeSet<String> {
-    BUILTIN_TOOLS.iter().map(|t| (*t).to_owned()).collect()
-}
-
 /// Prose and command lines are shown to the model or to other programs: no key may stand there.
-fn no_credential(key: &str, text: &str) -> Result<(), Problem> {
+pub(crate) fn no_credential(key: &str, text: &str) -> Result<(), Problem> {
     match known_form(text) {
         Some(why) => Err(Problem::Credential { name: key.to_owned(), why }),
         None => Ok(()),
@@ -219,40 +225,6 @@ fn read_mounts(top: &Section<'_, '_>) -> Result<Vec<WrittenMount>, PolicyError> 
     Ok(all)
 }
 
-fn read_egress(top: &Section<'_, '_>) -> Result<Vec<EgressRule>, PolicyError> {
-    const HOST: &str = "host = \"api.example.org\"";
-    let mut all: Vec<EgressRule> = Vec::new();
-    for section in top.list("egress", &keys::EGRESS)? {
-        let host = section.parsed("host", HOST, parse_host)?;
-        let host = host.ok_or_else(|| section.missing("host", HOST))?;
-        let port = section.integer_in("port", "port = 443", 1..=65_535)?;
-        let port = port.and_then(|at| u16::try_from(at.value).ok()).unwrap_or(HTTPS_PORT);
-        let private = section.boolean("private", "private = true")?.is_some_and(|at| at.value);
-        let same = |r: &&EgressRule| r.host.base() == &host.value && r.port == Some(port);
-        if let Some(earlier) = all.iter().find(same) {
-            let why = format!("{}:{port} is granted already by {}", host.value, earlier.id);
-            return Err(Problem::bad("host", why, "keep one of the two").at(&host.place));
-        }
-        let id = match &section.place {
-            crate::Place::File { file, line, .. } => format!("{file}:{line}"),
-            other => other.to_string(),
-        };
-        all.push(EgressRule { private, ..EgressRule::allow(id, host.value, port) });
-    }
-    Ok(all)
-}
-
-/// The port of a rule that names none.
-pub(crate) const HTTPS_PORT: u16 = 443;
-
-/// A host of a rule.
-pub(crate) fn parse_host(text: &str) -> Result<HostName, Problem> {
-    HostName::parse(text).map_err(|e| {
-        let why = format!("is {}: {}", quote(text), e.why);
-        Problem::bad("host", why, "write one exact name, e.g. \"api.example.org\"")
-    })
-}
-
 fn read_env(top: &Section<'_, '_>) -> Result<BTreeMap<String, String>, PolicyError> {
     let mut all = BTreeMap::new();
     for (name, value) in top.free_strings("env")? {
@@ -261,27 +233,4 @@ fn read_env(top: &Section<'_, '_>) -> Result<BTreeMap<String, String>, PolicyErr
         all.insert(name.value, value.value);
     }
     Ok(all)
-}
-
-fn read_tools(top: &Section<'_, '_>) -> Result<BTreeSet<String>, PolicyError> {
-    let example = "allow = [\"bash\", \"read_file\"]";
-    let Some(section) = top.section("tools", &keys::TOOLS)? else { return Ok(all_tools()) };
-    let allow = section.strings("allow", example)?;
-    let allow = allow.ok_or_else(|| section.missing("allow", "allow = [\"bash\"]"))?;
-    let mut tools = BTreeSet::new();
-    for At { place, value } in allow.value {
-        if !BUILTIN_TOOLS.contains(&value.as_str()) {
-            let near = nearest(&value, BUILTIN_TOOLS.into_iter());
-            return Err(match near {
-                Some(near) => {
-                    let why = format!("names the unknown tool {}", quote(&value));
-                    Problem::bad("allow", why, format!("did you mean {near:?}?"))
-                }
-                None => Problem::NotEnforced { what: format!("tool {}", quote(&value)) },
-            }
-            .at(&place));
-        }
-        tools.insert(value);
-    }
-    Ok(tools)
 }

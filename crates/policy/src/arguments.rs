@@ -1,6 +1,6 @@
 //! Command-line additions: the same rules as in files, with the argument as the place.
 
-use crate::agent_file::{HTTPS_PORT, parse_host};
+use crate::egress_section::{HTTPS_PORT, parse_host};
 use crate::environment;
 use crate::error::{Place, PolicyError, Problem, quote};
 use crate::mounts::{MountContext, parse_access, parse_source, parse_target};

@@ -1,11 +1,11 @@
-//! `nanoclaw.toml`: the models there are, and which agent answers by default.
+//! `nanoclaw.toml`: the models there are, what they cost, and which agent answers by default.
 
 use crate::credential::known_form;
 use crate::error::{Place, PolicyError, Problem, quote};
 use crate::keys::{self, nearest};
 use crate::reader::{At, Section, Source};
 use crate::url::{BaseUrl, parse_base_url};
-use model::{AgentName, ModelApi, ModelConfig};
+use model::{AgentName, McpServer, ModelApi, ModelConfig, Price};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -20,6 +20,9 @@ const CONTEXT_TOKENS_DEFAULT: u32 = 128_000;
 
 /// Largest token figure accepted; beyond it is a typing error.
 const TOKENS_MAX: i64 = 100_000_000;
+
+/// Dearest price accepted, USD per million tokens; beyond it is a typing error.
+const PRICE_USD_MAX: f64 = 10_000.0;
 
 /// Longest name of a model or secret, in characters.
 const NAME_CHARS_MAX: usize = 64;
@@ -46,6 +49,8 @@ pub struct Config {
     pub default_agent: Option<AgentName>,
     /// The models by name.
     pub models: BTreeMap<String, ModelConfig>,
+    /// The servers of tools by name.
+    pub mcp: BTreeMap<String, McpServer>,
     /// What a person should know.
     pub warnings: Vec<Warning>,
 }
@@ -66,6 +71,7 @@ impl Config {
         })?;
         let mut config =
             Self { default_agent: default_agent.map(|at| at.value), ..Self::default() };
+        config.mcp = crate::mcp_section::read(&top)?;
         for (name, section) in top.named("models", &keys::MODEL)? {
             if !is_name(&name.value) {
                 let why = format!("{} is not a model's name", quote(&name.value));
@@ -74,7 +80,20 @@ impl Config {
             let model = read_model(&name.value, &section, &mut config.warnings)?;
             config.models.insert(name.value, model);
         }
+        for (name, section) in top.named("models", &keys::MODEL)? {
+            let fallbacks = read_fallbacks(&name.value, &section, &config.models)?;
+            if let Some(model) = config.models.get_mut(&name.value) {
+                model.fallbacks = fallbacks;
+            }
+        }
         Ok(config)
+    }
+
+    /// What an agent with that model is granted: it, and those that may answer in its place.
+    #[must_use]
+    pub fn models_for(&self, model: &ModelConfig) -> Vec<ModelConfig> {
+        let others = model.fallbacks.iter().filter_map(|name| self.models.get(name));
+        std::iter::once(model).chain(others).cloned().collect()
     }
 
     /// The model of that name.
@@ -110,17 +129,7 @@ fn read_model(
     section: &Section<'_, '_>,
     warnings: &mut Vec<Warning>,
 ) -> Result<ModelConfig, PolicyError> {
-    let api = section.parsed("api", "api = \"anthropic\"", |text| match text {
-        "anthropic" => Ok(ModelApi::Anthropic),
-        "openai" => Ok(ModelApi::OpenAi),
-        "script" => Ok(ModelApi::Script),
-        other => Err(Problem::bad(
-            "api",
-            format!("is {}, which is not known", quote(other)),
-            "write \"anthropic\", \"openai\" or \"script\"",
-        )),
-    })?;
-    let api = api.ok_or_else(|| section.missing("api", "api = \"anthropic\""))?.value;
+    let (api, also) = read_apis(section)?;
     let max = section.integer_in("max_tokens", "max_tokens = 8192", 1..=TOKENS_MAX)?;
     let context =
         section.integer_in("context_tokens", "context_tokens = 128000", 1..=TOKENS_MAX)?;
@@ -135,18 +144,115 @@ fn read_model(
     let mut config = ModelConfig {
         name: name.to_owned(),
         api,
+        also,
         base_url: String::new(),
         model: String::new(),
         secret: None,
         script: None,
         max_tokens,
         context_tokens,
+        fallbacks: Vec::new(),
+        price: read_price(section)?,
     };
     match api {
         ModelApi::Script => read_script(section, &mut config)?,
-        ModelApi::Anthropic | ModelApi::OpenAi => read_server(section, &mut config, warnings)?,
+        _ => read_server(section, &mut config, warnings)?,
     }
     Ok(config)
+}
+
+/// `api`: one format, or a list of which the first is the built-in agent's.
+fn read_apis(section: &Section<'_, '_>) -> Result<(ModelApi, Vec<ModelApi>), PolicyError> {
+    const EXAMPLE: &str = "api = \"anthropic\"";
+    let known = |text: &str| {
+        let all = [ModelApi::Anthropic, ModelApi::OpenAi, ModelApi::Responses, ModelApi::Gemini];
+        let found = all.into_iter().chain([ModelApi::Script]).find(|api| api.name() == text);
+        found.ok_or_else(|| {
+            let why = format!("is {}, which is not known", quote(text));
+            let remedy = "write \"anthropic\", \"openai\", \"responses\", \"gemini\" or \"script\"";
+            Problem::bad("api", why, remedy)
+        })
+    };
+    if !section.is_array("api") {
+        let api = section.parsed("api", EXAMPLE, known)?;
+        return Ok((api.ok_or_else(|| section.missing("api", EXAMPLE))?.value, Vec::new()));
+    }
+    let list = section.strings("api", "api = [\"openai\", \"responses\"]")?;
+    let list = list.ok_or_else(|| section.missing("api", EXAMPLE))?;
+    let mut apis: Vec<ModelApi> = Vec::new();
+    for item in &list.value {
+        let bad = |why: &str, remedy: &str| Problem::bad("api", why, remedy).at(&item.place);
+        let api = known(&item.value).map_err(|p| p.at(&item.place))?;
+        if api == ModelApi::Script {
+            return Err(bad("lists \"script\", which speaks every format", "write it alone"));
+        }
+        if apis.contains(&api) {
+            return Err(bad("lists a format twice", "write it once"));
+        }
+        apis.push(api);
+    }
+    if apis.is_empty() {
+        return Err(Problem::bad("api", "is an empty list", EXAMPLE).at(&list.place));
+    }
+    let first = apis.remove(0);
+    Ok((first, apis))
+}
+
+/// `[models.NAME.price]`, in USD per million tokens.
+fn read_price(section: &Section<'_, '_>) -> Result<Option<Price>, PolicyError> {
+    let Some(table) = section.section("price", &keys::PRICE)? else { return Ok(None) };
+    let read = |key: &'static str| -> Result<Option<u64>, PolicyError> {
+        let example = format!("{key} = 3.0");
+        let Some(found) = table.number(key, &example)? else { return Ok(None) };
+        if !(0.0..=PRICE_USD_MAX).contains(&found.value) {
+            let why = format!("is no price from 0 to {PRICE_USD_MAX} USD per million tokens");
+            return Err(Problem::bad(key, why, format!("write e.g. `{example}`")).at(&found.place));
+        }
+        // At most 10^10, so exact in both types.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let micro = (found.value * 1e6).round() as u64;
+        Ok(Some(micro))
+    };
+    let input = read("input")?.ok_or_else(|| table.missing("input", "input = 3.0"))?;
+    let output = read("output")?.ok_or_else(|| table.missing("output", "output = 15.0"))?;
+    // Where caching has no price of its own it costs what other input does.
+    let cached_input = read("cached_input")?.unwrap_or(input);
+    let cache_write = read("cache_write")?.unwrap_or(input);
+    Ok(Some(Price { input, cached_input, cache_write, output }))
+}
+
+fn read_fallbacks(
+    own: &str,
+    section: &Section<'_, '_>,
+    models: &BTreeMap<String, ModelConfig>,
+) -> Result<Vec<String>, PolicyError> {
+    let Some(list) = section.strings("fallbacks", "fallbacks = [\"other\"]")? else {
+        return Ok(Vec::new());
+    };
+    let mut found: Vec<String> = Vec::new();
+    for item in list.value {
+        let bad =
+            |why: String, remedy: &str| Err(Problem::bad("fallbacks", why, remedy).at(&item.place));
+        let named = quote(&item.value);
+        let Some(other) = models.get(&item.value) else {
+            return bad(format!("names {named}, which nanoclaw.toml has not"), "name a [models.*]");
+        };
+        if item.value == own || found.contains(&item.value) {
+            return bad(format!("names {named} itself, or twice"), "name other models, once each");
+        }
+        let formats = |m: &ModelConfig| std::iter::once(m.api).chain(m.also.clone()).collect();
+        let mine: Vec<ModelApi> = models.get(own).map(formats).unwrap_or_default();
+        // A script would answer as if it were the model, unnoticed.
+        if mine.contains(&ModelApi::Script) || other.api == ModelApi::Script {
+            return bad("has a scripted model in it".into(), "scripts have and are no fallbacks");
+        }
+        if !mine.iter().any(|api| other.speaks(*api)) {
+            let why = format!("names {named}, which speaks none of this model's formats");
+            return bad(why, "name a model with the same api");
+        }
+        found.push(item.value);
+    }
+    Ok(found)
 }
 
 fn or_default(found: Option<&At<u64>>, default: u32) -> u32 {
@@ -154,6 +260,10 @@ fn or_default(found: Option<&At<u64>>, default: u32) -> u32 {
 }
 
 fn read_script(section: &Section<'_, '_>, config: &mut ModelConfig) -> Result<(), PolicyError> {
+    if config.price.take().is_some() {
+        let why = "has no meaning for api = \"script\"";
+        return Err(Problem::bad("price", why, "remove it").at(&section.place));
+    }
     for key in ["base_url", "model", "secret"] {
         if let Some(found) = section.string(key, "script = \"demo.toml\"")? {
             let problem = Problem::bad(key, "has no meaning for api = \"script\"", "remove it");
@@ -202,10 +312,11 @@ fn read_server(
             config.base_url = text;
         }
         None => {
-            let (url, line) = match config.api {
-                ModelApi::OpenAi => ("https://api.openai.com", "secret = \"openai\""),
-                _ => ("https://api.anthropic.com", "secret = \"anthropic\""),
-            };
+            let (url, line) = own_server(config.api);
+            if config.also.iter().any(|api| own_server(*api).0 != url) {
+                // Each of the formats has another server of its own.
+                return Err(section.missing("base_url", "base_url = \"https://api.example.org\""));
+            }
             if config.secret.is_none() {
                 return Err(section.missing("secret", line));
             }
@@ -215,9 +326,18 @@ fn read_server(
     Ok(())
 }
 
+/// The server of whoever defined the format, and the line that gives its key.
+fn own_server(api: ModelApi) -> (&'static str, &'static str) {
+    match api {
+        ModelApi::OpenAi | ModelApi::Responses => ("https://api.openai.com", "secret = \"openai\""),
+        ModelApi::Gemini => ("https://generativelanguage.googleapis.com", "secret = \"gemini\""),
+        _ => ("https://api.anthropic.com", "secret = \"anthropic\""),
+    }
+}
+
 /// The name of a secret in the vault. Whoever pastes the secret itself is told so, without
 /// repeating it.
-fn secret_name(text: &str) -> Result<String, Problem> {
+pub(crate) fn secret_name(text: &str) -> Result<String, Problem> {
     if let Some(why) = known_form(text) {
         return Err(Problem::Credential { name: "secret".into(), why });
     }

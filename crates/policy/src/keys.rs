@@ -15,12 +15,25 @@ pub(crate) struct Keys {
 }
 
 pub(crate) const CONFIG: Keys =
-    Keys { known: &["schema", "default_agent", "models"], later: &["channels"] };
+    Keys { known: &["schema", "default_agent", "models", "mcp"], later: &["channels"] };
 
 pub(crate) const MODEL: Keys = Keys {
-    known: &["api", "base_url", "model", "secret", "script", "max_tokens", "context_tokens"],
+    known: &[
+        "api",
+        "base_url",
+        "model",
+        "secret",
+        "script",
+        "max_tokens",
+        "context_tokens",
+        "fallbacks",
+        "price",
+    ],
     later: &[],
 };
+
+pub(crate) const PRICE: Keys =
+    Keys { known: &["input", "cached_input", "cache_write", "output"], later: &[] };
 
 pub(crate) const AGENT: Keys = Keys {
     known: &[
@@ -34,10 +47,14 @@ pub(crate) const AGENT: Keys = Keys {
         "sandbox",
         "mounts",
         "egress",
+        "deny",
+        "ask",
+        "secrets",
+        "budget",
         "env",
         "tools",
     ],
-    later: &["ask", "budget"],
+    later: &[],
 };
 
 pub(crate) const INSTRUCTIONS: Keys = Keys { known: &["file"], later: &[] };
@@ -61,9 +78,41 @@ pub(crate) const SANDBOX: Keys = Keys {
 pub(crate) const MOUNT: Keys = Keys { known: &["source", "target", "access"], later: &[] };
 
 pub(crate) const EGRESS: Keys = Keys {
-    known: &["host", "port", "private"],
-    later: &["methods", "paths", "secret", "max_upload_per_day", "tls", "deliver"],
+    known: &[
+        "host",
+        "port",
+        "private",
+        "methods",
+        "paths",
+        "secret",
+        "inject",
+        "tls",
+        "protocol",
+        "own_credentials",
+        "max_request",
+        "max_upload_per_day",
+        "max_per_minute",
+    ],
+    later: &[],
 };
+
+pub(crate) const INJECT: Keys = Keys { known: &["header", "basic", "query"], later: &[] };
+
+pub(crate) const DENY: Keys = Keys { known: &["host", "port", "methods", "paths"], later: &[] };
+
+pub(crate) const ASK: Keys =
+    Keys { known: &["egress", "by", "timeout", "secret", "inject"], later: &[] };
+
+pub(crate) const SECRET: Keys = Keys { known: &["name", "deliver"], later: &[] };
+
+pub(crate) const BUDGET: Keys =
+    Keys { known: &["usd_per_day", "usd_per_turn", "tokens_per_day"], later: &[] };
+
+/// A proposal of rules: inert, and with none of the keys that grant more than a path.
+pub(crate) const PROPOSAL: Keys =
+    Keys { known: &["schema", "agent", "session", "egress"], later: &[] };
+
+pub(crate) const PROPOSED: Keys = Keys { known: &["host", "port", "methods", "paths"], later: &[] };
 
 pub(crate) const TOOLS: Keys = Keys { known: &["allow"], later: &[] };
 
@@ -150,15 +199,23 @@ mod tests {
             (&agent, "/properties/sandbox", &SANDBOX),
             (&agent, "/properties/mounts/items", &MOUNT),
             (&agent, "/properties/egress/items", &EGRESS),
+            (&agent, "/properties/egress/items/properties/inject/oneOf/1", &INJECT),
+            (&agent, "/properties/deny/items", &DENY),
+            (&agent, "/properties/ask/items", &ASK),
+            (&agent, "/properties/secrets/items", &SECRET),
+            (&agent, "/properties/budget", &BUDGET),
             (&agent, "/properties/tools", &TOOLS),
             (&config, "", &CONFIG),
+            (&config, "/properties/mcp/additionalProperties", &crate::mcp_section::MCP),
             (&config, "/properties/models/additionalProperties", &MODEL),
+            (&config, "/properties/models/additionalProperties/properties/price", &PRICE),
         ] {
             let mut known = keys.known.to_vec();
             known.sort_unstable();
             assert_eq!(of(root, path), known, "{path}");
         }
-        let tools = agent.pointer("/properties/tools/properties/allow/items/enum");
-        assert_eq!(tools, Some(&serde_json::json!(crate::BUILTIN_TOOLS)));
+        let tools = agent.pointer("/properties/tools/properties/allow/items/anyOf/0/enum");
+        let all: Vec<_> = crate::BUILTIN_TOOLS.into_iter().chain(crate::HOST_TOOLS).collect();
+        assert_eq!(tools, Some(&serde_json::json!(all)));
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! nanoclaw.toml ──► Config ───────────────┐
-//! agents/x.toml ──► AgentFile ─► resolve ─┴─► ResolvedAgent ─► verdicts
+//! agents/x.toml ──► AgentFile ─► resolve ─┴─► ResolvedAgent ─► verdicts, explain, diff, learn
 //! --mount, --allow, --env, --memory … ────────┘
 //! ```
 //!
@@ -14,32 +14,48 @@
 //!    error repeats a value that may be a secret.
 //! 4. Parsing and verdicts are total and pure. Only [`load`] touches the file system.
 //! 5. Equal meaning gives equal [`ResolvedAgent::policy_bytes`].
+//! 6. Nothing that becomes possible is missed by [`diff()`]; what [`learn`] proposes grants nothing.
 
 mod agent_file;
 mod arguments;
+mod ask_section;
+mod budget;
 mod canonical;
 mod config;
 pub mod credential;
+mod describe;
+mod diff;
+mod egress_section;
 mod environment;
 mod error;
+mod explain;
 mod keys;
+pub mod learn;
 pub mod load;
+mod mcp_section;
 mod mounts;
+mod path;
 mod reader;
 mod resolve;
 mod sandbox_section;
+mod tools_section;
 mod units;
 mod url;
 mod verdict;
 
 pub use agent_file::{AgentFile, BUILTIN_TOOLS, Instructions, Runtime};
 pub use arguments::{parse_allow, parse_env, parse_memory, parse_mount, parse_timeout};
+pub use budget::format_usd;
 pub use config::{Config, Warning};
+pub use describe::LOUD;
+pub use diff::{Diff, diff};
 pub use error::{Place, PolicyError, Problem};
+pub use explain::{Explanation, Near, Outcome, explain};
 pub use keys::SCHEMA_VERSION;
 pub use mounts::MountContext;
 pub use resolve::{Additions, ResolveContext, ResolvedAgent};
 pub use sandbox_section::DEFAULT_TURN_TIMEOUT;
+pub use tools_section::{HOST_TOOLS, has_host_tools, host_tools, sandbox_tools};
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 pub use verdict::{
     ConnectVerdict, DEFAULT_DENY, Denial, Verdict, connect_verdict, request_verdict,

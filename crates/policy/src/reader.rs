@@ -214,6 +214,16 @@ impl<'a, 't> Section<'a, 't> {
         Ok(Some(At { place: array.place, value: all }))
     }
 
+    /// Where the value of `key` stands, if there is one.
+    pub(crate) fn place_of(&self, key: &str) -> Option<Place> {
+        self.table.get(key).map(|value| self.source.place(&value.span()))
+    }
+
+    /// Whether the value of `key` is an array.
+    pub(crate) fn is_array(&self, key: &str) -> bool {
+        self.table.get(key).is_some_and(|v| v.get_ref().is_array())
+    }
+
     /// Whether the value of `key` is a table.
     pub(crate) fn is_table(&self, key: &str) -> bool {
         self.table.get(key).is_some_and(|v| v.get_ref().is_table())

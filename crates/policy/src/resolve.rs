@@ -3,11 +3,11 @@
 use crate::agent_file::{AgentFile, Instructions, Runtime};
 use crate::canonical;
 use crate::config::Config;
+use crate::describe;
 use crate::error::{Place, PolicyError, Problem};
 use crate::mounts::{self, MountContext};
 use crate::reader::At;
-use crate::units::{format_duration, format_size};
-use model::{AgentName, EgressRule, Limit, Limits, Mount, Strictness};
+use model::{AgentName, Budget, Effect, EgressRule, Limit, Limits, Mount, Strictness};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -60,9 +60,16 @@ pub struct ResolvedAgent {
     pub egress: Vec<EgressRule>,
     /// Environment variables.
     pub env: BTreeMap<String, String>,
-    /// The tools of the built-in agent that it is offered; whoever starts it must pass them on.
+    /// The tools it is offered, by name: [`crate::sandbox_tools`] for the built-in agent, which
+    /// whoever starts it must pass on, and [`crate::host_tools`] for its door.
     pub tools: BTreeSet<String>,
-    /// One readable line a grant. Values of environment variables do not appear.
+    /// Secrets whose bytes are written to the agent's standard input (`deliver = "stdin"`). The
+    /// agent's memory and its children can then hold them.
+    pub stdin_secrets: BTreeSet<String>,
+    /// What it may spend on models.
+    pub budget: Budget,
+    /// One readable line a grant; those that begin with [`crate::LOUD`] are to be shown in red.
+    /// Values of environment variables do not appear.
     pub grants_text: Vec<String>,
     /// Canonical JSON (RFC 8785) of all of the above but `grants_text`; its digest stands in
     /// the log.
@@ -83,6 +90,9 @@ impl AgentFile {
         if let (Some(config), Some(model)) = (context.config, &self.model) {
             config.require_model(model)?;
         }
+        if let Some(config) = context.config {
+            crate::tools_section::require_servers(&self.tools, config, &self.file)?;
+        }
         let mut agent = ResolvedAgent {
             name: name.clone(),
             description: self.description.clone(),
@@ -95,12 +105,20 @@ impl AgentFile {
             egress: self.egress.clone(),
             env: self.env.clone(),
             tools: self.tools.clone(),
+            stdin_secrets: self.stdin_secrets.clone(),
+            budget: self.budget,
             grants_text: Vec::new(),
             policy_bytes: Vec::new(),
         };
         for rule in &additions.egress {
-            // The file's own rule stands: it may say `private`, which no argument can.
-            if !agent.egress.iter().any(|r| r.host == rule.host && r.port == rule.port) {
+            // A rule of the file for the whole destination stands: it may say `private` or
+            // `tunnel`, which no argument can. Where the file grants a part, the argument adds
+            // the rest.
+            let whole = |r: &EgressRule| {
+                let same = r.effect == Effect::Allow && r.host == rule.host && r.port == rule.port;
+                same && r.methods.is_empty() && r.paths.is_empty()
+            };
+            if !agent.egress.iter().any(whole) {
                 agent.egress.push(rule.clone());
             }
         }
@@ -164,32 +182,8 @@ impl ResolvedAgent {
     /// Recomputes `grants_text` and `policy_bytes`. Call it after changing any other field, e.g.
     /// after [`crate::load::pin_mounts`].
     pub fn seal(&mut self) {
-        self.grants_text = self.describe();
+        self.grants_text = describe::grants(self);
         self.policy_bytes = canonical::to_bytes(&self.as_json());
-    }
-
-    fn describe(&self) -> Vec<String> {
-        let mut lines: Vec<String> = self.mounts.iter().map(mounts::describe).collect();
-        lines.extend(self.egress.iter().map(|rule| {
-            let private = if rule.private { ", private addresses allowed" } else { "" };
-            format!("egress {}:{}{private} ({})", rule.host, rule.port.unwrap_or_default(), rule.id)
-        }));
-        if let Some(model) = &self.model {
-            lines.push(format!("model {model}"));
-        }
-        lines.extend(self.env.keys().map(|name| format!("environment variable {name}")));
-        let limits = &self.limits;
-        let firm = |limit: &Limit| match limit.strictness {
-            Strictness::Required => "required",
-            Strictness::Fallback => "fallback accepted",
-        };
-        let memory = format_size(limits.memory_bytes.value);
-        lines.push(format!("memory up to {memory}, {}", firm(&limits.memory_bytes)));
-        let (cpu, of_1000) = (limits.cpu_milli.value / 1000, limits.cpu_milli.value % 1000);
-        lines.push(format!("CPUs up to {cpu}.{of_1000:03}, {}", firm(&limits.cpu_milli)));
-        lines.push(format!("processes up to {}, {}", limits.pids.value, firm(&limits.pids)));
-        lines.push(format!("one turn up to {}", format_duration(self.turn_timeout)));
-        lines
     }
 
     fn as_json(&self) -> serde_json::Value {
@@ -204,10 +198,10 @@ impl ResolvedAgent {
                 "write": m.access == model::Access::Write,
             })
         };
+        // Whatever a rule says is covered, also what is added to it one day. Writing a plain
+        // structure does not fail; if it did, its `Debug` form would still tell rules apart.
         let rule = |r: &EgressRule| {
-            serde_json::json!({
-                "id": r.id, "host": r.host.to_string(), "port": r.port, "private": r.private,
-            })
+            serde_json::to_value(r).unwrap_or_else(|_| serde_json::json!(format!("{r:?}")))
         };
         let runtime = match &self.runtime {
             Runtime::Builtin => serde_json::json!("builtin"),
@@ -234,6 +228,12 @@ impl ResolvedAgent {
             "egress": self.egress.iter().map(rule).collect::<Vec<_>>(),
             "env": self.env,
             "tools": self.tools,
+            "stdin_secrets": self.stdin_secrets,
+            "budget": {
+                "micro_usd_per_day": self.budget.micro_usd_per_day,
+                "micro_usd_per_turn": self.budget.micro_usd_per_turn,
+                "tokens_per_day": self.budget.tokens_per_day,
+            },
         })
     }
 }

@@ -4,15 +4,24 @@
 //! host, port ─► connect_verdict ─► (TLS ends here) ─► method, path ─► request_verdict
 //! ```
 //!
-//! 1. Nothing matches: denied. Several match: deny wins over ask, ask over allow; order is nothing.
-//! 2. A path that two servers could read differently matches no rule that names paths, and every
-//!    deny rule that does.
-//! 3. Every verdict names the rule that decided, or `default deny`.
+//! 1. Nothing matches: denied. Several match: deny wins over ask, ask over allow; among rules of
+//!    one effect the most particular decides. The order of the rules is nothing.
+//! 2. A rule permits only what it matches under every reading of the path; it denies, and asks,
+//!    wherever any reading matches. A path with more readings than are looked at matches no
+//!    permitting rule with paths, and every deny rule with paths ([`crate::path`]).
+//! 3. A request is permitted only by rules that see requests: a tunnel's rule never lets one pass.
+//! 4. Every verdict names the rule that decided, or `default deny`.
 
-use model::{Effect, EgressRule, HostName, PathPattern, Sight};
+use crate::path::{Path, Pattern};
+use model::{Effect, EgressRule, HostName, HostPattern, Sight};
+use std::cmp::Reverse;
 
 /// What stands in place of a rule's id where no rule matched.
 pub const DEFAULT_DENY: &str = "default deny";
+
+/// Methods that no rule permits: CONNECT inside a connection is a second way out, TRACE and TRACK
+/// send back the headers, injected secrets among them (RFC 9110 §9.3.8).
+pub(crate) const METHODS_NEVER: [&str; 3] = ["CONNECT", "TRACE", "TRACK"];
 
 /// A refusal: the rule that decided, and why, in words for a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +37,8 @@ pub struct Denial {
 pub enum ConnectVerdict<'a> {
     /// Some request there may be permitted; each is judged by [`request_verdict`].
     Requests,
-    /// The connection itself is permitted (or asked for) by this rule, whose [`Sight`] is not
-    /// [`Sight::Intercept`].
+    /// The connection itself is permitted, or asked for where the rule's effect is
+    /// [`Effect::Ask`], by this rule, whose [`Sight`] is not [`Sight::Intercept`].
     Connection(&'a EgressRule),
     /// It may not be made.
     Deny(Denial),
@@ -46,8 +55,88 @@ pub enum Verdict<'a> {
     Deny(Denial),
 }
 
+/// Why a rule for the host does not surely match a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Miss {
+    Host,
+    Port,
+    /// It sees connections, not requests.
+    Sight,
+    Method,
+    Path,
+    /// The path can be read in more than one way.
+    Unclear,
+}
+
+/// One request, read once for all rules.
+pub(crate) struct Asked<'r> {
+    pub(crate) host: &'r HostName,
+    pub(crate) port: u16,
+    pub(crate) method: &'r str,
+    pub(crate) path: Option<Path>,
+}
+
+impl Asked<'_> {
+    /// Whether the rule surely matches; if not, why.
+    pub(crate) fn surely(&self, rule: &EgressRule) -> Result<(), Miss> {
+        if !rule.host.covers(self.host) {
+            return Err(Miss::Host);
+        }
+        if rule.port.is_some_and(|port| port != self.port) {
+            return Err(Miss::Port);
+        }
+        if rule.sight != Sight::Intercept {
+            return Err(Miss::Sight);
+        }
+        if METHODS_NEVER.iter().any(|m| m.eq_ignore_ascii_case(self.method)) {
+            return Err(Miss::Method);
+        }
+        if !rule.methods.is_empty() && !rule.methods.iter().any(|m| m == self.method) {
+            return Err(Miss::Method);
+        }
+        if rule.paths.is_empty() {
+            return Ok(());
+        }
+        let Some(path) = &self.path else { return Err(Miss::Unclear) };
+        let matched = patterns(rule).any(|p| p.is_some_and(|p| p.surely(path)));
+        if matched { Ok(()) } else { Err(Miss::Path) }
+    }
+
+    /// Whether any reading of the request matches: for rules that deny or ask.
+    pub(crate) fn maybe(&self, rule: &EgressRule) -> bool {
+        let method = |m: &String| m.eq_ignore_ascii_case(self.method);
+        let path = |path: &Path| patterns(rule).any(|p| p.is_none_or(|p| p.maybe(path)));
+        names(rule, self.host, self.port)
+            && (rule.methods.is_empty() || rule.methods.iter().any(method))
+            && (rule.paths.is_empty() || self.path.as_ref().is_none_or(path))
+    }
+}
+
+fn patterns(rule: &EgressRule) -> impl Iterator<Item = Option<Pattern>> {
+    rule.paths.iter().map(|p| Pattern::read(p.as_str()))
+}
+
 fn names(rule: &EgressRule, host: &HostName, port: u16) -> bool {
     rule.host.covers(host) && rule.port.is_none_or(|p| p == port)
+}
+
+/// Whether a deny rule closes a destination as a whole.
+fn is_total(rule: &EgressRule) -> bool {
+    rule.effect == Effect::Deny && rule.methods.is_empty() && rule.paths.is_empty()
+}
+
+/// How particular a rule is; the id makes it a total order, so that the order in the file is
+/// nothing.
+fn particular(rule: &EgressRule) -> impl Ord {
+    let longest = patterns(rule).flatten().map(|p| p.literal_bytes()).max();
+    let exact = matches!(rule.host, HostPattern::Exact(_));
+    let host = rule.host.base().as_str().len();
+    let methods = Reverse(if rule.methods.is_empty() { usize::MAX } else { rule.methods.len() });
+    (exact, host, longest, methods, Reverse(rule.id.clone()))
+}
+
+fn most_particular<'a>(rules: impl Iterator<Item = &'a EgressRule>) -> Option<&'a EgressRule> {
+    rules.max_by_key(|rule| particular(rule))
 }
 
 /// Judges a connection by name and port. Where the name leads is judged after resolution, by the
@@ -58,24 +147,35 @@ pub fn connect_verdict<'a>(
     host: &HostName,
     port: u16,
 ) -> ConnectVerdict<'a> {
-    let matching = || rules.iter().filter(|rule| names(rule, host, port));
-    let total = |r: &&EgressRule| {
-        r.effect == Effect::Deny && r.methods.is_empty() && r.paths.is_empty()
-    };
-    if let Some(rule) = matching().find(total) {
+    let here: Vec<&EgressRule> = rules.iter().filter(|rule| names(rule, host, port)).collect();
+    let all = || here.iter().copied();
+    if let Some(rule) = most_particular(all().filter(|r| is_total(r))) {
         return ConnectVerdict::Deny(denied_by(rule, host));
     }
-    let mut permits: Vec<&EgressRule> = matching().filter(|r| r.effect != Effect::Deny).collect();
-    permits.sort_by_key(|rule| u8::from(rule.effect != Effect::Ask));
-    match permits.iter().find(|rule| rule.sight != Sight::Intercept) {
-        // A connection nobody can look into cannot be held against rules for single requests:
-        // any deny rule for parts of the host closes it.
-        Some(rule) => match matching().find(|r| r.effect == Effect::Deny) {
-            Some(deny) => ConnectVerdict::Deny(denied_by(deny, host)),
-            None => ConnectVerdict::Connection(rule),
-        },
-        None if permits.is_empty() => ConnectVerdict::Deny(not_named(rules, host, port)),
-        None => ConnectVerdict::Requests,
+    let permits = || all().filter(|rule| rule.effect != Effect::Deny);
+    if permits().next().is_none() {
+        return ConnectVerdict::Deny(not_named(rules, host, port));
+    }
+    // Where one rule wants to look and another would not, it is looked.
+    if permits().any(|rule| rule.sight == Sight::Intercept) {
+        return ConnectVerdict::Requests;
+    }
+    // A connection nobody can look into cannot be held against rules for single requests: any
+    // deny rule for parts of the host closes it.
+    if let Some(rule) = most_particular(all().filter(|r| r.effect == Effect::Deny)) {
+        let why = format!("parts of {host} are denied, and a tunnel cannot be looked into");
+        return ConnectVerdict::Deny(Denial { rule: rule.id.clone(), why });
+    }
+    let with = |effect| most_particular(permits().filter(move |r| r.effect == effect));
+    match with(Effect::Ask).or_else(|| with(Effect::Allow)) {
+        Some(rule) if permits().all(|other| other.sight == rule.sight) => {
+            ConnectVerdict::Connection(rule)
+        }
+        Some(rule) => {
+            let why = format!("rules for {host}:{port} disagree: one says tunnel, another tcp");
+            ConnectVerdict::Deny(Denial { rule: rule.id.clone(), why })
+        }
+        None => ConnectVerdict::Deny(not_named(rules, host, port)),
     }
 }
 
@@ -88,127 +188,79 @@ pub fn request_verdict<'a>(
     method: &str,
     path: &str,
 ) -> Verdict<'a> {
-    let clear = is_unambiguous(path);
-    let method_fits =
-        |rule: &EgressRule| rule.methods.is_empty() || rule.methods.iter().any(|m| m == method);
-    let path_fits = |rule: &EgressRule| {
-        rule.paths.is_empty() || (clear && rule.paths.iter().any(|p| path_matches(p, path)))
-    };
-    let here = || rules.iter().filter(|rule| names(rule, host, port));
-    let denies = |rule: &&EgressRule| {
-        rule.effect == Effect::Deny && method_fits(rule) && (!clear || path_fits(rule))
-    };
-    if let Some(rule) = here().find(denies) {
+    let asked = Asked { host, port, method, path: Path::read(path) };
+    let having = |effect| rules.iter().filter(move |r| r.effect == effect);
+    if let Some(rule) = most_particular(having(Effect::Deny).filter(|r| asked.maybe(r))) {
         return Verdict::Deny(denied_by(rule, host));
     }
-    let fits = |rule: &&EgressRule| method_fits(rule) && path_fits(rule);
-    let with = |effect: Effect| here().filter(fits).find(|rule| rule.effect == effect);
-    if let Some(rule) = with(Effect::Ask) {
+    let fits = |r: &&EgressRule| asked.surely(r).is_ok();
+    if let Some(rule) = most_particular(having(Effect::Ask).filter(fits)) {
         return Verdict::Ask(rule);
     }
-    if let Some(rule) = with(Effect::Allow) {
-        return Verdict::Allow(rule);
+    let Some(allow) = most_particular(having(Effect::Allow).filter(fits)) else {
+        return Verdict::Deny(not_permitted(rules, &asked, path));
+    };
+    // What may be the thing that is to be asked for does not slip by under another spelling.
+    match most_particular(having(Effect::Ask).filter(|r| asked.maybe(r))) {
+        None => Verdict::Allow(allow),
+        Some(rule) if asked.path.is_some() => Verdict::Ask(rule),
+        Some(rule) => {
+            let why = format!("{method} {host}{} {}", brief(path), UNCLEAR);
+            Verdict::Deny(Denial { rule: rule.id.clone(), why })
+        }
     }
-    let permits = || here().filter(|rule| rule.effect != Effect::Deny);
-    let Some(nearest) = permits().next() else {
-        return Verdict::Deny(not_named(rules, host, port));
-    };
-    let why = if !clear && permits().any(|rule| !rule.paths.is_empty()) {
-        format!("the path of {method} {host}{path} can be read in more than one way")
-    } else {
-        format!("{host} is permitted, but not {method} {path}")
-    };
-    Verdict::Deny(Denial { rule: nearest.id.clone(), why })
+}
+
+pub(crate) const UNCLEAR: &str =
+    "can be read in more than one way, so no rule for paths permits it";
+
+/// Longest piece of a path repeated in a reason, characters.
+const PATH_CHARS_MAX: usize = 200;
+
+/// A path for a reason: one line, cut; what is not plain is escaped.
+pub(crate) fn brief(path: &str) -> String {
+    let cut: String = path.chars().take(PATH_CHARS_MAX).collect();
+    let more = if cut.len() < path.len() { "…" } else { "" };
+    format!("{}{more}", cut.escape_default())
 }
 
 fn denied_by(rule: &EgressRule, host: &HostName) -> Denial {
-    Denial { rule: rule.id.clone(), why: format!("{host} is denied by name") }
+    let what = if is_total(rule) { String::new() } else { "this at ".to_owned() };
+    Denial { rule: rule.id.clone(), why: format!("{what}{host} is denied by a rule") }
+}
+
+/// Nothing matched: names the permitting rule that came nearest.
+fn not_permitted(rules: &[EgressRule], asked: &Asked<'_>, path: &str) -> Denial {
+    let (host, port, method) = (asked.host, asked.port, asked.method);
+    let permits = rules.iter().filter(|r| r.effect != Effect::Deny && names(r, host, port));
+    // The later a rule fails, the nearer it is.
+    let miss = |rule: &EgressRule| match asked.surely(rule) {
+        Ok(()) | Err(Miss::Host | Miss::Port) => 0,
+        Err(Miss::Sight) => 1,
+        Err(Miss::Method) => 2,
+        Err(Miss::Path | Miss::Unclear) => 3,
+    };
+    let Some(rule) = permits.max_by_key(|rule| (miss(rule), particular(rule))) else {
+        return not_named(rules, host, port);
+    };
+    let method = brief(method);
+    let why = match asked.surely(rule) {
+        Err(Miss::Sight) => {
+            format!("{host}:{port} is permitted as a connection, not for requests in the clear")
+        }
+        Err(Miss::Unclear) => format!("{method} {host}{} {UNCLEAR}", brief(path)),
+        _ => format!("{host} is permitted, but not {method} {}", brief(path)),
+    };
+    Denial { rule: rule.id.clone(), why }
 }
 
 fn not_named(rules: &[EgressRule], host: &HostName, port: u16) -> Denial {
-    let permits = |r: &&EgressRule| r.effect != Effect::Deny && r.host.covers(host);
-    if let Some(rule) = rules.iter().find(permits) {
+    let permits = rules.iter().filter(|r| r.effect != Effect::Deny && r.host.covers(host));
+    if let Some(rule) = most_particular(permits) {
         let only = rule.port.map_or_else(|| "other ports".to_owned(), |p| format!("port {p}"));
         let why = format!("{host} is permitted at {only} only, not {port}");
         return Denial { rule: rule.id.clone(), why };
     }
     let why = format!("{host} is not among the permitted hosts");
     Denial { rule: DEFAULT_DENY.to_owned(), why }
-}
-
-/// Whether every server reads the path alike: no empty, `.` or `..` segment, and no encoded
-/// slash, backslash, dot, percent, NUL or broken escape.
-fn is_unambiguous(path: &str) -> bool {
-    let Some(rest) = path.strip_prefix('/') else { return false };
-    let segments: Vec<&str> = rest.split('/').collect();
-    let odd_segment = segments.iter().enumerate().any(|(at, segment)| {
-        let last = at + 1 == segments.len();
-        matches!(*segment, "." | "..") || (segment.is_empty() && !last)
-    });
-    let bytes = path.as_bytes();
-    let escape_is_plain = |at: usize| {
-        let hex = bytes.get(at + 1..at + 3).and_then(|h| std::str::from_utf8(h).ok());
-        let value = hex.and_then(|h| u8::from_str_radix(h, 16).ok());
-        value.is_some_and(|v| !matches!(v, 0 | b'/' | b'\\' | b'.' | b'%' | b';'))
-    };
-    !odd_segment
-        && bytes.iter().all(|b| b.is_ascii_graphic() && !matches!(b, b'\\' | b';' | b'#' | b'?'))
-        && bytes.iter().enumerate().all(|(at, b)| *b != b'%' || escape_is_plain(at))
-}
-
-fn path_matches(pattern: &PathPattern, path: &str) -> bool {
-    let pattern: Vec<&str> = pattern.as_str().split('/').collect();
-    let path: Vec<&str> = path.split('/').collect();
-    segments_match(&pattern, &path)
-}
-
-/// Greedy with one step back to the last `**`, so linear times the number of segments.
-fn segments_match(pattern: &[&str], path: &[&str]) -> bool {
-    let (mut p, mut s) = (0, 0);
-    let mut back: Option<(usize, usize)> = None;
-    while s < path.len() {
-        match pattern.get(p) {
-            Some(&"**") => {
-                back = Some((p, s));
-                p += 1;
-            }
-            Some(part) if segment_matches(part.as_bytes(), path[s].as_bytes()) => {
-                p += 1;
-                s += 1;
-            }
-            _ => match back {
-                Some((star, from)) => {
-                    back = Some((star, from + 1));
-                    (p, s) = (star + 1, from + 1);
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern[p..].iter().all(|part| *part == "**")
-}
-
-fn segment_matches(pattern: &[u8], text: &[u8]) -> bool {
-    let (mut p, mut t) = (0, 0);
-    let mut back: Option<(usize, usize)> = None;
-    while t < text.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                back = Some((p, t));
-                p += 1;
-            }
-            Some(c) if *c == text[t] => {
-                p += 1;
-                t += 1;
-            }
-            _ => match back {
-                Some((star, from)) => {
-                    back = Some((star, from + 1));
-                    (p, t) = (star + 1, from + 1);
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern[p..].iter().all(|c| *c == b'*')
 }

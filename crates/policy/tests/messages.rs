@@ -42,12 +42,6 @@ const AGENT: &[(&str, &str)] = &[
     ("later: runtime", "schema = 1\nruntime = 'claude-code'\n"),
     ("unknown runtime", "schema = 1\nruntime = 'python'\n"),
     ("later: shared workspace", "schema = 1\nworkspace = 'agent'\n"),
-    ("later: budget", "schema = 1\n[budget]\nusd_per_day = 2.0\n"),
-    ("later: ask", "schema = 1\n[[ask]]\nby = 'owner'\n"),
-    ("later: methods", "schema = 1\n[[egress]]\nhost = 'a.org'\nmethods = ['GET']\n"),
-    ("later: paths", "schema = 1\n[[egress]]\nhost = 'a.org'\npaths = ['/x']\n"),
-    ("later: secret", "schema = 1\n[[egress]]\nhost = 'a.org'\nsecret = 'github'\n"),
-    ("later: upload", "schema = 1\n[[egress]]\nmax_upload_per_day = '1MiB'\n"),
     ("later: tools", "schema = 1\n[tools]\nallow = ['bash', 'send_message']\n"),
     ("tool misspelt", "schema = 1\n[tools]\nallow = ['reed_file']\n"),
     ("command without runtime", "schema = 1\ncommand = ['x']\n"),
@@ -56,7 +50,9 @@ const AGENT: &[(&str, &str)] = &[
     ("command not strings", "schema = 1\nruntime = 'command'\ncommand = ['a', 2]\n"),
     ("instructions file elsewhere", "schema = 1\ninstructions = { file = '../x' }\n"),
     ("instructions file not read", "schema = 1\ninstructions = { file = 'x.md' }\n"),
-    ("host with a wildcard", "schema = 1\n[[egress]]\nhost = '*.a.org'\n"),
+    ("host with a wildcard inside", "schema = 1\n[[egress]]\nhost = 'a.*.org'\n"),
+    ("host below one label", "schema = 1\n[[egress]]\nhost = '*.org'\n"),
+    ("host not ASCII", "schema = 1\n[[egress]]\nhost = 'bücher.example'\n"),
     ("host is an address", "schema = 1\n[[egress]]\nhost = '10.0.0.1'\n"),
     ("port too large", "schema = 1\n[[egress]]\nhost = 'a.org'\nport = 65536\n"),
     ("egress twice", "schema = 1\n[[egress]]\nhost = 'a.org'\n[[egress]]\nhost = 'A.org.'\n"),
@@ -78,6 +74,73 @@ const AGENT: &[(&str, &str)] = &[
     ("column counts characters", "schema = 1\n[env]\n'ÄÖÜ' = 1\n"),
 ];
 
+/// Below `schema = 1` and an `[[egress]]` with a host.
+const EGRESS: &[(&str, &str)] = &[
+    ("port 0", "port = 0"),
+    ("methods empty", "methods = []"),
+    ("methods lower case", "methods = ['get']"),
+    ("methods no token", "methods = ['GET /x']"),
+    ("methods that reflect", "methods = ['TRACE']"),
+    ("paths relative", "paths = ['repos/**']"),
+    ("paths with a query", "paths = ['/a?x=*']"),
+    ("paths ambiguous", "paths = ['/a/%2e%2e/b']"),
+    ("paths with a semicolon", "paths = ['/a;b']"),
+    ("secret is a sentence", "secret = 'my key'"),
+    ("inject without secret", "inject = 'bearer'"),
+    ("inject unknown", "secret = 'x'\ninject = 'cookie'"),
+    ("inject two ways", "secret = 'x'\ninject = { header = 'a', query = 'b' }"),
+    ("inject no way", "secret = 'x'\ninject = {}"),
+    ("inject misspelt", "secret = 'x'\ninject = { heeder = 'a' }"),
+    ("inject into framing", "secret = 'x'\ninject = { header = 'Content-Length' }"),
+    ("inject header with a line", "secret = 'x'\ninject = { header = \"a\\r\\nb\" }"),
+    ("inject user with colon", "secret = 'x'\ninject = { basic = 'a:b' }"),
+    ("inject parameter", "secret = 'x'\ninject = { query = 'a=b' }"),
+    ("tls unknown", "tls = 'off'"),
+    ("tunnel with methods", "tls = 'tunnel'\nmethods = ['GET']"),
+    ("tunnel with paths", "tls = 'tunnel'\npaths = ['/x']"),
+    ("tunnel with secret", "tls = 'tunnel'\nsecret = 'x'"),
+    ("tunnel with own credentials", "tls = 'tunnel'\nown_credentials = 'allow'"),
+    ("tunnel with request size", "tls = 'tunnel'\nmax_request = '1MiB'"),
+    ("protocol unknown", "protocol = 'udp'"),
+    ("tcp without port", "protocol = 'tcp'"),
+    ("tcp with secret", "protocol = 'tcp'\nport = 22\nsecret = 'x'"),
+    ("tcp with tls", "protocol = 'tcp'\nport = 22\ntls = 'tunnel'"),
+    ("own credentials as a boolean", "own_credentials = true"),
+    ("own credentials unknown", "own_credentials = 'maybe'"),
+    ("upload without unit", "max_upload_per_day = '10'"),
+    ("rate of zero", "max_per_minute = 0"),
+    ("rate as text", "max_per_minute = '60'"),
+    ("deliver in egress", "deliver = 'stdin'"),
+    ("tunnel and intercept", "[[egress]]\nhost = 'a.org'\ntls = 'tunnel'"),
+    (
+        "tunnel over intercept",
+        "[[egress]]\nhost = '*.a.org'\n[[egress]]\nhost='x.a.org'\ntls='tunnel'",
+    ),
+    ("deny part of a tunnel", "tls = 'tunnel'\n[[deny]]\nhost = 'a.org'\npaths = ['/x']"),
+    ("deny twice", "[[deny]]\nhost = 'b.org'\n[[deny]]\nhost = 'b.org'"),
+    ("deny with a secret", "[[deny]]\nhost = 'a.org'\nsecret = 'x'"),
+    ("deny without host", "[[deny]]\nport = 443"),
+    ("ask without egress", "[[ask]]\nby = 'owner'"),
+    ("ask without method", "[[ask]]\negress = 'a.org/x'"),
+    ("ask with a bad port", "[[ask]]\negress = 'GET a.org:0/x'"),
+    ("ask of nobody known", "[[ask]]\negress = 'GET a.org/x'\nby = 'friend'"),
+    ("ask too long", "[[ask]]\negress = 'GET a.org/x'\ntimeout = '2h'"),
+    ("ask for a path of a tunnel", "tls = 'tunnel'\n[[ask]]\negress = 'GET a.org/x'"),
+    ("ask for a connection looked into", "[[ask]]\negress = 'CONNECT a.org:443'"),
+    (
+        "ask where terms differ",
+        "secret = 'x'\nmethods=['GET']\n[[egress]]\nhost='a.org'\n[[ask]]\negress='PUT a.org/x'",
+    ),
+    ("budget empty", "[budget]"),
+    ("budget negative", "[budget]\nusd_per_day = -1"),
+    ("budget not a number", "[budget]\nusd_per_turn = nan"),
+    ("budget in words", "[budget]\nusd_per_day = '2 dollars'"),
+    ("budget of no tokens", "[budget]\ntokens_per_day = 0"),
+    ("stdin secret for the built-in agent", "[[secrets]]\nname = 'x'\ndeliver = 'stdin'"),
+    ("secret delivered otherwise", "[[secrets]]\nname = 'x'\ndeliver = 'env'"),
+    ("secret without delivery", "[[secrets]]\nname = 'x'"),
+];
+
 const CONFIG: &[(&str, &str)] = &[
     ("unknown key", "schema = 1\ndefault_agnet = 'x'\n"),
     ("later: channels", "schema = 1\n[channels.telegram]\n"),
@@ -85,7 +148,7 @@ const CONFIG: &[(&str, &str)] = &[
     ("model is no table", "schema = 1\n[models]\nclaude = 'x'\n"),
     ("model key misspelt", "schema = 1\n[models.a]\napi = 'openai'\nbaseurl = 'x'\n"),
     ("api missing", "schema = 1\n[models.a]\nmodel = 'm'\n"),
-    ("api unknown", "schema = 1\n[models.a]\napi = 'gemini'\n"),
+    ("api unknown", "schema = 1\n[models.a]\napi = 'grok'\n"),
     ("model missing", "schema = 1\n[models.a]\napi = 'openai'\n"),
     ("secret missing", "schema = 1\n[models.a]\napi = 'anthropic'\nmodel = 'm'\n"),
     ("secret has spaces", "schema = 1\n[models.a]\napi='openai'\nmodel='m'\nsecret='a b'\n"),
@@ -153,6 +216,9 @@ fn every_mistake_gets_its_message() {
     };
     for (what, text) in AGENT {
         note(what, resolve(text));
+    }
+    for (what, text) in EGRESS {
+        note(what, resolve(&format!("schema = 1\n[[egress]]\nhost = 'a.org'\n{text}\n")));
     }
     for (what, text) in CONFIG {
         note(what, Config::parse("nanoclaw.toml", text).map(drop));

@@ -3,11 +3,11 @@
 // Helpers of tests fail by panicking.
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
-use model::{Access, AgentName, HostName, ModelApi, Strictness};
+use model::{Access, AgentName, ModelApi, Strictness};
 use nanoclaw_policy::{
-    Additions, AgentFile, BUILTIN_TOOLS, Config, DEFAULT_TURN_TIMEOUT, Decision, MountContext,
-    ResolveContext, ResolvedAgent, Runtime, load, parse_allow, parse_env,
-    parse_memory, parse_mount, parse_timeout,
+    Additions, AgentFile, BUILTIN_TOOLS, Config, DEFAULT_TURN_TIMEOUT, MountContext,
+    ResolveContext, ResolvedAgent, Runtime, load, parse_allow, parse_env, parse_memory,
+    parse_mount, parse_timeout,
 };
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -102,7 +102,8 @@ fn a_full_file_resolves_to_exactly_its_grants() {
     assert_eq!(agent.mounts[0].source, Path::new("/home/me/notes"));
     assert_eq!(agent.mounts[0].access, Access::Read);
     assert_eq!(agent.egress[0].id, "agents/x.toml:24");
-    assert_eq!((agent.egress[0].host.as_str(), agent.egress[0].port), ("api.github.com", 443));
+    assert_eq!(agent.egress[0].host.to_string(), "api.github.com");
+    assert_eq!(agent.egress[0].port, Some(443));
     assert!(!agent.egress[0].private && agent.egress[1].private);
     assert_eq!(agent.tools.iter().collect::<Vec<_>>(), ["bash", "grep"]);
     assert_eq!(
@@ -111,6 +112,7 @@ fn a_full_file_resolves_to_exactly_its_grants() {
             "mount /home/me/notes at /mnt/notes, read only",
             "egress api.github.com:443 (agents/x.toml:24)",
             "egress git.lan:8443, private addresses allowed (agents/x.toml:27)",
+            "tools in the sandbox: bash, grep",
             "model claude",
             "environment variable LANG",
             "memory up to 512MiB, required",
@@ -196,7 +198,7 @@ fn equal_meaning_gives_equal_bytes_and_any_grant_changes_them() {
         assert_ne!(changed, base, "{from} to {to}");
     }
     let text = String::from_utf8(base).expect("UTF-8");
-    assert!(text.starts_with("{\"description\":\"Reads my notes\",\"egress\":[{"), "{text}");
+    assert!(text.contains("\"description\":\"Reads my notes\",\"egress\":[{"), "{text}");
 }
 
 #[test]
@@ -238,49 +240,6 @@ fn a_pasted_key_is_refused_without_being_repeated() {
         let text = format!("schema = 1\n{}\n", line.replace("KEY", &key));
         let error = AgentFile::parse("a.toml", &text).expect_err(line).to_string();
         assert!(error.contains("credential") && !error.contains("not-real"), "{error}");
-    }
-}
-
-#[test]
-fn verdicts_deny_by_default_and_name_their_rule() {
-    let rules = resolve(GOOD, &Additions::default()).egress;
-    let allowed = egress_verdict(&rules, "Api.GitHub.com.", 443);
-    assert_eq!(allowed.decision, Decision::Allow);
-    assert_eq!(allowed.rule.as_deref(), Some("agents/x.toml:24"));
-    for (host, port) in [
-        ("api.github.com", 80),
-        ("github.com", 443),
-        ("x.api.github.com", 443),
-        ("api.github.com.evil.org", 443),
-        ("evilapi.github.com", 443),
-        ("127.0.0.1", 443),
-        ("", 443),
-        ("api.github.com\0", 443),
-    ] {
-        assert_eq!(egress_verdict(&rules, host, port).decision, Decision::Deny, "{host}:{port}");
-    }
-    assert_eq!(egress_verdict(&[], "api.github.com", 443).decision, Decision::Deny);
-
-    // Whatever is asked, allow means: this very name and port stand in a rule.
-    let mut rng = Rng::from_env();
-    let alphabet: Vec<char> = "apighub.com-ACO:@/\0é*0 ".chars().collect();
-    for _ in 0..20_000 {
-        let mut host: Vec<char> = "api.github.com".chars().collect();
-        for _ in 0..rng.below(4) {
-            let at = rng.below(host.len());
-            match (rng.below(3), rng.pick(&alphabet)) {
-                (0, Some(c)) => host[at] = *c,
-                (1, Some(c)) => host.insert(at, *c),
-                _ => drop(host.remove(at)),
-            }
-        }
-        let host: String = host.into_iter().collect();
-        let port = *rng.pick(&[443, 80, 8443, 0]).unwrap_or(&443);
-        let verdict = egress_verdict(&rules, &host, port);
-        let granted = HostName::parse(&host)
-            .is_ok_and(|h| rules.iter().any(|r| r.host == h && r.port == port));
-        assert_eq!(verdict.decision == Decision::Allow, granted, "{host:?}:{port}");
-        assert_eq!(verdict.rule.is_some(), granted);
     }
 }
 
@@ -399,7 +358,7 @@ fn every_published_key_is_recognised() {
         ("[[egress]]\nhost = 'a.org'", "methods = ['GET']|paths = ['/repos/**']|secret = 'github'"),
         ("[[egress]]\nhost = 'a.org'", "max_upload_per_day = '1MiB'|tls = 'tunnel'|private = true"),
         ("[tools]", "allow = ['bash']|allow = ['send_message', 'schedule_task']"),
-        ("[[ask]]", "egress = 'POST a.org/x'|by = 'owner'|timeout = '5min'"),
+        ("[[ask]]\negress = 'POST a.org/x'", "by = 'owner'|timeout = '5min'"),
         ("[budget]", "usd_per_day = 2.0"),
     ] {
         for line in lines.split('|') {
@@ -411,5 +370,5 @@ fn every_published_key_is_recognised() {
             }
         }
     }
-    assert_eq!(refused.len(), 17, "{refused:?}");
+    assert_eq!(refused.len(), 8, "{refused:?}");
 }

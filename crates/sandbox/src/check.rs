@@ -7,13 +7,16 @@
 use crate::error::{SpecError, SpecErrorKind as Kind};
 use crate::facts::{HostFacts, Kind as FileKind, Source};
 use crate::plan::Sources;
-use model::{Command, Network, SandboxSpec, Workspace};
+use model::{Command, DoorSpec, Network, SandboxSpec, Workspace};
+use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 /// Largest spec as JSON: it must fit one packet to the spawner with room to spare.
 pub(crate) const SPEC_BYTES_MAX: usize = 160 << 10;
 /// More mounts than anybody grants; each costs three system calls at every start.
 pub(crate) const MOUNTS_MAX: usize = 64;
+/// Ports that one agent's rules may name. Each is a listening socket in every sandbox.
+const PORTS_MAX: usize = 64;
 /// Kernel: `PATH_MAX` without its zero.
 const PATH_BYTES_MAX: usize = 4_095;
 /// The smallest memory in which a shell starts.
@@ -77,7 +80,11 @@ pub fn check(spec: &SandboxSpec, facts: &HostFacts) -> Result<Sources, SpecError
     };
     own(&spec.home, FileKind::Directory)?;
     if let Network::Door(door) = &spec.network {
+        ports(door)?;
         own(&door.socket, FileKind::Socket)?;
+        if let Some(trust) = &door.trust {
+            own(trust, FileKind::File)?;
+        }
     }
     match &spec.workspace {
         Workspace::Session(path) => own(path, FileKind::Directory)?,
@@ -113,6 +120,24 @@ fn limits(spec: &SandboxSpec) -> Result<(), SpecError> {
     if spec.mounts.len() > MOUNTS_MAX {
         let cause = format!("{} mounts are asked for", spec.mounts.len());
         return Err(SpecError::new(Kind::Size, cause, format!("grant at most {MOUNTS_MAX}")));
+    }
+    Ok(())
+}
+
+fn ports(door: &DoorSpec) -> Result<(), SpecError> {
+    let bad = |cause: String| {
+        let remedy = "let the rules name fewer ports, each of them 1 to 65535";
+        Err(SpecError::new(Kind::Size, cause, remedy))
+    };
+    if door.ports.len() > PORTS_MAX {
+        return bad(format!("the rules name {} ports, over {PORTS_MAX}", door.ports.len()));
+    }
+    let seen: BTreeSet<u16> = door.ports.iter().copied().collect();
+    if door.port == 0 || seen.contains(&0) || seen.len() < door.ports.len() {
+        return bad("a port is 0 or named twice".into());
+    }
+    if door.port == crate::init::NAME_PORT {
+        return bad("the door's port is the name server's".into());
     }
     Ok(())
 }

@@ -21,6 +21,14 @@ const ETC: [&str; 9] = [
     "/etc/crypto-policies",
     "/etc/mime.types",
 ];
+/// Bundles of certificate authorities, as distributions place them.
+const BUNDLES: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+];
 /// Names beside `/usr` at the root that a dynamic linker or a `#!` line may use.
 const ROOT_LINKS: [&str; 7] = ["/bin", "/sbin", "/lib", "/lib64", "/lib32", "/libx32", "/libexec"];
 /// Entries of `/proc` that tell of or change the host.
@@ -101,6 +109,8 @@ pub struct HostFacts {
     pub root: Vec<HostEntry>,
     /// What of `/etc` is taken.
     pub etc: Vec<HostEntry>,
+    /// Files in what is taken of `/etc` that hold the certificate authorities to trust.
+    pub bundles: Vec<String>,
     /// Entries of `/proc` to cover; `true` for directories.
     pub proc_masks: Vec<(String, bool)>,
     /// Trees of `/proc` to make read-only.
@@ -122,10 +132,12 @@ impl HostFacts {
     #[must_use]
     pub fn gather(private: Vec<PathBuf>) -> Self {
         let root_mode = rustix::process::geteuid().is_root() && has_admin_capability();
+        let etc: Vec<HostEntry> = ETC.iter().filter_map(|p| entry(p)).collect();
         Self {
             mode: if root_mode { Mode::Root } else { Mode::User },
             root: ROOT_LINKS.iter().filter_map(|p| entry(p)).collect(),
-            etc: ETC.iter().filter_map(|p| entry(p)).collect(),
+            bundles: bundles(&etc),
+            etc,
             proc_masks: PROC_MASKS
                 .iter()
                 .filter_map(|p| Some(((*p).to_owned(), fs::metadata(p).ok()?.is_dir())))
@@ -142,6 +154,21 @@ impl HostFacts {
             private,
         }
     }
+}
+
+/// The files that the customary names lead to, each once, as far as the sandbox has them.
+fn bundles(etc: &[HostEntry]) -> Vec<String> {
+    let taken = |path: &PathBuf| {
+        etc.iter().any(|e| matches!(e, HostEntry::Tree(base) if path.starts_with(base)))
+    };
+    let real = BUNDLES.iter().filter_map(|p| fs::canonicalize(p).ok());
+    let mut found: Vec<String> = real
+        .filter(|p| p.is_file() && taken(p))
+        .filter_map(|p| p.into_os_string().into_string().ok())
+        .collect();
+    found.sort();
+    found.dedup();
+    found
 }
 
 fn has_admin_capability() -> bool {

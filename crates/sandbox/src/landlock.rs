@@ -5,11 +5,12 @@
 //! 2. A rule that cannot be added is an error, never skipped.
 
 use ::landlock::{
-    ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, Scope,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, Scope,
 };
 use rustix::fs::FileType;
 use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
 
 fn abi(level: u32) -> Option<ABI> {
     Some(match level {
@@ -66,4 +67,67 @@ pub(crate) fn restrict(
     }
     rules.restrict_self().map_err(|e| tell(&e))?;
     Ok(())
+}
+
+/// Network rights exist from this ABI on (Linux 6.7).
+const NETWORK_SINCE: u32 = 4;
+/// Scopes (signals and abstract sockets of others) exist from this ABI on (Linux 6.12).
+const SCOPES_SINCE: u32 = 6;
+
+/// Confines this thread, a role of the product, for ever: below `read` it may read, below `keep`
+/// also make, change and remove plain files and folders; nothing else. It may not listen for TCP,
+/// and connect only with `connect`. What of `read` does not exist is left out, which only takes
+/// away.
+pub(crate) fn restrict_role(
+    level: u32,
+    read: &[PathBuf],
+    keep: &[PathBuf],
+    connect: bool,
+) -> Result<(), String> {
+    let abi = abi(level).ok_or("the kernel has no Landlock")?;
+    let tell = |e: &dyn std::error::Error| format!("Landlock: {e}");
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::from_all(abi))
+        .map_err(|e| tell(&e))?;
+    if level >= NETWORK_SINCE {
+        rules = rules.handle_access(AccessNet::BindTcp).map_err(|e| tell(&e))?;
+        if !connect {
+            rules = rules.handle_access(AccessNet::ConnectTcp).map_err(|e| tell(&e))?;
+        }
+    }
+    if level >= SCOPES_SINCE {
+        rules = rules.scope(Scope::from_all(abi)).map_err(|e| tell(&e))?;
+    }
+    let mut rules = rules.create().map_err(|e| tell(&e))?;
+    let reading = AccessFs::ReadFile | AccessFs::ReadDir;
+    let changing = AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::MakeDir
+        | AccessFs::RemoveFile
+        | AccessFs::RemoveDir
+        | AccessFs::Refer;
+    for path in read.iter().filter(|p| p.exists()) {
+        rules = beneath(rules, abi, path, reading)?;
+    }
+    for path in keep {
+        rules = beneath(rules, abi, path, reading | changing)?;
+    }
+    rules.restrict_self().map_err(|e| tell(&e))?;
+    Ok(())
+}
+
+fn beneath(
+    rules: RulesetCreated,
+    abi: ABI,
+    path: &Path,
+    rights: BitFlags<AccessFs>,
+) -> Result<RulesetCreated, String> {
+    let tell = |e: &dyn std::error::Error| format!("Landlock: {}: {e}", path.display());
+    let fd = PathFd::new(path).map_err(|e| tell(&e))?;
+    let mode = rustix::fs::fstat(&fd).map_err(|e| tell(&e))?.st_mode;
+    let folder = FileType::from_raw_mode(mode) == FileType::Directory;
+    let known = if folder { AccessFs::from_all(abi) } else { AccessFs::from_file(abi) };
+    rules.add_rule(PathBeneath::new(fd, rights & known)).map_err(|e| tell(&e))
 }

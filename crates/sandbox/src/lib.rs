@@ -30,6 +30,7 @@ mod init;
 mod landlock;
 mod plan;
 mod report;
+pub mod role;
 mod seccomp;
 mod sockets;
 mod spawner;

@@ -36,6 +36,12 @@ pub(crate) const WORKSPACE: &str = "/workspace";
 pub const BINARY_INSIDE: &str = "/run/nanoclaw/nanoclaw";
 /// Private writable places, all on one tmpfs.
 pub(crate) const SCRATCH: [&str; 4] = ["/tmp", "/var/tmp", "/dev/shm", "/run/user/1000"];
+/// Every question is answered within four seconds, if need be with a failure; then once more. The
+/// default of five seconds is written out, for musl, Go and c-ares have others.
+const RESOLVER: &str = "nameserver 127.0.0.1\noptions timeout:5 attempts:2\n";
+/// Where OpenSSL, GnuTLS, Go and their users look: Debian's name, the BSDs', Red Hat's.
+const CUSTOMARY_BUNDLES: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt"];
 const DEVICES: [&str; 6] =
     ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
 
@@ -76,6 +82,8 @@ pub fn plan(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources) -> Plan {
     steps.extend([Step::Pivot, Step::SealRoot]);
     if let Network::Door(door) = &spec.network {
         steps.push(Step::Listen { port: door.port, door: DoorSpec::INSIDE.into() });
+        steps.push(Step::Names);
+        steps.extend(door.ports.iter().map(|port| Step::DoorPort { port: *port }));
     }
     confine(spec, facts, &mut steps);
     run(spec, &mut steps);
@@ -175,7 +183,7 @@ fn entries(entries: &[HostEntry], steps: &mut Vec<Step>) {
 
 fn etc(facts: &HostFacts, steps: &mut Vec<Step>) {
     // A constant machine id: the host's own is an identifier that nothing inside needs.
-    let files: [(&str, &str); 7] = [
+    let files: [(&str, &str); 6] = [
         (
             "/etc/passwd",
             "root:x:0:0:root:/:/usr/sbin/nologin\n\
@@ -186,7 +194,6 @@ fn etc(facts: &HostFacts, steps: &mut Vec<Step>) {
         ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
         ("/etc/hostname", "sandbox\n"),
         ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
-        ("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"),
         ("/etc/machine-id", "00000000000000000000000000000001\n"),
     ];
     for (path, contents) in files {
@@ -256,8 +263,33 @@ fn session(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources, steps: &mut
         steps.extend(parents(path).map(|p| dir(p, 0o755)));
         steps.push(Step::Symlink { path: text(path), to: WORKSPACE.into() });
     }
+    let contents = match &spec.network {
+        Network::Door(_) => RESOLVER,
+        Network::None => "",
+    };
+    steps.push(Step::File { path: "/etc/resolv.conf".into(), contents: contents.into() });
     if let Network::Door(door) = &spec.network {
         steps.push(strict(&door.socket, DoorSpec::INSIDE, true));
+        if let Some(Step::Bind(bundle)) = door.trust.as_ref().map(|p| strict(p, "", true)) {
+            trust(&bundle, facts, steps);
+        }
+    }
+}
+
+/// At a place of its own, over every bundle of the host's that the sandbox sees, and under the
+/// customary names that it lacks.
+fn trust(bundle: &Bind, facts: &HostFacts, steps: &mut Vec<Step>) {
+    let at = |target: &str| Step::Trust(Bind { target: target.to_owned(), ..bundle.clone() });
+    steps.push(at(DoorSpec::TRUST_INSIDE));
+    steps.extend(facts.bundles.iter().map(|place| at(place)));
+    let theirs = |path: &Path| {
+        facts.etc.iter().any(|e| match e {
+            HostEntry::Link(base, _) | HostEntry::Tree(base) => path.starts_with(base),
+        })
+    };
+    for path in CUSTOMARY_BUNDLES.map(Path::new).iter().filter(|p| !theirs(p)) {
+        steps.extend(parents(path).filter(|p| p != "/etc").map(|p| dir(p, 0o755)));
+        steps.push(Step::Symlink { path: text(path), to: DoorSpec::TRUST_INSIDE.into() });
     }
 }
 

@@ -74,6 +74,13 @@ pub enum Step {
     Loopback,
     /// Init listens on this port of 127.0.0.1 and relays to the door.
     Listen { port: u16, door: String },
+    /// Init answers questions for names at 127.0.0.1:53, UDP and TCP: the gateway says which
+    /// exist, and each has a loopback address of its own.
+    Names,
+    /// Init takes connections to this port of every name and asks the gateway to connect them.
+    DoorPort { port: u16 },
+    /// A bind mount of the certificates to trust.
+    Trust(Bind),
     /// The view of control groups starts here.
     GroupNamespace,
     /// A resource limit.
@@ -135,6 +142,9 @@ impl fmt::Display for Step {
             Self::HostName { name } => write!(f, "host name {name}"),
             Self::Loopback => f.write_str("bring lo up"),
             Self::Listen { port, door } => write!(f, "listen on 127.0.0.1:{port} for {door}"),
+            Self::Names => f.write_str("answer names on 127.0.0.1:53"),
+            Self::DoorPort { port } => write!(f, "bind door port {port}"),
+            Self::Trust(bind) => write!(f, "mount trust bundle: {bind}"),
             Self::GroupNamespace => f.write_str("new cgroup namespace"),
             Self::ResourceLimit { name, value } => write!(f, "rlimit {name} {value}"),
             Self::Become { inside } => {

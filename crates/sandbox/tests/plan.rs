@@ -12,7 +12,8 @@ fn facts(mode: Mode) -> HostFacts {
     HostFacts {
         mode,
         root: vec![HostEntry::Link("/bin".into(), "usr/bin".into())],
-        etc: vec![HostEntry::Tree("/etc/alternatives".into())],
+        etc: ["/etc/alternatives", "/etc/ssl/certs"].map(|p| HostEntry::Tree(p.into())).into(),
+        bundles: vec!["/etc/ssl/certs/ca-certificates.crt".into()],
         proc_masks: vec![("/proc/kcore".into(), false)],
         proc_read_only: vec!["/proc/sys".into()],
         binary: Some("/usr/bin/nanoclaw".into()),
@@ -38,7 +39,12 @@ fn spec() -> SandboxSpec {
             target: "/mnt/notes".into(),
             access: Access::Read,
         }],
-        network: Network::Door(DoorSpec { socket: "/state/door".into(), port: 8080 }),
+        network: Network::Door(DoorSpec {
+            socket: "/state/door".into(),
+            port: 8080,
+            ports: vec![80, 443],
+            trust: Some("/state/trust.pem".into()),
+        }),
         env: [("HOME".to_owned(), "/home/agent".to_owned())].into(),
         command: Command::Program(vec!["bash".into(), "-l".into()]),
         cwd: "/workspace".into(),
@@ -48,7 +54,7 @@ fn spec() -> SandboxSpec {
 
 fn sources() -> Sources {
     let owner = Owner { uid: 1001, gid: 1001 };
-    ["/home/u/project", "/state/home", "/srv/notes", "/state/door"]
+    ["/home/u/project", "/state/home", "/srv/notes", "/state/door", "/state/trust.pem"]
         .map(|p| (PathBuf::from(p), owner))
         .into()
 }

@@ -65,12 +65,14 @@ fn turn(shared: &Shared, text: String, cancel: &Cancel) -> Answer {
         return Err(Refusal::new(rpc::INVALID_REQUEST, "start a session first"));
     };
     let updates = Updates::new(shared.out.clone(), session.conversation.id()).cancelling(cancel);
+    session.host.ensure(cancel);
     let logs = shared.config.home.join(".nanoclaw/logs");
     let mut turn = Turn {
         config: &shared.config,
         cwd: &session.cwd,
         logs: &logs,
         jobs: &shared.jobs,
+        host: &session.host,
         cancel,
         observer: &updates,
         conversation: &mut session.conversation,

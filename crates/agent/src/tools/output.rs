@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 /// Keeps the first and the last half of `max` bytes.
-pub(super) struct HeadTail {
+pub(crate) struct HeadTail {
     half: usize,
     head: Vec<u8>,
     tail: VecDeque<u8>,
@@ -11,11 +11,11 @@ pub(super) struct HeadTail {
 }
 
 impl HeadTail {
-    pub(super) fn new(max: usize) -> Self {
+    pub(crate) fn new(max: usize) -> Self {
         Self { half: max / 2, head: Vec::new(), tail: VecDeque::new(), total: 0 }
     }
 
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.total += bytes.len() as u64;
         let room = self.half.saturating_sub(self.head.len()).min(bytes.len());
         let (first, rest) = bytes.split_at(room);
@@ -27,12 +27,12 @@ impl HeadTail {
     }
 
     /// Bytes pushed in all.
-    pub(super) fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.total
     }
 
     /// The text with a note where something was left out. Bytes that are not UTF-8 are replaced.
-    pub(super) fn text(mut self) -> String {
+    pub(crate) fn text(mut self) -> String {
         let missing = self.total - (self.head.len() + self.tail.len()) as u64;
         if missing > 0 {
             let note = format!("\n[… {missing} bytes left out here …]\n");

@@ -10,9 +10,11 @@ pub(crate) fn specs() -> &'static [ToolSpec] {
     SPECS.get_or_init(|| {
         // Which tools this agent is offered. Set once, before the first turn, by whoever started
         // it; the walls are the kernel's, this only spares the model useless attempts.
-        let offered = std::env::var("NANOCLAW_TOOLS").unwrap_or_default();
+        // An empty list is none; no list is all.
         let mut specs = build();
-        specs.retain(|spec| offered.is_empty() || offered.split(',').any(|n| n == spec.name));
+        if let Ok(offered) = std::env::var("NANOCLAW_TOOLS") {
+            specs.retain(|spec| offered.split(',').any(|name| name == spec.name));
+        }
         specs
     })
 }
@@ -47,11 +49,12 @@ fn build() -> Vec<ToolSpec> {
 
 fn bash() -> ToolSpec {
     ToolSpec {
-        name: "bash",
+        name: "bash".into(),
         description: "Runs a shell command in the working directory and returns its output \
                 (stdout and stderr together, beginning and end if it is long) and its exit code. \
                 Nothing it starts outlives it unless background is true; then it returns at once \
-                with an id, the process group and a log file to read.",
+                with an id, the process group and a log file to read."
+            .into(),
         schema: object(
             json!({
                 "command": text("The command"),
@@ -66,8 +69,9 @@ fn bash() -> ToolSpec {
 fn files() -> [ToolSpec; 3] {
     [
         ToolSpec {
-            name: "read_file",
-            description: "Reads a text file with line numbers, 2000 lines from offset unless limit says otherwise.",
+            name: "read_file".into(),
+            description: "Reads a text file with line numbers, 2000 lines from offset unless limit says otherwise."
+.into(),
             schema: object(
                 json!({
                     "path": path(),
@@ -78,17 +82,19 @@ fn files() -> [ToolSpec; 3] {
             ),
         },
         ToolSpec {
-            name: "write_file",
-            description: "Writes a whole file, making its folders where they are missing and replacing what was there.",
+            name: "write_file".into(),
+            description: "Writes a whole file, making its folders where they are missing and replacing what was there."
+.into(),
             schema: object(
                 json!({"path": path(), "content": text("The whole new content")}),
                 &["path", "content"],
             ),
         },
         ToolSpec {
-            name: "edit_file",
+            name: "edit_file".into(),
             description: "Replaces text in a file. old_string must occur exactly once (add \
-                surrounding lines to make it unique) unless replace_all is true.",
+                surrounding lines to make it unique) unless replace_all is true."
+.into(),
             schema: object(
                 json!({
                     "path": path(),
@@ -105,18 +111,20 @@ fn files() -> [ToolSpec; 3] {
 fn searches() -> [ToolSpec; 2] {
     [
         ToolSpec {
-            name: "glob",
+            name: "glob".into(),
             description: "Finds files by name, newest first, at most 200. A pattern without a \
-                slash matches at any depth. .git is left out.",
+                slash matches at any depth. .git is left out."
+                .into(),
             schema: object(
                 json!({"pattern": text("e.g. *.rs or src/**/*.py"), "path": text("Folder to search; default the working directory")}),
                 &["pattern"],
             ),
         },
         ToolSpec {
-            name: "grep",
+            name: "grep".into(),
             description: "Searches text files for a regular expression (Rust syntax) and returns \
-                path:line:text, at most 200 matches. Binary files and .git are left out.",
+                path:line:text, at most 200 matches. Binary files and .git are left out."
+                .into(),
             schema: object(
                 json!({
                     "pattern": text("The regular expression"),

@@ -10,17 +10,28 @@ struct Bench {
     dir: TempDir,
     cancel: Cancel,
     jobs: Jobs,
+    host: HostTools,
 }
 
 impl Bench {
     fn new() -> Self {
-        Self { dir: TempDir::new("tools"), cancel: Cancel::default(), jobs: Jobs::default() }
+        Self {
+            dir: TempDir::new("tools"),
+            cancel: Cancel::default(),
+            jobs: Jobs::default(),
+            host: HostTools::default(),
+        }
     }
 
     fn run(&self, name: &str, input: Value) -> Outcome {
         let logs = self.dir.path().join("logs");
-        let scene =
-            Scene { cwd: self.dir.path(), logs: &logs, cancel: &self.cancel, jobs: &self.jobs };
+        let scene = Scene {
+            cwd: self.dir.path(),
+            logs: &logs,
+            cancel: &self.cancel,
+            jobs: &self.jobs,
+            host: &self.host,
+        };
         run(&scene, name, &input)
     }
 
@@ -267,19 +278,19 @@ fn any_arguments_give_an_outcome() {
         [json!(null), json!(1), json!(-1.5), json!("x"), json!([]), json!({}), json!(true)];
     for spec in specs() {
         let required = spec.schema["required"].as_array().unwrap();
-        assert!(bench.bad(spec.name, json!({})).contains("missing"));
+        assert!(bench.bad(&spec.name, json!({})).contains("missing"));
         for value in &values {
-            bench.run(spec.name, value.clone());
+            bench.run(&spec.name, value.clone());
             for wrong in spec.schema["properties"].as_object().unwrap().keys() {
                 let mut input = json!({});
                 for name in required {
                     input[name.as_str().unwrap()] = json!("x");
                 }
                 input[wrong] = value.clone();
-                bench.run(spec.name, input);
+                bench.run(&spec.name, input);
             }
         }
-        assert!(bench.bad(spec.name, json!({UNPARSED: "{"})).contains("not a JSON object"));
+        assert!(bench.bad(&spec.name, json!({UNPARSED: "{"})).contains("not a JSON object"));
     }
     assert!(bench.bad("rm_rf", json!({})).contains("there are bash, read_file"));
 }

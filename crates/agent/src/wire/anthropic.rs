@@ -34,7 +34,7 @@ pub(super) fn body(model: &str, request: &Request<'_>) -> Value {
     });
     if !request.tools.is_empty() {
         let tool = |t: &super::ToolSpec| json!({"name": t.name, "description": t.description, "input_schema": t.schema});
-        body["tools"] = request.tools.iter().map(tool).collect();
+        body["tools"] = request.tools.iter().copied().map(tool).collect();
     }
     body
 }

@@ -1,4 +1,4 @@
-//! HTTP/1.1 over the door's socket: one POST a connection, blocking, bounded.
+//! HTTP/1.1 over the door: one POST a connection, blocking, bounded.
 //!
 //! Invariants:
 //! 1. Head, chunk headers and body are bounded; a stream that is silent too long is an error.
@@ -9,9 +9,9 @@
 
 use crate::cancel::{Cancel, HookGuard};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::Shutdown;
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Largest response head: the gateway passes few headers on.
@@ -26,7 +26,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Why there is no response, or no more of it.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HttpError {
+pub(crate) enum HttpError {
     #[error("the door cannot be opened")]
     Connect(#[source] io::Error),
     #[error("the connection failed: {0}")]
@@ -51,43 +51,115 @@ impl From<io::Error> for HttpError {
     }
 }
 
+/// Where the door is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// A socket.
+    Socket(PathBuf),
+    /// A port of the sandbox's own loopback.
+    Port(u16),
+}
+
+/// A connection to the door.
+pub(crate) enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Stream {
+    fn open(door: &Door) -> io::Result<Self> {
+        match door {
+            Door::Socket(path) => UnixStream::connect(path).map(Self::Unix),
+            Door::Port(port) => TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).map(Self::Tcp),
+        }
+    }
+
+    fn set_timeouts(&self, limit: Duration) -> io::Result<()> {
+        match self {
+            Self::Unix(s) => {
+                s.set_read_timeout(Some(limit)).and_then(|()| s.set_write_timeout(Some(limit)))
+            }
+            Self::Tcp(s) => {
+                s.set_read_timeout(Some(limit)).and_then(|()| s.set_write_timeout(Some(limit)))
+            }
+        }
+    }
+
+    /// What ends every read and write of it, from any thread.
+    fn ender(&self) -> io::Result<Box<dyn Fn() + Send>> {
+        Ok(match self {
+            Self::Unix(s) => {
+                let twin = s.try_clone()?;
+                Box::new(move || drop(twin.shutdown(Shutdown::Both)))
+            }
+            Self::Tcp(s) => {
+                let twin = s.try_clone()?;
+                Box::new(move || drop(twin.shutdown(Shutdown::Both)))
+            }
+        })
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(s) => s.read(buffer),
+            Self::Tcp(s) => s.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(s) => s.write(bytes),
+            Self::Tcp(s) => s.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Unix(s) => s.flush(),
+            Self::Tcp(s) => s.flush(),
+        }
+    }
+}
+
 /// Status and headers.
 #[derive(Debug, Default)]
-pub(super) struct Head {
-    pub(super) status: u16,
+pub(crate) struct Head {
+    pub(crate) status: u16,
     headers: Vec<(String, String)>,
 }
 
 impl Head {
     /// The first header of that lower-case name.
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 }
 
 /// A response whose body is still on its way.
-pub(super) struct Response {
-    pub(super) head: Head,
-    pub(super) body: Body<BufReader<UnixStream>>,
+pub(crate) struct Response {
+    pub(crate) head: Head,
+    pub(crate) body: Body<BufReader<Stream>>,
     _shutdown: HookGuard,
 }
 
 /// Sends one request and reads the response's head.
-pub(super) fn post(
-    door: &Path,
+pub(crate) fn post(
+    door: &Door,
     path: &str,
     headers: &[(&str, &str)],
     body: &[u8],
     cancel: &Cancel,
 ) -> Result<Response, HttpError> {
-    let mut socket = UnixStream::connect(door).map_err(HttpError::Connect)?;
-    socket.set_read_timeout(Some(IDLE_TIMEOUT))?;
-    socket.set_write_timeout(Some(IDLE_TIMEOUT))?;
-    let twin = socket.try_clone()?;
-    let guard = cancel.on_cancel(move || drop(twin.shutdown(Shutdown::Both)));
+    let mut socket = Stream::open(door).map_err(HttpError::Connect)?;
+    socket.set_timeouts(IDLE_TIMEOUT)?;
+    let guard = cancel.on_cancel(socket.ender()?);
     let mut head = format!(
         "POST {path} HTTP/1.1\r\nhost: door\r\nuser-agent: nanoclaw-agent/{}\r\n\
-         content-type: application/json\r\naccept: text/event-stream\r\n\
+         content-type: application/json\r\n\
          accept-encoding: identity\r\nconnection: close\r\ncontent-length: {}\r\n",
         env!("CARGO_PKG_VERSION"),
         body.len()
@@ -202,7 +274,7 @@ fn framing(head: &Head) -> Result<Framing, HttpError> {
 }
 
 /// A response body being read.
-pub(super) struct Body<R> {
+pub(crate) struct Body<R> {
     reader: R,
     framing: Framing,
     taken: u64,
@@ -210,12 +282,12 @@ pub(super) struct Body<R> {
 
 impl<R: BufRead> Body<R> {
     #[cfg(test)]
-    pub(super) fn until_close(reader: R) -> Self {
+    pub(crate) fn until_close(reader: R) -> Self {
         Self { reader, framing: Framing::Close, taken: 0 }
     }
 
     /// Reads some bytes; zero is the orderly end.
-    pub(super) fn read(&mut self, buffer: &mut [u8]) -> Result<usize, HttpError> {
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Result<usize, HttpError> {
         let most = match self.framing {
             Framing::Done | Framing::Length(0) => return Ok(0),
             Framing::Close => u64::MAX,
@@ -268,8 +340,23 @@ impl<R: BufRead> Body<R> {
         Ok(size)
     }
 
+    /// Reads the whole rest.
+    pub(crate) fn read_all(&mut self, max: usize) -> Result<Vec<u8>, HttpError> {
+        let mut all = Vec::new();
+        let mut buffer = [0_u8; 16 << 10];
+        loop {
+            match self.read(&mut buffer)? {
+                0 => return Ok(all),
+                count if all.len() + count > max => {
+                    return Err(HttpError::TooLarge { max: max as u64 });
+                }
+                count => all.extend_from_slice(&buffer[..count]),
+            }
+        }
+    }
+
     /// Reads at most `max` bytes of the rest, for error bodies; a broken end is no matter there.
-    pub(super) fn read_some(&mut self, max: usize) -> Vec<u8> {
+    pub(crate) fn read_some(&mut self, max: usize) -> Vec<u8> {
         let mut all = Vec::new();
         let mut buffer = [0_u8; 4 << 10];
         while all.len() < max {

@@ -33,7 +33,7 @@ pub(super) fn body(model: &str, request: &Request<'_>) -> Value {
                 json!({"name": t.name, "description": t.description, "parameters": t.schema});
             json!({"type": "function", "function": function})
         };
-        body["tools"] = request.tools.iter().map(tool).collect();
+        body["tools"] = request.tools.iter().copied().map(tool).collect();
     }
     body
 }

@@ -65,6 +65,7 @@ impl Seen {
 #[derive(Default)]
 struct DoorState {
     seen: Vec<Seen>,
+    mcp: Vec<Seen>,
     left: u64,
     broken: Vec<String>,
 }
@@ -99,6 +100,11 @@ impl Door {
         self.state.lock().unwrap().seen.clone()
     }
 
+    /// What was asked of the host's tools.
+    pub(crate) fn mcp(&self) -> Vec<Seen> {
+        self.state.lock().unwrap().mcp.clone()
+    }
+
     /// How often a client went away in the middle of a stalled answer.
     pub(crate) fn left(&self) -> u64 {
         self.state.lock().unwrap().left
@@ -122,6 +128,10 @@ fn serve(
     script: &dyn Fn(usize, &Seen) -> Reply,
 ) {
     let Some(seen) = read_request(&socket) else { return };
+    if seen.head.starts_with("POST /mcp ") {
+        state.lock().unwrap().mcp.push(seen.clone());
+        return host_tools(&mut socket, &seen, state);
+    }
     let number = {
         let mut state = state.lock().unwrap();
         if let Err(why) = check_pairs(api, &seen.body) {
@@ -164,6 +174,45 @@ fn serve(
         }
         Reply::Raw(bytes) => drop(socket.write_all(bytes)),
     }
+}
+
+/// The host's tools: a page fetcher, one that never answers, one that breaks, and one that would
+/// like to be the agent's own bash.
+fn host_tools(socket: &mut UnixStream, seen: &Seen, state: &Mutex<DoorState>) {
+    let tool =
+        |name: &str| json!({"name": name, "description": "D", "inputSchema": {"type": "object"}});
+    let name = seen.body["params"]["name"].as_str().unwrap_or("");
+    let text = |text: &str| json!({"content": [{"type": "text", "text": text}]});
+    let answer = match (seen.body["method"].as_str().unwrap_or(""), name) {
+        ("tools/list", _) if seen.body["params"]["cursor"] == "2" => {
+            json!({"result": {"tools": [tool("slow"), tool("bash")]}})
+        }
+        ("tools/list", _) => {
+            json!({"result": {"tools": [tool("web_fetch"), tool("broken")], "nextCursor": "2"}})
+        }
+        ("tools/call", "web_fetch") => json!({"result": text("PAGE-TEXT")}),
+        ("tools/call", "slow") => {
+            let gone = socket.read(&mut [0; 16]);
+            if matches!(gone, Ok(0) | Err(_)) {
+                state.lock().unwrap().left += 1;
+            }
+            return;
+        }
+        ("tools/call", "broken") => {
+            drop(socket.write_all(b"HTTP/1.1 500 X\r\nContent-Length: 4\r\n\r\noops"));
+            return;
+        }
+        ("ping", _) => json!({"result": {}}),
+        _ => json!({"error": {"code": -32601, "message": "no such thing here"}}),
+    };
+    let mut frame = json!({"jsonrpc": "2.0", "id": seen.body["id"]});
+    frame.as_object_mut().unwrap().extend(answer.as_object().unwrap().clone());
+    let body = frame.to_string();
+    let _ = write!(
+        socket,
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
 }
 
 fn read_request(socket: &UnixStream) -> Option<Seen> {
@@ -333,9 +382,14 @@ impl Drop for TempDir {
 
 /// The agent as a process, not yet spoken to.
 pub(crate) fn spawn(dir: &TempDir, api: Api, more: &[(&str, &str)]) -> Child {
+    spawn_program("agent", dir, api, more)
+}
+
+/// One of the examples: a role as a program of its own.
+pub(crate) fn spawn_program(name: &str, dir: &TempDir, api: Api, more: &[(&str, &str)]) -> Child {
     let own = std::env::current_exe().unwrap();
-    let program = own.parent().unwrap().parent().unwrap().join("examples/agent");
-    assert!(program.exists(), "build it first: cargo build -p nanoclaw-agent --example agent");
+    let program = own.parent().unwrap().parent().unwrap().join("examples").join(name);
+    assert!(program.exists(), "build it first: cargo build -p nanoclaw-agent --examples");
     Command::new(program)
         .env_clear()
         .env("PATH", "/usr/local/bin:/usr/bin:/bin")

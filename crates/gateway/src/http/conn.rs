@@ -5,9 +5,8 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use std::future::Future;
 use std::io;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::{Instant, timeout};
 
 /// A kept-alive connection without a request is closed after this; clients reconnect cheaply.
 const IDLE_TIME: Duration = Duration::from_secs(120);
@@ -15,6 +14,10 @@ const IDLE_TIME: Duration = Duration::from_secs(120);
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Each piece of a body must arrive within this.
 const BODY_PIECE_TIME: Duration = Duration::from_secs(30);
+/// So long a body may be waited for in all before its pace is looked at, and what it must then have
+/// brought for every second of waiting: a byte now and then holds a connection for hours.
+const PACE_GRACE: Duration = Duration::from_secs(60);
+const PACE_BYTES_MIN: u64 = 64;
 /// An agent that takes no bytes of its answer for so long is given up.
 const WRITE_TIME: Duration = Duration::from_secs(120);
 /// Read at a time; the size of most pipes and sockets' natural pieces.
@@ -53,6 +56,8 @@ pub(crate) struct BodyReader {
     state: BodyState,
     left_max: u64,
     max: u64,
+    got: u64,
+    waited: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +66,7 @@ enum BodyState {
     ChunkSize,
     ChunkData(u64),
     ChunkEnd,
+    Trailer,
     Done,
 }
 
@@ -72,28 +78,46 @@ impl BodyReader {
             Framing::Length(n) => BodyState::Length(n),
             Framing::Chunked => BodyState::ChunkSize,
         };
-        Ok(Self { state, left_max: max, max })
+        Ok(Self { state, left_max: max, max, got: 0, waited: Duration::ZERO })
     }
 
     pub(crate) fn is_done(&self) -> bool {
         self.state == BodyState::Done
     }
+
+    /// Notes that waiting `waited` brought `bytes`; an error for a body that only trickles.
+    fn pace(&mut self, waited: Duration, bytes: usize) -> Result<(), ReadError> {
+        self.got += bytes as u64;
+        self.waited += waited;
+        let least = self.waited.as_secs() * PACE_BYTES_MIN;
+        if self.waited > PACE_GRACE && self.got < least { Err(ReadError::Slow) } else { Ok(()) }
+    }
 }
+
+/// What a connection runs over: the door's socket, or TLS on top of it.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// One connection from a sandbox.
 pub(crate) struct Conn {
-    stream: UnixStream,
+    stream: Box<dyn Duplex>,
     buf: BytesMut,
 }
 
 impl Conn {
-    pub(crate) fn new(stream: UnixStream) -> Self {
-        Self { stream, buf: BytesMut::with_capacity(READ_BYTES) }
+    pub(crate) fn new(stream: impl Duplex + 'static) -> Self {
+        Self::with(Box::new(stream), BytesMut::with_capacity(READ_BYTES))
     }
 
-    /// The stream and what was read ahead, for a tunnel.
-    pub(crate) fn into_parts(self) -> (UnixStream, BytesMut) {
-        (self.stream, self.buf)
+    /// A connection of which something was read already.
+    pub(crate) fn with(stream: Box<dyn Duplex>, buf: BytesMut) -> Self {
+        Self { stream, buf }
+    }
+
+    /// The stream and what was read ahead, for a tunnel. What stays behind is at its end.
+    pub(crate) fn take_parts(&mut self) -> (Box<dyn Duplex>, BytesMut) {
+        let stream = std::mem::replace(&mut self.stream, Box::new(tokio::io::empty()));
+        (stream, std::mem::take(&mut self.buf))
     }
 
     async fn fill(&mut self, limit: Duration) -> Result<usize, ReadError> {
@@ -138,7 +162,7 @@ impl Conn {
         }
     }
 
-    /// The next piece of a body; `None` at its end.
+    /// The next piece of a body; `None` at its end. Safe to abandon: nothing read is lost.
     pub(crate) async fn read_body(
         &mut self,
         body: &mut BodyReader,
@@ -147,36 +171,36 @@ impl Conn {
             match body.state {
                 BodyState::Done => return Ok(None),
                 BodyState::Length(left) => {
-                    let piece = self.piece(left).await?;
+                    let piece = self.piece(left, body).await?;
                     let left = left - piece.len() as u64;
                     body.state = if left == 0 { BodyState::Done } else { BodyState::Length(left) };
                     return Ok(Some(piece));
                 }
                 BodyState::ChunkSize => {
-                    let size = chunk_size(&self.line().await?)?;
+                    let size = chunk_size(&self.line(body).await?)?;
                     body.left_max = body
                         .left_max
                         .checked_sub(size)
                         .ok_or(ReadError::TooLarge { max: body.max })?;
-                    if size == 0 {
-                        // Trailer fields carry nothing that is wanted here.
-                        if !self.line().await?.is_empty() {
-                            return Err(HeadError::Framing("trailers are not accepted").into());
-                        }
-                        body.state = BodyState::Done;
-                    } else {
-                        body.state = BodyState::ChunkData(size);
+                    body.state =
+                        if size == 0 { BodyState::Trailer } else { BodyState::ChunkData(size) };
+                }
+                BodyState::Trailer => {
+                    // Trailer fields carry nothing that is wanted here.
+                    if !self.line(body).await?.is_empty() {
+                        return Err(HeadError::Framing("trailers are not accepted").into());
                     }
+                    body.state = BodyState::Done;
                 }
                 BodyState::ChunkData(left) => {
-                    let piece = self.piece(left).await?;
+                    let piece = self.piece(left, body).await?;
                     let left = left - piece.len() as u64;
                     body.state =
                         if left == 0 { BodyState::ChunkEnd } else { BodyState::ChunkData(left) };
                     return Ok(Some(piece));
                 }
                 BodyState::ChunkEnd => {
-                    if !self.line().await?.is_empty() {
+                    if !self.line(body).await?.is_empty() {
                         return Err(HeadError::Framing("a chunk is longer than it said").into());
                     }
                     body.state = BodyState::ChunkSize;
@@ -185,16 +209,26 @@ impl Conn {
         }
     }
 
-    async fn piece(&mut self, left: u64) -> Result<Bytes, ReadError> {
-        if self.buf.is_empty() && self.fill(BODY_PIECE_TIME).await? == 0 {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    async fn piece(&mut self, left: u64, body: &mut BodyReader) -> Result<Bytes, ReadError> {
+        if self.buf.is_empty() {
+            self.fill_body(body).await?;
         }
         let take = usize::try_from(left).unwrap_or(usize::MAX).min(self.buf.len());
         Ok(self.buf.split_to(take).freeze())
     }
 
+    /// Waits for more of a body, which must neither end nor trickle.
+    async fn fill_body(&mut self, body: &mut BodyReader) -> Result<(), ReadError> {
+        let since = Instant::now();
+        let got = self.fill(BODY_PIECE_TIME).await?;
+        if got == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        body.pace(since.elapsed(), got)
+    }
+
     /// A chunk-size line or the line end after a chunk, CRLF stripped.
-    async fn line(&mut self) -> Result<Bytes, ReadError> {
+    async fn line(&mut self, body: &mut BodyReader) -> Result<Bytes, ReadError> {
         /// 8 hex digits and CRLF.
         const LINE_BYTES_MAX: usize = 10;
         loop {
@@ -211,9 +245,7 @@ impl Conn {
             if seen == LINE_BYTES_MAX {
                 return Err(HeadError::Framing("a chunk size is not a plain hex number").into());
             }
-            if self.fill(BODY_PIECE_TIME).await? == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-            }
+            self.fill_body(body).await?;
         }
     }
 
@@ -228,7 +260,8 @@ impl Conn {
                 Err(_) => return Err(io::ErrorKind::TimedOut.into()),
             }
         }
-        Ok(())
+        // TLS may have kept some of it back.
+        timeout(WRITE_TIME, self.stream.flush()).await?
     }
 
     /// Writes one chunk of a chunked answer, in one write.
@@ -250,21 +283,23 @@ impl Conn {
 
     /// Runs `work` unless the client hangs up first (`None`): work for nobody costs money.
     pub(crate) async fn unless_gone<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
-        let mut work = std::pin::pin!(work);
-        loop {
-            if self.buf.len() >= AHEAD_BYTES_MAX {
-                return Some(work.await);
-            }
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.gone() => None,
+        }
+    }
+
+    /// Returns when the client hung up. Reads ahead to notice it, within bounds.
+    pub(crate) async fn gone(&mut self) {
+        while self.buf.len() < AHEAD_BYTES_MAX {
             self.buf.reserve(READ_BYTES);
-            tokio::select! {
-                biased;
-                done = &mut work => return Some(done),
-                read = self.stream.read_buf(&mut self.buf) => match read {
-                    Ok(0) | Err(_) => return None,
-                    Ok(_) => {}
-                },
+            match self.stream.read_buf(&mut self.buf).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
             }
         }
+        std::future::pending().await
     }
 
     /// Ends the writing side and takes what still arrives for a moment, so that the answer is not
@@ -290,6 +325,8 @@ impl Conn {
 pub(crate) enum AnswerBody<'a> {
     /// The whole body.
     Whole(&'a [u8]),
+    /// So many bytes follow, unchunked.
+    Length(u64),
     /// Chunks follow.
     Chunks,
     /// The length only; nothing follows (HEAD).
@@ -323,6 +360,9 @@ pub(crate) fn answer(
             out.extend_from_slice(format!("content-length: {}\r\n\r\n", bytes.len()).as_bytes());
             out.extend_from_slice(bytes);
         }
+        AnswerBody::Length(n) => {
+            out.extend_from_slice(format!("content-length: {n}\r\n\r\n").as_bytes());
+        }
         AnswerBody::Chunks => out.extend_from_slice(b"transfer-encoding: chunked\r\n\r\n"),
         AnswerBody::HeadOnly => out.extend_from_slice(b"\r\n"),
     }
@@ -332,6 +372,29 @@ pub(crate) fn answer(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::net::UnixStream;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_trickles_is_given_up() {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        let mut conn = Conn::new(ours);
+        let writing = tokio::spawn(async move {
+            while theirs.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+            }
+        });
+        let mut body = BodyReader::new(Framing::Length(1000), 1000).expect("within the limit");
+        let mut pieces = 0;
+        let end = loop {
+            match conn.read_body(&mut body).await {
+                Ok(_) => pieces += 1,
+                Err(e) => break e,
+            }
+        };
+        assert!(matches!(end, ReadError::Slow) && (2..6).contains(&pieces), "{pieces}");
+        drop(conn);
+        writing.await.expect("no panic");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_head_that_drips_in_is_given_up_in_time() {

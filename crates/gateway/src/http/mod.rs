@@ -4,5 +4,6 @@
 //! duplicates); what two parsers may read differently is refused here instead, before anything
 //! else looks at it. Requests are never passed on as bytes: upstream requests are built anew.
 
+pub(crate) mod ahead;
 pub(crate) mod conn;
 pub(crate) mod head;

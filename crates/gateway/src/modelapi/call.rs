@@ -1,8 +1,9 @@
 //! Asks a model server: key, records, attempts; ends with an answer whose body is still to come.
 
+use super::operation::Ask;
 use super::outcome::{Outcome, sha256_hex};
 use super::route::Model;
-use super::wire::{Ask, Failure, PASSED_REQUEST_FIELDS};
+use super::wire::{Failure, PASSED_REQUEST_FIELDS};
 use crate::counters::Counters;
 use crate::door::DoorState;
 use crate::endpoint::Endpoint;
@@ -48,7 +49,15 @@ pub(crate) enum Reply {
 pub(crate) fn key_for(door: &DoorState, q: &Question<'_>) -> Result<Option<Secret>, Failure> {
     let Some(name) = &q.model.config.secret else { return Ok(None) };
     let secret = door.vault.secret(name).map_err(|e| Failure::new(401, e.to_string()))?;
-    if !secret.serves(&q.endpoint.host) {
+    let agent = &door.scribe.agent;
+    if !secret.is_for(agent) {
+        let why = format!(
+            "the key named {name} is not for agent {agent}; set it again with `nanoclaw secret set \
+             {name}` and name this agent too"
+        );
+        return Err(Failure::new(403, why));
+    }
+    if !secret.serves(&q.endpoint.host, agent) {
         let (hosts, host) = (secret.hosts.join(", "), &q.endpoint.host);
         return Err(Failure::new(
             403,
@@ -121,6 +130,7 @@ pub(crate) async fn attempt_all(
                 };
                 let asked = retry::asked_pause(field("retry-after"), field("retry-after-ms"));
                 let body = error_body(exchange.response.into_body(), secret, outcome).await;
+                let status = true_status(status, &body);
                 if let Some(reply) = own_words(status, &body) {
                     return Ok(reply);
                 }
@@ -130,7 +140,7 @@ pub(crate) async fn attempt_all(
         let pause = door.retry.next_pause(attempt, started.elapsed(), asked, retry::jitter());
         match pause.filter(|_| passing) {
             Some(pause) => tokio::time::sleep(pause).await,
-            None => return Err(with_attempts(failure, attempt)),
+            None => return Err(Failure { passing, ..with_attempts(failure, attempt) }),
         }
     }
 }
@@ -145,7 +155,8 @@ fn with_attempts(mut failure: Failure, attempts: u32) -> Failure {
 fn build(q: &Question<'_>, secret: Option<&Secret>) -> Result<Request<Full<Bytes>>, Failure> {
     let broken = |what: &str| Failure::new(400, format!("the request cannot be built: {what}"));
     let wire = q.ask.wire();
-    let mut request = Request::post(format!("{}{}", q.endpoint.prefix, q.ask.path()))
+    let path = q.ask.path(&q.model.config.model);
+    let mut request = Request::post(format!("{}{path}", q.endpoint.prefix))
         .header("host", q.endpoint.host_field())
         .header("content-type", "application/json")
         .body(Full::new(q.body.clone()))
@@ -188,6 +199,12 @@ async fn error_body(body: Incoming, secret: Option<&Secret>, outcome: &mut Outco
     Masker::new(secret.map(|s| s.bytes.expose())).whole(&bytes)
 }
 
+/// Google tells a bad key as a bad request (google.rpc.ErrorInfo, reason `API_KEY_INVALID`).
+fn true_status(status: u16, body: &[u8]) -> u16 {
+    const REASON: &[u8] = b"\"API_KEY_INVALID\"";
+    if status == 400 && body.windows(REASON.len()).any(|w| w == REASON) { 401 } else { status }
+}
+
 /// Refusals of the request itself are the agent's to read, if they are JSON at all.
 fn own_words(status: u16, body: &[u8]) -> Option<Reply> {
     let about_request = (400..500).contains(&status)
@@ -224,7 +241,8 @@ fn status_failure(q: &Question<'_>, status: u16, body: &[u8]) -> Failure {
              [models.{name}]"
         ),
         (404, _) => {
-            format!("{host} knows no {}; check base_url and model in [models.{name}]", q.ask.path())
+            let path = q.ask.path(&q.model.config.model);
+            format!("{host} knows no {path}; check base_url and model in [models.{name}]")
         }
         (429, _) => format!("{host} allows no further requests for now (status 429{said})"),
         _ => format!("{host} cannot answer now (status {status}{said})"),

@@ -2,12 +2,16 @@
 
 use crate::counters::Counters;
 use crate::scribe::Scribe;
-use crate::usage::Usage;
+use crate::usage::{Reservation, Usage};
 use aws_lc_rs::digest::{Context, SHA256, digest};
 use model::{Body, Sha256Hex, TurnId};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Bytes of an answer that count as one token where the provider's counts did not come: with the
+/// frames of a stream around every few words that is rather too many tokens.
+const BYTES_PER_TOKEN: u64 = 8;
 
 /// SHA-256 as lower-case hex.
 pub(crate) fn sha256_hex(bytes: &[u8]) -> Sha256Hex {
@@ -34,12 +38,19 @@ pub(crate) struct Outcome {
     /// Status of the last answer; 0 when there was none.
     pub(crate) status: u16,
     pub(crate) usage: Usage,
+    bill: Option<Reservation>,
+    end: End,
+}
+
+enum End {
     /// Until someone says otherwise the agent hung up.
-    pub(crate) error: Option<String>,
+    HungUp,
+    Complete,
+    Failed(String),
 }
 
 impl Outcome {
-    pub(crate) fn new(scribe: Arc<Scribe>, model: String) -> Self {
+    pub(crate) fn new(scribe: Arc<Scribe>, model: String, bill: Option<Reservation>) -> Self {
         Self {
             turn: scribe.turn.get(),
             scribe,
@@ -49,7 +60,8 @@ impl Outcome {
             bytes: 0,
             status: 0,
             usage: Usage::default(),
-            error: Some("the agent hung up before the answer was complete".into()),
+            bill,
+            end: End::HungUp,
         }
     }
 
@@ -62,30 +74,55 @@ impl Outcome {
 
     /// The answer was passed on completely.
     pub(crate) fn complete(&mut self) {
-        self.error = None;
+        self.end = End::Complete;
     }
 
     /// The answer, or the lack of one, was reported to the agent as an error.
     pub(crate) fn failed(&mut self, why: &str) {
-        self.error = Some(why.chars().take(model::MAX_INLINE_BYTES / 4).collect());
+        self.end = End::Failed(why.chars().take(model::MAX_INLINE_BYTES / 4).collect());
+    }
+
+    /// Replaces what was reserved by what was used; the cost in micro-USD, if it is known.
+    fn settle(&mut self) -> Option<u64> {
+        let bill = self.bill.take()?;
+        let most = bill.estimate();
+        let answered = (200..300).contains(&self.status);
+        match self.end {
+            End::Complete if !self.usage.is_none() => bill.settle(self.usage, false),
+            // Refused or not reached: nobody charges for that.
+            End::Failed(_) if !answered => bill.settle(Usage::default(), false),
+            // Counts come last, so hanging up early must not make an answer free.
+            _ => {
+                let said = (self.bytes / BYTES_PER_TOKEN).min(most.output);
+                let mut usage = if self.usage.prompt() == 0 { most } else { self.usage };
+                usage.output = self.usage.output.max(said);
+                bill.settle(usage, true)
+            }
+        }
     }
 }
 
 impl Drop for Outcome {
     fn drop(&mut self) {
         let counters = &self.scribe.counters;
-        Counters::add(&counters.tokens_in, self.usage.input);
+        Counters::add(&counters.tokens_in, self.usage.prompt());
         Counters::add(&counters.tokens_out, self.usage.output);
+        let cost_micro_usd = self.settle();
+        let error = match std::mem::replace(&mut self.end, End::Complete) {
+            End::Complete => None,
+            End::HungUp => Some("the agent hung up before the answer was complete".into()),
+            End::Failed(why) => Some(why),
+        };
         let body = Body::ModelResponse {
             model: std::mem::take(&mut self.model),
             status: self.status,
             bytes: self.bytes,
             sha256: hex(self.digest.clone().finish().as_ref()),
-            input_tokens: self.usage.input,
+            input_tokens: self.usage.prompt(),
             output_tokens: self.usage.output,
             duration_ms: self.started.elapsed().as_millis() as u64,
-            cost_micro_usd: None,
-            error: self.error.take(),
+            cost_micro_usd,
+            error,
         };
         self.scribe.note(self.turn.take(), body);
     }

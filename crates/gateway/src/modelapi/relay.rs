@@ -7,7 +7,7 @@ use crate::door::DoorState;
 use crate::http::conn::{AnswerBody, Conn, answer};
 use crate::mask::Masker;
 use crate::upstream::{Exchange, Lease};
-use crate::usage::{SseMeter, Usage, looks_like_sse};
+use crate::usage::{Meter, looks_like_sse};
 use crate::vault::Secret;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
@@ -124,7 +124,7 @@ async fn whole(
     if !q.ask.wire().is_answer(q.ask, &body) {
         return Ok(nonsense(q, "its JSON has another shape"));
     }
-    outcome.usage = Usage::of_json(&body);
+    outcome.usage = Meter::of(&body);
     let masked = reply.masker.whole(&body);
     outcome.complete();
     let head = answer(reply.status, &as_refs(&fields), &AnswerBody::Whole(&masked), keep_alive);
@@ -170,7 +170,7 @@ async fn stream(
         Err(why) => return Ok(nonsense(q, &why)),
     };
     conn.write(&answer(reply.status, &as_refs(&fields), &AnswerBody::Chunks, keep_alive)).await?;
-    let mut meter = SseMeter::default();
+    let mut meter = Meter::default();
     let broke = loop {
         outcome.saw(&piece);
         meter.feed(&piece);

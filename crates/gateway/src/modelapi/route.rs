@@ -1,16 +1,11 @@
-//! Which model a request means, and the request as that model's server should see it. Pure.
+//! Which model a request means, and which others may answer in its place. Pure.
 
-use super::wire::{Failure, Wire};
+use super::operation::Ask;
+use super::wire::{Failure, WIRES};
 use crate::endpoint::Endpoint;
 use crate::script::Script;
-use bytes::Bytes;
-use model::{ModelApi, ModelConfig};
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use model::ModelConfig;
 use std::sync::Arc;
-
-/// Longest model name; providers' longest have about 80 characters.
-const MODEL_NAME_BYTES_MAX: usize = 256;
 
 /// Where a model's answers come from.
 pub(crate) enum Backend {
@@ -25,10 +20,6 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    fn speaks(&self, wire: Wire) -> bool {
-        self.config.api == ModelApi::Script || self.config.api == wire.api()
-    }
-
     fn is_called(&self, name: &str) -> bool {
         self.config.name == name
             || self.config.model == name
@@ -36,79 +27,36 @@ impl Model {
     }
 }
 
-/// The parts of a request body that routing needs; the rest is passed on byte by byte.
-#[derive(Deserialize)]
-struct Outline<'a> {
-    #[serde(borrow)]
-    model: Option<&'a RawValue>,
-    stream: Option<bool>,
-}
-
-/// A request body, understood as far as needed.
-pub(crate) struct AskBody {
-    body: Bytes,
-    /// Where the value of `"model"` stands in it.
-    model_at: std::ops::Range<usize>,
-    pub(crate) model: String,
-    pub(crate) stream: bool,
-}
-
-impl AskBody {
-    /// Finds model and stream. Duplicate keys are refused: two readers could choose differently.
-    pub(crate) fn parse(body: Bytes) -> Result<Self, Failure> {
-        let bad = |why: String| Failure::new(400, format!("the request body is not usable: {why}"));
-        let outline: Outline<'_> = serde_json::from_slice(&body).map_err(|e| bad(e.to_string()))?;
-        let raw = outline.model.ok_or_else(|| bad("it names no model".into()))?;
-        let model: String =
-            serde_json::from_str(raw.get()).map_err(|_| bad("its model is not a string".into()))?;
-        if model.len() > MODEL_NAME_BYTES_MAX {
-            return Err(bad("its model's name is too long".into()));
-        }
-        // The raw value borrows from the body, so its place follows from the two addresses.
-        let start = raw.get().as_ptr() as usize - body.as_ptr() as usize;
-        let model_at = start..start + raw.get().len();
-        let stream = outline.stream.unwrap_or(false);
-        Ok(Self { body, model_at, model, stream })
-    }
-
-    /// The body with the provider's own name for the model; every other byte as it was, so that
-    /// prompt caches keep hitting.
-    pub(crate) fn with_model(&self, model: &str) -> Bytes {
-        let name = serde_json::Value::from(model).to_string();
-        let mut out = Vec::with_capacity(self.body.len() + name.len());
-        out.extend_from_slice(&self.body[..self.model_at.start]);
-        out.extend_from_slice(name.as_bytes());
-        out.extend_from_slice(&self.body[self.model_at.end..]);
-        Bytes::from(out)
-    }
-
-    pub(crate) fn bytes(&self) -> &Bytes {
-        &self.body
-    }
-}
-
-/// Chooses the model: one called so that speaks the format, else the default if that does.
+/// Chooses the model: one called so that speaks the format, else the default if that does. An
+/// embedding is never made by another model than the one named: its numbers would mean nothing.
 pub(crate) fn choose<'a>(
     models: &'a [Model],
     default: Option<usize>,
     name: &str,
-    wire: Wire,
+    ask: Ask,
 ) -> Result<&'a Model, Failure> {
-    if let Some(found) = models.iter().find(|m| m.is_called(name) && m.speaks(wire)) {
+    let wire = ask.wire();
+    let speaks = |m: &Model| m.config.speaks(wire.api());
+    // An exact NAME goes before the providers' names, which several models may share.
+    let named = |m: &&Model| m.config.name == name && speaks(m);
+    let called = |m: &&Model| m.is_called(name) && speaks(m);
+    if let Some(found) = models.iter().find(named).or_else(|| models.iter().find(called)) {
         return Ok(found);
     }
     let (asked, path) = (wire.name(), wire.path());
     if let Some(other) = models.iter().find(|m| m.is_called(name)) {
         let name = &other.config.name;
-        let right = if wire == Wire::Anthropic { Wire::OpenAi } else { Wire::Anthropic }.path();
+        let right: Vec<&str> =
+            WIRES.iter().filter(|w| other.config.speaks(w.api())).map(|w| w.path()).collect();
         let why = format!(
-            "the model {name:?} does not speak the {asked} format of {path}; ask it at {right}, or \
-             configure a model with api = \"{asked}\""
+            "the model {name:?} does not speak the {asked} format of {path}; ask it at {}, or \
+             configure a model with api = \"{asked}\"",
+            right.join(" or ")
         );
         return Err(Failure::new(400, why));
     }
-    match default.and_then(|at| models.get(at)) {
-        Some(model) if model.speaks(wire) => Ok(model),
+    match default.and_then(|at| models.get(at)).filter(|_| ask != Ask::Embeddings) {
+        Some(model) if speaks(model) => Ok(model),
         Some(model) => Err(Failure::new(
             400,
             format!(
@@ -120,41 +68,27 @@ pub(crate) fn choose<'a>(
         None => Err(Failure::new(
             404,
             format!(
-                "no model named {name:?} is granted to this agent; add a [models.NAME] to nanoclaw.toml and name it in the agent's file"
+                "no model named {name:?} is granted to this agent; add a [models.NAME] to \
+                 nanoclaw.toml and name it in the agent's file"
             ),
         )),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_model_s_name_changes_in_a_body() {
-        let body = r#" {"messages":[{"model":"inner"}], "model" : "a\u0062c" ,"stream":true} "#;
-        let ask = AskBody::parse(Bytes::from(body)).expect("valid");
-        assert_eq!((ask.model.as_str(), ask.stream), ("abc", true));
-        assert_eq!(
-            ask.with_model("x\"y"),
-            r#" {"messages":[{"model":"inner"}], "model" : "x\"y" ,"stream":true} "#
-        );
+/// The chosen model and those that may answer in its place, in order: granted ones that speak the
+/// same format. Embeddings have none.
+pub(crate) fn in_order<'a>(models: &'a [Model], first: &'a Model, ask: Ask) -> Vec<&'a Model> {
+    let mut all = vec![first];
+    if ask == Ask::Embeddings {
+        return all;
     }
-
-    #[test]
-    fn ambiguous_or_broken_bodies_are_refused() {
-        for bad in [
-            "",
-            "{",
-            "[]",
-            "null",
-            "{}",
-            r#"{"model":1}"#,
-            r#"{"model":"a","model":"b"}"#,
-            r#"{"model":"a","mod\u0065l":"b"}"#,
-            r#"{"model":"a"} x"#,
-        ] {
-            assert!(AskBody::parse(Bytes::from(bad)).is_err(), "{bad}");
+    for name in &first.config.fallbacks {
+        let found = models.iter().find(|m| m.config.name == *name);
+        if let Some(model) = found.filter(|m| m.config.speaks(ask.wire().api()))
+            && !all.iter().any(|m| std::ptr::eq(*m, model))
+        {
+            all.push(model);
         }
     }
+    all
 }

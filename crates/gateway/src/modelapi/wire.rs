@@ -1,5 +1,6 @@
-//! What differs between the two wire formats: paths, headers, error shapes. Pure.
+//! What differs between the wire formats: key headers, error shapes, answers. Pure.
 
+use super::operation::{Ask, Listing};
 use model::ModelApi;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -10,78 +11,24 @@ use serde_json::{Value, json};
 pub(crate) enum Wire {
     Anthropic,
     OpenAi,
+    Responses,
+    Gemini,
 }
 
-/// What is asked of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ask {
-    /// `POST /v1/messages`; whether with `?beta=true`.
-    Messages { beta: bool },
-    /// `POST /v1/messages/count_tokens`.
-    CountTokens { beta: bool },
-    /// `POST /v1/chat/completions`.
-    Chat,
-}
+/// Every format, in the order messages name them.
+pub(crate) const WIRES: [Wire; 4] = [Wire::Anthropic, Wire::OpenAi, Wire::Responses, Wire::Gemini];
 
-/// What a path and method mean.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Operation {
-    Ask(Ask),
-    /// `GET /v1/models`.
-    ListModels,
-    /// `GET /v1/models/ID`.
-    GetModel(String),
-    /// `HEAD` or `GET /api/hello`: Claude Code asks, and 404 is the answer it expects.
-    Hello,
-    /// Known path, other method; the value is the one allowed.
-    WrongMethod(&'static str),
-    Unknown,
-}
-
-impl Ask {
-    pub(crate) fn wire(self) -> Wire {
-        match self {
-            Self::Messages { .. } | Self::CountTokens { .. } => Wire::Anthropic,
-            Self::Chat => Wire::OpenAi,
-        }
-    }
-
-    /// Path and query upstream, after the endpoint's prefix.
-    pub(crate) fn path(self) -> &'static str {
-        match self {
-            Self::Messages { beta: false } => "/v1/messages",
-            Self::Messages { beta: true } => "/v1/messages?beta=true",
-            Self::CountTokens { beta: false } => "/v1/messages/count_tokens",
-            Self::CountTokens { beta: true } => "/v1/messages/count_tokens?beta=true",
-            Self::Chat => "/v1/chat/completions",
-        }
-    }
-}
-
-/// Reads method and target. Query keys other than `beta=true` are dropped: none is needed, and a
-/// key in a query would be a credential.
-pub(crate) fn operation(method: &str, target: &str) -> Operation {
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let beta = query.split('&').any(|pair| pair == "beta=true");
-    let ask =
-        |ask| if method == "POST" { Operation::Ask(ask) } else { Operation::WrongMethod("POST") };
-    match path {
-        "/v1/messages" => ask(Ask::Messages { beta }),
-        "/v1/messages/count_tokens" => ask(Ask::CountTokens { beta }),
-        "/v1/chat/completions" => ask(Ask::Chat),
-        "/v1/models" if method == "GET" => Operation::ListModels,
-        "/v1/models" => Operation::WrongMethod("GET"),
-        "/api/hello" if matches!(method, "GET" | "HEAD") => Operation::Hello,
-        _ => match path.strip_prefix("/v1/models/") {
-            Some(id) if method == "GET" && !id.is_empty() => Operation::GetModel(id.to_owned()),
-            _ => Operation::Unknown,
-        },
-    }
-}
-
-/// Request headers of the agent's that are passed on; all others stay behind.
-pub(crate) const PASSED_REQUEST_FIELDS: &[&str] =
-    &["anthropic-version", "anthropic-beta", "openai-beta", "accept", "user-agent"];
+/// Request headers of the agent's that are passed on; all others stay behind. Who is billed
+/// (`openai-organization`, `openai-project`, `x-goog-user-project`) goes with the key, which is
+/// not the agent's to choose.
+pub(crate) const PASSED_REQUEST_FIELDS: &[&str] = &[
+    "anthropic-version",
+    "anthropic-beta",
+    "openai-beta",
+    "x-goog-api-client",
+    "accept",
+    "user-agent",
+];
 
 /// Answer headers that are passed to the agent.
 pub(crate) fn passes_answer_field(name: &str) -> bool {
@@ -96,15 +43,14 @@ impl Wire {
         match self {
             Self::Anthropic => ModelApi::Anthropic,
             Self::OpenAi => ModelApi::OpenAi,
+            Self::Responses => ModelApi::Responses,
+            Self::Gemini => ModelApi::Gemini,
         }
     }
 
     /// Its name in records.
     pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Anthropic => "anthropic",
-            Self::OpenAi => "openai",
-        }
+        self.api().name()
     }
 
     /// The path at which the format is spoken, for messages.
@@ -112,6 +58,8 @@ impl Wire {
         match self {
             Self::Anthropic => "/v1/messages",
             Self::OpenAi => "/v1/chat/completions",
+            Self::Responses => "/v1/responses",
+            Self::Gemini => "/v1beta/models/MODEL:generateContent",
         }
     }
 
@@ -119,7 +67,8 @@ impl Wire {
     pub(crate) fn key_field(self) -> (&'static str, &'static str) {
         match self {
             Self::Anthropic => ("x-api-key", ""),
-            Self::OpenAi => ("authorization", "Bearer "),
+            Self::OpenAi | Self::Responses => ("authorization", "Bearer "),
+            Self::Gemini => ("x-goog-api-key", ""),
         }
     }
 
@@ -130,28 +79,52 @@ impl Wire {
             Self::Anthropic => {
                 json!({"type": "error", "error": {"type": kind, "message": message}})
             }
-            Self::OpenAi => json!({"error": {
-                "message": message, "type": kind, "param": null, "code": null,
+            Self::OpenAi | Self::Responses => {
+                let kind = if status == 402 { "insufficient_quota" } else { kind };
+                let code = if status == 402 { json!(kind) } else { Value::Null };
+                json!({"error": {
+                    "message": message, "type": kind, "param": null, "code": code,
+                }})
+            }
+            Self::Gemini => json!({"error": {
+                "code": status, "message": message, "status": gemini_status(status),
             }}),
         }
     }
 
     /// The same as an event, for a stream that broke after it began.
     pub(crate) fn error_event(self, message: &str) -> String {
-        let error = self.error(502, message);
         match self {
-            Self::Anthropic => format!("event: error\ndata: {error}\n\n"),
-            Self::OpenAi => format!("data: {error}\n\n"),
+            Self::Anthropic => format!("event: error\ndata: {}\n\n", self.error(502, message)),
+            Self::OpenAi | Self::Gemini => format!("data: {}\n\n", self.error(502, message)),
+            Self::Responses => {
+                let error = json!({
+                    "type": "error", "code": "server_error", "message": message, "param": null,
+                    "sequence_number": 0,
+                });
+                format!("event: error\ndata: {error}\n\n")
+            }
         }
     }
 
     /// Whether a whole JSON answer is one of this format.
     pub(crate) fn is_answer(self, ask: Ask, body: &[u8]) -> bool {
+        let gemini = |s: &Shape| s.candidates.is_some() || s.prompt_feedback.is_some();
+        if ask == (Ask::StreamGenerate { sse: false }) {
+            return serde_json::from_slice::<Vec<Shape>>(body)
+                .is_ok_and(|all| all.first().is_some_and(gemini));
+        }
         let Ok(shape) = serde_json::from_slice::<Shape>(body) else { return false };
-        match (self, ask) {
-            (_, Ask::CountTokens { .. }) => shape.input_tokens.is_some(),
-            (Self::Anthropic, _) => shape.content.is_some(),
-            (Self::OpenAi, _) => shape.choices.is_some(),
+        match ask {
+            Ask::CountTokens { .. } => shape.input_tokens.is_some(),
+            Ask::CountGemini => shape.total_tokens.is_some(),
+            Ask::Messages { .. } => shape.content.is_some(),
+            Ask::Chat => shape.choices.is_some(),
+            Ask::Embeddings => shape.data.is_some(),
+            // A background one has no output yet, and a failed one none at all.
+            Ask::Responses => shape.object.as_deref() == Some("response") || shape.output.is_some(),
+            // A prompt that was blocked has no candidates.
+            Ask::Generate | Ask::StreamGenerate { .. } => gemini(&shape),
         }
     }
 }
@@ -162,12 +135,21 @@ struct Shape {
     input_tokens: Option<u64>,
     content: Option<Vec<IgnoredAny>>,
     choices: Option<Vec<IgnoredAny>>,
+    data: Option<Vec<IgnoredAny>>,
+    object: Option<String>,
+    output: Option<Vec<IgnoredAny>>,
+    candidates: Option<Vec<IgnoredAny>>,
+    #[serde(rename = "promptFeedback")]
+    prompt_feedback: Option<IgnoredAny>,
+    #[serde(rename = "totalTokens")]
+    total_tokens: Option<u64>,
 }
 
 fn error_kind(status: u16) -> &'static str {
     match status {
         400 | 415 | 426 => "invalid_request_error",
         401 => "authentication_error",
+        402 => "billing_error",
         403 => "permission_error",
         404 => "not_found_error",
         413 => "request_too_large",
@@ -177,21 +159,46 @@ fn error_kind(status: u16) -> &'static str {
     }
 }
 
-/// A model entry that clients of both formats accept.
-pub(crate) fn model_entry(id: &str) -> Value {
-    json!({
-        "id": id, "object": "model", "type": "model", "display_name": id,
-        "created": 0, "created_at": "1970-01-01T00:00:00Z", "owned_by": "nanoclaw",
-    })
+/// Google's own words (google.rpc.Code). Over budget is not `RESOURCE_EXHAUSTED`, which clients
+/// take for a rate limit and wait for.
+fn gemini_status(status: u16) -> &'static str {
+    match status {
+        400 | 413 | 415 | 426 => "INVALID_ARGUMENT",
+        401 => "UNAUTHENTICATED",
+        402 => "FAILED_PRECONDITION",
+        403 => "PERMISSION_DENIED",
+        404 => "NOT_FOUND",
+        429 => "RESOURCE_EXHAUSTED",
+        502..=504 | 529 => "UNAVAILABLE",
+        _ => "INTERNAL",
+    }
 }
 
-/// The list of models that clients of both formats accept.
-pub(crate) fn model_list(ids: &[&str]) -> Value {
-    let data: Vec<Value> = ids.iter().map(|id| model_entry(id)).collect();
-    json!({
-        "object": "list", "data": data, "has_more": false,
-        "first_id": ids.first(), "last_id": ids.last(),
-    })
+/// A model entry.
+pub(crate) fn model_entry(listing: Listing, id: &str) -> Value {
+    match listing {
+        Listing::Common => json!({
+            "id": id, "object": "model", "type": "model", "display_name": id,
+            "created": 0, "created_at": "1970-01-01T00:00:00Z", "owned_by": "nanoclaw",
+        }),
+        Listing::Gemini => json!({
+            "name": format!("models/{id}"), "displayName": id, "version": "1",
+            "supportedGenerationMethods":
+                ["generateContent", "streamGenerateContent", "countTokens"],
+        }),
+    }
+}
+
+/// The list of models.
+pub(crate) fn model_list(listing: Listing, ids: &[&str]) -> Value {
+    let data: Vec<Value> = ids.iter().map(|id| model_entry(listing, id)).collect();
+    match listing {
+        Listing::Common => json!({
+            "object": "list", "data": data, "has_more": false,
+            "first_id": ids.first(), "last_id": ids.last(),
+        }),
+        Listing::Gemini => json!({"models": data}),
+    }
 }
 
 /// Something that is answered to the agent instead of a model's answer.
@@ -201,10 +208,12 @@ pub(crate) struct Failure {
     pub(crate) status: u16,
     /// One clear sentence with the remedy. Never holds a byte of a secret.
     pub(crate) message: String,
+    /// Whether another model may do better.
+    pub(crate) passing: bool,
 }
 
 impl Failure {
     pub(crate) fn new(status: u16, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), passing: false }
     }
 }

@@ -1,4 +1,4 @@
-//! The scripted model: a TOML file of turns, played in either wire format. Always said aloud: its
+//! The scripted model: a TOML file of turns, played in any wire format. Always said aloud: its
 //! model name is `script:STEM`.
 //!
 //! ```text
@@ -25,8 +25,12 @@
 //! number of answers given since. Both follow from the request alone, so a resumed conversation
 //! goes on where it was. Every step but a turn's last calls tools; the last does not.
 
+mod anthropic;
+mod gemini;
+mod openai;
 mod parse;
 mod place;
+mod responses;
 mod wire;
 
 pub use parse::{Script, ScriptError};

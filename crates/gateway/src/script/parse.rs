@@ -121,6 +121,14 @@ impl Script {
     /// # Errors
     /// When it cannot be read, or is wrong anywhere.
     pub fn load(path: &Path) -> Result<Self, ScriptError> {
+        Self::parse(&Self::text(path)?, path)
+    }
+
+    /// Reads a script file without checking it: at most a byte more than a script may have.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn text(path: &Path) -> Result<String, ScriptError> {
         let unreadable = |cause: std::io::Error| ScriptError::Unreadable {
             path: path.to_owned(),
             cause: cause.to_string(),
@@ -128,7 +136,7 @@ impl Script {
         let mut text = String::new();
         let file = std::fs::File::open(path).map_err(unreadable)?;
         file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(unreadable)?;
-        Self::parse(&text, path)
+        Ok(text)
     }
 
     /// Checks a script's text; `path` gives its name and stands in errors.

@@ -34,35 +34,65 @@ fn str_of<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or("")
 }
 
+/// One entry of a conversation, in any format.
+enum Said {
+    /// The model's, with the ids of the calls it made.
+    Model(Vec<String>),
+    /// The user's own words.
+    User(String),
+    /// Results of calls, by id.
+    Results(Vec<(String, String)>),
+}
+
 /// Reads the messages of a request; what does not look like one is skipped.
 pub(super) fn conversation(request: &Value, wire: Wire) -> Conversation {
-    let empty = Vec::new();
-    let messages = request.get("messages").and_then(Value::as_array).unwrap_or(&empty);
-    let mut now = Conversation { messages: messages.len(), ..Conversation::default() };
+    let key = match wire {
+        Wire::Anthropic | Wire::OpenAi => "messages",
+        Wire::Responses => "input",
+        Wire::Gemini => "contents",
+    };
+    let list = match request.get(key) {
+        Some(Value::Array(list)) => list.as_slice(),
+        // Responses take a plain text for a whole conversation, Gemini one entry for a list.
+        Some(Value::String(text)) => {
+            return Conversation { user: text.clone(), messages: 1, ..Conversation::default() };
+        }
+        Some(one @ Value::Object(_)) => std::slice::from_ref(one),
+        _ => &[],
+    };
+    let mut now = Conversation { messages: list.len(), ..Conversation::default() };
     let mut pending: Vec<(String, String)> = Vec::new();
-    for message in messages {
-        match (str_of(message, "role"), wire) {
-            ("assistant", _) => {
-                now.answers += 1;
-                now.results.clear();
-                pending = call_ids(message, wire).map(|id| (id, String::new())).collect();
-            }
-            ("tool", Wire::OpenAi) => {
-                let text = text_of(message.get("content"));
-                settle(&mut pending, str_of(message, "tool_call_id"), text);
-            }
-            ("user", _) => {
-                let results = tool_results(message);
-                if results.is_empty() {
-                    now.user = text_of(message.get("content"));
-                    now.answers = 0;
+    let mut model_spoke = false;
+    for entry in list {
+        let said = match wire {
+            Wire::Anthropic => anthropic(entry),
+            Wire::OpenAi => openai(entry),
+            Wire::Responses => responses(entry),
+            Wire::Gemini => gemini(entry),
+        };
+        // In Responses one answer is several entries in a row.
+        let goes_on = wire == Wire::Responses && model_spoke;
+        match said {
+            Some(Said::Model(calls)) => {
+                if !goes_on {
+                    now.answers += 1;
                     pending.clear();
                 }
-                for (id, text) in results {
-                    settle(&mut pending, id, text);
-                }
+                pending.extend(calls.into_iter().map(|id| (id, String::new())));
+                model_spoke = true;
             }
-            _ => {}
+            Some(Said::User(text)) => {
+                (now.user, now.answers) = (text, 0);
+                pending.clear();
+                model_spoke = false;
+            }
+            Some(Said::Results(results)) => {
+                for (id, text) in results {
+                    settle(&mut pending, &id, text);
+                }
+                model_spoke = false;
+            }
+            None => {}
         }
     }
     now.results = pending.into_iter().map(|(_, text)| text).collect();
@@ -70,32 +100,102 @@ pub(super) fn conversation(request: &Value, wire: Wire) -> Conversation {
 }
 
 fn settle(pending: &mut Vec<(String, String)>, id: &str, text: String) {
-    match pending.iter_mut().find(|(known, _)| known == id) {
-        Some((_, slot)) => *slot = text,
+    // Calls that share a name, and have no id, are answered in their order.
+    let open = pending.iter().position(|(known, slot)| known == id && slot.is_empty());
+    match open.or_else(|| pending.iter().position(|(known, _)| known == id)) {
+        Some(at) => pending[at].1 = text,
         None => pending.push((id.to_owned(), text)),
     }
 }
 
-fn call_ids(message: &Value, wire: Wire) -> impl Iterator<Item = String> + use<'_> {
-    let list = match wire {
-        Wire::Anthropic => message.get("content"),
-        Wire::OpenAi => message.get("tool_calls"),
-    };
-    let blocks = list.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    blocks
-        .iter()
-        .filter(move |b| wire == Wire::OpenAi || str_of(b, "type") == "tool_use")
-        .map(|b| str_of(b, "id").to_owned())
+fn blocks<'a>(entry: &'a Value, key: &str) -> &'a [Value] {
+    entry.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice)
 }
 
-/// Anthropic's tool results travel in user messages; a message with one is not the user's words.
-fn tool_results(message: &Value) -> Vec<(&str, String)> {
-    let Some(blocks) = message.get("content").and_then(Value::as_array) else { return Vec::new() };
-    blocks
+/// Tool results travel in user messages; a message with one is not the user's words.
+fn anthropic(entry: &Value) -> Option<Said> {
+    let content = blocks(entry, "content");
+    let of = |kind: &'static str| content.iter().filter(move |b| str_of(b, "type") == kind);
+    match str_of(entry, "role") {
+        "assistant" => {
+            Some(Said::Model(of("tool_use").map(|b| str_of(b, "id").to_owned()).collect()))
+        }
+        "user" => {
+            let results: Vec<_> = of("tool_result")
+                .map(|b| (str_of(b, "tool_use_id").to_owned(), text_of(b.get("content"))))
+                .collect();
+            if results.is_empty() {
+                return Some(Said::User(text_of(entry.get("content"))));
+            }
+            Some(Said::Results(results))
+        }
+        _ => None,
+    }
+}
+
+fn openai(entry: &Value) -> Option<Said> {
+    match str_of(entry, "role") {
+        "assistant" => {
+            let calls = blocks(entry, "tool_calls").iter();
+            Some(Said::Model(calls.map(|b| str_of(b, "id").to_owned()).collect()))
+        }
+        "tool" => {
+            let id = str_of(entry, "tool_call_id").to_owned();
+            Some(Said::Results(vec![(id, text_of(entry.get("content")))]))
+        }
+        "user" => Some(Said::User(text_of(entry.get("content")))),
+        _ => None,
+    }
+}
+
+fn responses(entry: &Value) -> Option<Said> {
+    let id = || str_of(entry, "call_id").to_owned();
+    match str_of(entry, "type") {
+        "" | "message" => match str_of(entry, "role") {
+            "assistant" => Some(Said::Model(Vec::new())),
+            "user" => Some(Said::User(text_of(entry.get("content")))),
+            _ => None,
+        },
+        "reasoning" => Some(Said::Model(Vec::new())),
+        "function_call" | "custom_tool_call" => Some(Said::Model(vec![id()])),
+        "function_call_output" | "custom_tool_call_output" => {
+            Some(Said::Results(vec![(id(), text_of(entry.get("output")))]))
+        }
+        _ => None,
+    }
+}
+
+/// Calls and results need no id in Gemini: without one, name and order tell which is which.
+fn gemini(entry: &Value) -> Option<Said> {
+    let parts = blocks(entry, "parts");
+    let id = |call: &Value| match str_of(call, "id") {
+        "" => str_of(call, "name").to_owned(),
+        id => id.to_owned(),
+    };
+    if str_of(entry, "role") == "model" {
+        let calls = parts.iter().filter_map(|p| p.get("functionCall"));
+        return Some(Said::Model(calls.map(id).collect()));
+    }
+    let results: Vec<_> = parts
         .iter()
-        .filter(|b| str_of(b, "type") == "tool_result")
-        .map(|b| (str_of(b, "tool_use_id"), text_of(b.get("content"))))
-        .collect()
+        .filter_map(|p| p.get("functionResponse"))
+        .map(|r| (id(r), response_text(r.get("response"))))
+        .collect();
+    if results.is_empty() {
+        return Some(Said::User(text_of(entry.get("parts"))));
+    }
+    Some(Said::Results(results))
+}
+
+/// A result is an object by Gemini's rules; the usual keys hold the text.
+fn response_text(response: Option<&Value>) -> String {
+    let Some(response) = response else { return String::new() };
+    let text = ["output", "result", "error"].into_iter().find_map(|key| response.get(key));
+    match text {
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+        None => response.to_string(),
+    }
 }
 
 /// The step to play, or the words that say that there is none.

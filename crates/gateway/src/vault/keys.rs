@@ -1,12 +1,12 @@
 //! The vault's key pair: X25519, one file each, one line each.
 
-use super::{VaultError, io_error, write_file};
+use super::files::{OTHERS, read_small, vault_dir};
+use super::{VaultError, io_error, write};
 use aws_lc_rs::agreement::{PrivateKey, X25519};
 use aws_lc_rs::encoding::{AsBigEndian as _, Curve25519SeedBin};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -19,9 +19,7 @@ const CREDENTIAL_NAME: &str = "nanoclaw-vault";
 /// X25519 keys, public and private, have 32 bytes (RFC 7748 §5).
 pub(super) const KEY_BYTES: usize = 32;
 /// A key file is one short line.
-const KEY_FILE_BYTES_MAX: u64 = 256;
-/// Mode bits that let anyone but the owner touch the private key.
-const OTHERS: u32 = 0o077;
+const KEY_FILE_BYTES_MAX: usize = 256;
 
 pub(super) fn recipient_path(dir: &Path) -> PathBuf {
     dir.join("recipient")
@@ -34,6 +32,60 @@ pub(super) fn identity_path(dir: &Path) -> PathBuf {
 /// Where systemd puts credentials for a service that has any.
 pub(super) fn credentials_folder() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
+}
+
+/// Where the vault's private key comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// systemd hands it to the service (`LoadCredential=`, `LoadCredentialEncrypted=`).
+    Systemd {
+        /// The credential's file.
+        path: PathBuf,
+    },
+    /// A file of mode 0600 in the vault.
+    File {
+        /// Which.
+        path: PathBuf,
+    },
+    /// There is none yet; the first secret makes one.
+    NotYet {
+        /// The file it will stand in.
+        path: PathBuf,
+    },
+}
+
+impl fmt::Display for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Systemd { path } => write!(f, "a systemd credential ({})", path.display()),
+            Self::File { path } => {
+                write!(f, "a file that only its owner may read ({})", path.display())
+            }
+            Self::NotYet { path } => {
+                write!(f, "none yet; the first secret makes one ({})", path.display())
+            }
+        }
+    }
+}
+
+/// Where the private key of the vault of `home` comes from, in the order in which the gateway
+/// looks: a systemd credential, then a file. Loads the key, so that "there" means "of use".
+///
+/// # Errors
+/// As [`super::Vault::open`]: a key that is damaged or that others may read.
+pub fn key_source(home: &Path) -> Result<KeySource, VaultError> {
+    let (dir, credentials) = (vault_dir(home), credentials_folder());
+    let path = identity_path(&dir);
+    if let Some(folder) = credentials {
+        let path = folder.join(CREDENTIAL_NAME);
+        if Identity::from_file(&path, false)?.is_some() {
+            return Ok(KeySource::Systemd { path });
+        }
+    }
+    Ok(match Identity::from_file(&path, true)? {
+        Some(_) => KeySource::File { path },
+        None => KeySource::NotYet { path },
+    })
 }
 
 /// The private key.
@@ -56,7 +108,7 @@ impl Identity {
     fn from_file(path: &Path, private: bool) -> Result<Option<Self>, VaultError> {
         let Some((text, mode)) = read_key_file(path)? else { return Ok(None) };
         if private && mode & OTHERS != 0 {
-            return Err(VaultError::Permissions { path: path.to_owned(), mode: mode & 0o7777 });
+            return Err(VaultError::Permissions { path: path.to_owned(), mode });
         }
         let bytes = decode(&text, IDENTITY_PREFIX, path)?;
         let key = PrivateKey::from_private_key(&X25519, &bytes[..])
@@ -74,7 +126,7 @@ impl Identity {
         line.push_str(IDENTITY_PREFIX);
         STANDARD.encode_string(seed.as_ref(), &mut line);
         line.push('\n');
-        write_file(&identity_path(dir), line.as_bytes())?;
+        write(&identity_path(dir), line.as_bytes())?;
         Ok(Self(key))
     }
 
@@ -110,18 +162,13 @@ impl Recipient {
 
 /// The text and mode of a key file; `None` when it does not exist.
 fn read_key_file(path: &Path) -> Result<Option<(Zeroizing<String>, u32)>, VaultError> {
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(io_error(path, "read", &e)),
-    };
-    let mode = file.metadata().map_err(|e| io_error(path, "read", &e))?.permissions().mode();
-    // Full capacity at once: growing would leave copies of the key behind in freed memory.
-    let mut text = Zeroizing::new(String::with_capacity(2 * KEY_FILE_BYTES_MAX as usize));
-    file.take(KEY_FILE_BYTES_MAX)
-        .read_to_string(&mut text)
-        .map_err(|e| io_error(path, "read", &e))?;
-    Ok(Some((text, mode)))
+    use std::io::ErrorKind::{FileTooLarge, InvalidData};
+    read_small(path, KEY_FILE_BYTES_MAX).map_err(|e| match e.kind() {
+        FileTooLarge | InvalidData => {
+            VaultError::BadKey { path: path.to_owned(), why: "not one short line of text" }
+        }
+        _ => io_error(path, "read", &e),
+    })
 }
 
 fn decode(text: &str, prefix: &str, path: &Path) -> Result<Zeroizing<[u8; KEY_BYTES]>, VaultError> {

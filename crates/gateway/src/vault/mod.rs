@@ -7,28 +7,26 @@
 //! Invariants:
 //! 1. The bytes of a secret exist in memory only as [`SecretBytes`], which cannot be printed,
 //!    serialised or cloned, and is wiped when dropped.
-//! 2. A sealed file is bound to its name and hosts: renaming it or editing its header breaks it.
+//! 2. A sealed file is bound to its name, hosts and agents: renaming it or editing its header
+//!    breaks it.
 //! 3. Whoever lists secrets reads headers only; listing needs no private key.
 //! 4. Files are written whole (temporary name, sync, rename) with mode 0600.
 
+pub(crate) mod files;
 mod keys;
 mod seal;
+mod sealer;
 mod secret;
 
-use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+pub use keys::{KeySource, key_source};
+pub use sealer::{Sealer, SecretInfo};
 pub use secret::{SecretBytes, SecretName};
 
+use files::{vault_dir, write_file};
 use keys::{Identity, Recipient};
-use seal::Header;
-
-/// Secrets listed at most; more is a mistake, and the listing must stay bounded.
-const SECRETS_MAX: usize = 10_000;
-/// Hosts one secret may serve.
-const HOSTS_MAX: usize = 64;
+use model::AgentName;
 
 /// What went wrong with the vault. Never contains a byte of a secret.
 #[derive(Debug, thiserror::Error)]
@@ -105,30 +103,27 @@ pub enum VaultError {
     },
 }
 
-/// A secret as `list` shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SecretInfo {
-    /// Its name.
-    pub name: String,
-    /// Hosts at which the gateway may use it.
-    pub hosts: Vec<String>,
-    /// When it was set, Unix milliseconds.
-    pub created_ms: u64,
-}
-
 /// A secret opened for one use.
 pub struct Secret {
     /// Its bytes.
     pub bytes: SecretBytes,
     /// Hosts at which it may be used: names or address literals, lower case.
     pub hosts: Vec<String>,
+    /// Agents for which it may be used; empty for every agent whose file names it.
+    pub agents: Vec<AgentName>,
 }
 
 impl Secret {
-    /// Whether the secret may be sent to `host` (exact, lower case).
+    /// Whether the secret may be sent to `host` (exact, lower case) for `agent`.
     #[must_use]
-    pub fn serves(&self, host: &str) -> bool {
-        self.hosts.iter().any(|h| h == host)
+    pub fn serves(&self, host: &str, agent: &AgentName) -> bool {
+        self.hosts.iter().any(|h| h == host) && self.is_for(agent)
+    }
+
+    /// Whether the secret may be used for `agent` at all.
+    #[must_use]
+    pub fn is_for(&self, agent: &AgentName) -> bool {
+        self.agents.is_empty() || self.agents.contains(agent)
     }
 }
 
@@ -136,35 +131,8 @@ fn io_error(path: &Path, action: &'static str, cause: &std::io::Error) -> VaultE
     VaultError::Io { path: path.to_owned(), action, cause: cause.to_string() }
 }
 
-fn vault_dir(home: &Path) -> PathBuf {
-    home.join("vault")
-}
-
-/// Creates the folder with mode 0700 if it is missing.
-fn make_dir(dir: &Path) -> Result<(), VaultError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|e| io_error(dir, "created", &e))
-}
-
-/// Writes a whole file with mode 0600: temporary name, sync, rename, sync of the folder.
-fn write_file(path: &Path, text: &[u8]) -> Result<(), VaultError> {
-    let temporary = path.with_extension(format!("{}.new", std::process::id()));
-    let write = || -> std::io::Result<()> {
-        let _ = fs::remove_file(&temporary);
-        let mut file =
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(text)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        path.parent().map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
-    };
-    write().map_err(|e| {
-        let _ = fs::remove_file(&temporary);
-        io_error(path, "written", &e)
-    })
+fn write(path: &Path, text: &[u8]) -> Result<(), VaultError> {
+    write_file(path, text).map_err(|e| io_error(path, "written", &e))
 }
 
 /// The opening side: held by the gateway alone.
@@ -198,8 +166,8 @@ impl Vault {
                     return Err(VaultError::BadKey { path, why });
                 }
                 None => {
-                    make_dir(&dir)?;
-                    write_file(&path, own.to_text().as_bytes())?;
+                    files::make_dir(&dir).map_err(|e| io_error(&dir, "created", &e))?;
+                    write(&path, own.to_text().as_bytes())?;
                 }
             }
         }
@@ -233,91 +201,7 @@ impl Vault {
             }
         };
         let (header, bytes) = seal::open(&text, &name, identity)?;
-        Ok(Secret { bytes, hosts: header.hosts })
-    }
-}
-
-/// The sealing side: can set, list and remove, and never opens.
-pub struct Sealer {
-    dir: PathBuf,
-    recipient: Recipient,
-}
-
-impl Sealer {
-    /// Opens the vault of `home` for sealing; makes folder and key pair on first use.
-    ///
-    /// # Errors
-    /// When the folder or the keys cannot be made or read.
-    pub fn open_or_create(home: &Path) -> Result<Self, VaultError> {
-        let dir = vault_dir(home);
-        make_dir(&dir)?;
-        let path = keys::recipient_path(&dir);
-        let recipient = match Recipient::load(&path)? {
-            Some(recipient) => recipient,
-            None => {
-                let credentials = keys::credentials_folder();
-                let identity = match Identity::load(&dir, credentials.as_deref())? {
-                    Some(identity) => identity,
-                    None => Identity::create(&dir)?,
-                };
-                let recipient = identity.recipient()?;
-                write_file(&path, recipient.to_text().as_bytes())?;
-                recipient
-            }
-        };
-        Ok(Self { dir, recipient })
-    }
-
-    /// Seals `value` under `name`, usable at `hosts` only; replaces an older value. One trailing
-    /// newline is trimmed (values come from files and terminals). `now_ms` is Unix milliseconds.
-    ///
-    /// # Errors
-    /// For a name, value or host that is refused, or a disk that refuses.
-    pub fn set(
-        &self,
-        name: &str,
-        value: SecretBytes,
-        hosts: &[String],
-        now_ms: u64,
-    ) -> Result<(), VaultError> {
-        let name = SecretName::parse(name)?;
-        let value = value.checked()?;
-        let hosts = check_hosts(hosts)?;
-        let header = Header::new(&name, hosts, now_ms);
-        let text = seal::seal(&header, &value, &self.recipient)?;
-        write_file(&sealed_path(&self.dir, &name), text.as_bytes())
-    }
-
-    /// Every secret's name, hosts and date, sorted by name. A file whose header cannot be read is
-    /// left out here; opening it says why.
-    ///
-    /// # Errors
-    /// When the folder cannot be read.
-    pub fn list(&self) -> Result<Vec<SecretInfo>, VaultError> {
-        let entries = fs::read_dir(&self.dir).map_err(|e| io_error(&self.dir, "read", &e))?;
-        let mut all: Vec<SecretInfo> = entries
-            .take(SECRETS_MAX)
-            .filter_map(Result::ok)
-            .filter(|entry| entry.path().extension().is_some_and(|e| e == "sealed"))
-            .filter_map(|entry| seal::read_bounded(&entry.path()).ok())
-            .filter_map(|text| seal::split(&text).map(|parts| parts.header))
-            .map(|h| SecretInfo { name: h.name, hosts: h.hosts, created_ms: h.created_ms })
-            .collect();
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(all)
-    }
-
-    /// Removes a secret. Returns false when there was none.
-    ///
-    /// # Errors
-    /// When the name is refused or the file cannot be removed.
-    pub fn remove(&self, name: &str) -> Result<bool, VaultError> {
-        let path = sealed_path(&self.dir, &SecretName::parse(name)?);
-        match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(io_error(&path, "removed", &e)),
-        }
+        Ok(Secret { bytes, hosts: header.hosts, agents: header.agents })
     }
 }
 
@@ -325,31 +209,10 @@ fn sealed_path(dir: &Path, name: &SecretName) -> PathBuf {
     dir.join(format!("{name}.sealed"))
 }
 
-fn check_hosts(hosts: &[String]) -> Result<Vec<String>, VaultError> {
-    let refused = |why| Err(VaultError::Refused { what: "the secret's host", why });
-    if hosts.is_empty() {
-        return refused("name at least one host at which it may be used (--host api.example.com)");
-    }
-    if hosts.len() > HOSTS_MAX {
-        return refused("at most 64 hosts are allowed");
-    }
-    let mut checked = Vec::with_capacity(hosts.len());
-    for host in hosts {
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        match (bare.parse::<std::net::IpAddr>(), model::HostName::parse(host)) {
-            (Ok(address), _) => checked.push(address.to_string()),
-            (_, Ok(name)) => checked.push(name.to_string()),
-            _ => {
-                return refused("write a plain host name or address, without scheme, port or path");
-            }
-        }
-    }
-    Ok(checked)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn a_systemd_credential_takes_the_place_of_the_key_file() {

@@ -13,6 +13,7 @@ use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, X25519, agree};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use model::AgentName;
 use serde::{Deserialize, Serialize};
 use std::io::Read as _;
 use std::path::Path;
@@ -20,8 +21,9 @@ use zeroize::Zeroizing;
 
 /// First word of a sealed file, and the domain of its key derivation.
 const MAGIC: &str = "nanoclaw-sealed-v1";
-/// The format's version, inside the authenticated header.
-const VERSION: u32 = 1;
+/// The format's version, inside the authenticated header. Version 1 knew no agents; its files are
+/// read as serving all.
+const VERSION: u32 = 2;
 /// Header and base64 of the largest value fit well inside.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
@@ -32,12 +34,32 @@ pub(super) struct Header {
     version: u32,
     pub(super) name: String,
     pub(super) hosts: Vec<String>,
+    #[serde(default)]
+    pub(super) agents: Vec<AgentName>,
     pub(super) created_ms: u64,
 }
 
 impl Header {
-    pub(super) fn new(name: &SecretName, hosts: Vec<String>, created_ms: u64) -> Self {
-        Self { version: VERSION, name: name.to_string(), hosts, created_ms }
+    pub(super) fn new(
+        name: &SecretName,
+        hosts: Vec<String>,
+        agents: Vec<AgentName>,
+        created_ms: u64,
+    ) -> Self {
+        Self { version: VERSION, name: name.to_string(), hosts, agents, created_ms }
+    }
+
+    /// Whether this is a header of a version we know, for the secret `name`.
+    fn check(&self, name: &SecretName) -> Result<(), &'static str> {
+        match self.version {
+            VERSION => {}
+            1 if self.agents.is_empty() => {}
+            _ => return Err("it was sealed by a version this one does not know"),
+        }
+        if self.name != name.as_str() {
+            return Err("its file was renamed from another secret's");
+        }
+        Ok(())
     }
 }
 
@@ -108,6 +130,20 @@ pub(super) fn seal(
     Ok(format!("{first_line}\n{}\n", STANDARD.encode(sealed)))
 }
 
+/// The parts of a file that should hold `name`.
+fn checked<'a>(text: &'a str, name: &SecretName) -> Result<Parts<'a>, VaultError> {
+    let bad = |why| VaultError::Sealed { name: name.to_string(), why };
+    let parts = split(text).ok_or_else(|| bad("its file is not a sealed secret, or was cut"))?;
+    parts.header.check(name).map_err(bad)?;
+    Ok(parts)
+}
+
+/// The header of the text of a sealed file that should hold `name`. Not authenticated: that takes
+/// the private key.
+pub(super) fn header(text: &str, name: &SecretName) -> Result<Header, VaultError> {
+    checked(text, name).map(|parts| parts.header)
+}
+
 /// Opens the text of a sealed file that should hold `name`.
 pub(super) fn open(
     text: &str,
@@ -115,13 +151,7 @@ pub(super) fn open(
     identity: &Identity,
 ) -> Result<(Header, SecretBytes), VaultError> {
     let bad = |why| VaultError::Sealed { name: name.to_string(), why };
-    let parts = split(text).ok_or_else(|| bad("its file is not a sealed secret, or was cut"))?;
-    if parts.header.version != VERSION {
-        return Err(bad("it was sealed by a version this one does not know"));
-    }
-    if parts.header.name != name.as_str() {
-        return Err(bad("its file was renamed from another secret's"));
-    }
+    let parts = checked(text, name)?;
     let sealed = STANDARD.decode(parts.coded).map_err(|_| bad("its file is damaged"))?;
     let (ephemeral, body) =
         sealed.split_at_checked(KEY_BYTES).ok_or_else(|| bad("its file was cut"))?;

@@ -2,13 +2,17 @@
 //! a client that writes raw bytes into a door.
 #![allow(dead_code, unreachable_pub)] // each test file uses its own part
 
+pub mod ways;
+
+use gateway::usage::{Ledger, Notices};
 use gateway::{
     Door, DoorGrant, Gateway, GatewayConfig, Resolver, Resolving, RetryPolicy, Roots, Sealer,
+    bind_door,
 };
 use gateway::{SecretBytes, TurnCell, Vault};
 use model::{
-    AgentName, Body, Durability, EgressRule, HostName, ModelApi, ModelConfig, Record, RecordError,
-    RecordSink, SessionId,
+    AgentName, Body, Budget, Durability, EgressRule, HostName, ModelApi, ModelConfig, Record,
+    RecordError, RecordSink, SessionId,
 };
 use nanoclaw_gateway as gateway;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -118,6 +122,9 @@ pub struct RigPlan {
     pub secret_hosts: Vec<String>,
     pub retry: RetryPolicy,
     pub roots: Roots,
+    pub budget: Budget,
+    pub ledger: Option<Arc<Ledger>>,
+    pub notices: Option<Notices>,
 }
 
 impl Default for RigPlan {
@@ -131,6 +138,9 @@ impl Default for RigPlan {
             secret_hosts: vec!["127.0.0.1".into()],
             retry: RetryPolicy { attempts_max: 3, pause, pause_max, total_max },
             roots: Roots::Only(vec![]),
+            budget: Budget::default(),
+            ledger: None,
+            notices: None,
         }
     }
 }
@@ -145,20 +155,26 @@ impl RigPlan {
         config.resolver = Arc::new(FixedResolver(self.addresses));
         config.retry = self.retry;
         config.roots = self.roots;
+        config.ledger = self.ledger.unwrap_or_else(Ledger::in_memory);
+        config.notices = self.notices;
         let gateway = Gateway::new(config);
         std::fs::create_dir_all(dir.0.join("doors")).unwrap();
-        let door = gateway
-            .open_door(DoorGrant {
-                session: SessionId::parse("s1").unwrap(),
-                agent: AgentName::parse("tester").unwrap(),
-                turn: TurnCell::default(),
-                socket: dir.0.join("doors/s1.sock"),
-                egress: self.egress,
-                default_model: self.models.first().map(|m| m.name.clone()),
-                models: self.models,
-                placeholder: PLACEHOLDER.into(),
-            })
-            .unwrap();
+        let listener = bind_door(&dir.0.join("doors/s1.sock")).unwrap();
+        let grant = DoorGrant {
+            session: SessionId::parse("s1").unwrap(),
+            agent: AgentName::parse("tester").unwrap(),
+            turn: TurnCell::default(),
+            egress: self.egress,
+            default_model: self.models.first().map(|m| m.name.clone()),
+            models: self.models,
+            placeholder: PLACEHOLDER.into(),
+            budget: self.budget,
+            scripts: Default::default(),
+            plain_http_hosts: Vec::new(),
+            tools: Default::default(),
+            stdin_secrets: Default::default(),
+        };
+        let door = gateway.open_door(grant, listener).unwrap();
         Rig { dir, sink, door }
     }
 }
@@ -178,6 +194,9 @@ pub fn http_model(name: &str, api: ModelApi, port: u16, secret: Option<&str>) ->
         script: None,
         max_tokens: 1000,
         context_tokens: 10_000,
+        also: Vec::new(),
+        fallbacks: Vec::new(),
+        price: None,
     }
 }
 

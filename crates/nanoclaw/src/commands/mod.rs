@@ -3,5 +3,8 @@
 pub(crate) mod audit;
 pub(crate) mod doctor;
 pub(crate) mod manual;
+pub(crate) mod mcp;
 pub(crate) mod plan;
+pub(crate) mod policy;
 pub(crate) mod secret;
+pub(crate) mod usage;

@@ -33,6 +33,7 @@ pub(crate) fn run(home: &Home, agent: Option<&str>, as_json: bool) -> Result<u8>
         dirs: &dirs,
         workspace: None,
         door: door.clone(),
+        trust: sandboxes::bundle(home.path()),
         command,
         env: std::collections::BTreeMap::new(),
     });

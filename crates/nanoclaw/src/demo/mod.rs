@@ -17,6 +17,7 @@ use crate::host::Host;
 use crate::product::Product;
 use crate::scribe::Scribe;
 use crate::ui::{self, Paint, brief, harmless};
+use crate::watch::{Asking, Watch};
 use crate::world;
 use assess::{CATALOGUE, Observation, Probe};
 use gateway::{Sealer, SecretBytes};
@@ -193,14 +194,14 @@ struct Play {
 impl Play {
     fn open(home: Home) -> Result<Self> {
         let store_path = home.store();
-        let product = Arc::new(Product::open(home, "demo")?);
+        let product = Arc::new(Product::open(home, "demo", Watch::new(Asking::Nobody))?);
         let owner = Owner::this_process().context("this process")?;
         let store = Store::open(&store_path, owner).map_err(Failure::other)?;
         let host = Arc::new(Host { product: Arc::clone(&product), last_report: Mutex::default() });
         let (tell, events) = channel();
         let engine = Engine::new(
             store,
-            Arc::clone(&product.sink),
+            product.records(),
             Arc::clone(&host) as Arc<dyn orchestrator::AgentHost>,
             Arc::new(world::Real),
             Box::new(move |_, progress| drop(tell.send(progress))),
@@ -253,7 +254,7 @@ impl Play {
         talk.person(script::MISUSE);
         let mut acts: Vec<Act> = Vec::new();
         let scribe = Scribe {
-            sink: Arc::clone(&self.product.sink),
+            sink: self.product.records(),
             session: self.session.clone(),
             agent: self.agent.clone(),
         };

@@ -3,12 +3,14 @@
 
 use crate::failure::{Context, Failure, Result};
 use crate::terminal::{self, Restore};
+use crate::watch::Watch;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{tcgetwinsize, tcsetwinsize};
 use sandbox::Stdio;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 /// What copies between the user's terminal and the sandbox, before the start.
@@ -28,8 +30,16 @@ pub(super) struct Attached {
 
 impl Streams {
     /// Decides for each stream. With `tty` the user must be at a terminal.
-    pub(super) fn open(tty: bool) -> Result<(Stdio, Self)> {
-        if tty { Self::terminal() } else { Self::piped() }
+    /// With `own_input` the command's input is a pipe of ours, whatever the user's is.
+    pub(super) fn open(tty: bool, own_input: bool) -> Result<(Stdio, Self)> {
+        match (tty, own_input) {
+            (true, true) => Err(Failure::usage(
+                "with -t a terminal would show the secrets that the agent's file hands over",
+            )
+            .remedy("leave -t out")),
+            (true, false) => Self::terminal(),
+            (false, own_input) => Self::piped(own_input),
+        }
     }
 
     fn terminal() -> Result<(Stdio, Self)> {
@@ -52,16 +62,26 @@ impl Streams {
         Ok((stdio, Self::Terminal(master)))
     }
 
-    fn piped() -> Result<(Stdio, Self)> {
-        let (stdin, ours_in) = side(&io::stdin(), true)?;
+    fn piped(own_input: bool) -> Result<(Stdio, Self)> {
+        let (stdin, ours_in) = if own_input { piece(true)? } else { side(&io::stdin(), true)? };
         let (stdout, ours_out) = side(&io::stdout(), false)?;
         let (stderr, ours_err) = side(&io::stderr(), false)?;
         let streams = Self::Pipes { stdin: ours_in, stdout: ours_out, stderr: ours_err };
         Ok((Stdio { stdin, stdout, stderr }, streams))
     }
 
-    /// Starts copying.
-    pub(super) fn attach(self) -> Result<Attached> {
+    /// Another descriptor of our end of the command's input.
+    pub(super) fn input(&mut self) -> Result<OwnedFd> {
+        match self {
+            Self::Pipes { stdin: Some(pipe), .. } => {
+                Ok(pipe.try_clone().context("the command's input")?.into())
+            }
+            _ => Err(Failure::other("the command's input is not ours")),
+        }
+    }
+
+    /// Starts copying; `watch` may take typed lines as answers.
+    pub(super) fn attach(self, watch: &Arc<Watch>) -> Result<Attached> {
         match self {
             Self::Terminal(master) => {
                 let restore = terminal::raw()?;
@@ -73,7 +93,8 @@ impl Streams {
             }
             Self::Pipes { stdin, stdout, stderr } => {
                 if let Some(pipe) = stdin {
-                    std::thread::spawn(move || copy(io::stdin(), pipe));
+                    let watch = Arc::clone(watch);
+                    std::thread::spawn(move || copy_typed(&watch, pipe));
                 }
                 let mut outputs = Vec::new();
                 if let Some(pipe) = stdout {
@@ -112,6 +133,11 @@ fn side(own: &impl AsFd, input: bool) -> Result<(OwnedFd, Option<File>)> {
         let given = own.as_fd().try_clone_to_owned().context("a standard stream")?;
         return Ok((given, None));
     }
+    piece(input)
+}
+
+/// A pipe: the sandbox's end, and ours.
+fn piece(input: bool) -> Result<(OwnedFd, Option<File>)> {
     let flags = rustix::pipe::PipeFlags::CLOEXEC;
     let (read, write) = rustix::pipe::pipe_with(flags).context("a pipe")?;
     Ok(if input { (read, Some(write.into())) } else { (write, Some(read.into())) })
@@ -122,6 +148,16 @@ fn copy(mut from: impl Read, mut to: impl Write) {
     let mut piece = [0_u8; 16 << 10];
     while let Ok(n @ 1..) = from.read(&mut piece) {
         if to.write_all(&piece[..n]).and_then(|()| to.flush()).is_err() {
+            return;
+        }
+    }
+}
+
+/// As [`copy`], from standard input; what answers a question is not the command's.
+fn copy_typed(watch: &Watch, mut to: File) {
+    let mut piece = [0_u8; 16 << 10];
+    while let Ok(n @ 1..) = io::stdin().read(&mut piece) {
+        if !watch.divert(&piece[..n]) && to.write_all(&piece[..n]).is_err() {
             return;
         }
     }

@@ -77,9 +77,11 @@ fn an_unknown_host_is_refused_and_on_record(lab: &Lab) {
         assert!(tunnel.err().contains("response 403"), "{tunnel}");
     }
     let story = lab.story();
-    for refused in
-        ["REFUSED http://example.com/", "REFUSED example.com:443", "REFUSED example.org:8443"]
-    {
+    for refused in [
+        "REFUSED http://example.com, GET /x",
+        "REFUSED example.com:443",
+        "REFUSED example.org:8443",
+    ] {
         assert!(story.contains(refused), "{refused} is not in {story}");
     }
     assert!(story.contains("1 refused"), "{story}");

@@ -44,6 +44,9 @@ fn a_secret_comes_in_by_stdin_and_is_never_shown(lab: &Lab) {
     let mut all = lab.run(["secret", "list"]).err();
     all.push_str(&set(lab, "github", &format!("{value}\n"), &["--host", "api.github.com"]));
     all.push_str(&set(lab, "anthropic", &value, &[]));
+    let newer = format!("{value}-newer");
+    all.push_str(&finish(lab.nanoclaw(["secret", "rotate", "github"]), newer.as_bytes()).ok());
+    all.push_str(&finish(lab.nanoclaw(["secret", "rotate", "nothing"]), b"x").failed(3));
     let list = lab.run(["secret", "list"]).ok();
     let date = regex::Regex::new(r"since .*").unwrap();
     all.push_str(&date.replace_all(&list, "since DATE"));

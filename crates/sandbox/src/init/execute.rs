@@ -1,5 +1,6 @@
 //! One step at a time.
 
+use super::door::Door;
 use super::failed;
 use super::mounts::Root;
 use crate::error::{StartError, StartErrorKind as Kind};
@@ -10,18 +11,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 128;
-
-/// The listening end inside and the socket it leads to.
-pub(super) struct Door {
-    pub(super) listener: OwnedFd,
-    pub(super) path: String,
-}
 
 /// What is built so far.
 pub(super) struct Machine<'l> {
@@ -57,6 +48,10 @@ impl<'l> Machine<'l> {
         self.root.as_ref().ok_or_else(|| failed(Kind::Mount, "the plan", "has no root yet"))
     }
 
+    fn door(&mut self) -> io::Result<&mut Door> {
+        self.door.as_mut().ok_or_else(|| io::Error::other("the plan has no door yet"))
+    }
+
     pub(super) fn step(&mut self, step: &Step) -> Result<(), StartError> {
         let kind = kind_of(step);
         let tell = |e: io::Error| explain(kind, step, &e);
@@ -66,10 +61,11 @@ impl<'l> Machine<'l> {
                 Ok(())
             }
             Step::Listen { port, door } => {
-                let listener = listen(*port).map_err(tell)?;
-                self.door = Some(Door { listener, path: door.clone() });
+                self.door = Some(Door::open(door, *port).map_err(tell)?);
                 Ok(())
             }
+            Step::Names => self.door().and_then(Door::answer_names).map_err(tell),
+            Step::DoorPort { port } => self.door().and_then(|d| d.bind_port(*port)).map_err(tell),
             Step::Landlock { abi, write, devices, scopes } => {
                 let streams = [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()]
                     .map(|fd| fd.try_clone_to_owned());
@@ -91,7 +87,7 @@ impl<'l> Machine<'l> {
             Step::JoinGroups { .. } => self.join(),
             Step::MapCaller { inside } => super::identity::map_caller(*inside, self.caller),
             Step::PrivateMounts => super::mounts::make_private(),
-            Step::Bind(bind) => {
+            Step::Bind(bind) | Step::Trust(bind) => {
                 let mapping =
                     match bind.owner {
                         None => None,
@@ -146,14 +142,6 @@ fn load_filter() -> io::Result<()> {
     sys::load_filter(&crate::seccomp::decode(&bytes))
 }
 
-fn listen(port: u16) -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
-    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(socket)
-}
-
 fn kind_of(step: &Step) -> Kind {
     match step {
         Step::Namespaces { .. } | Step::GroupNamespace => Kind::Namespaces,
@@ -165,9 +153,9 @@ fn kind_of(step: &Step) -> Kind {
         Step::JoinGroups { .. } => Kind::Cgroup,
         Step::Landlock { .. } => Kind::Landlock,
         Step::Seccomp { .. } => Kind::Seccomp,
-        Step::Listen { .. } | Step::Loopback => Kind::Door,
+        Step::Listen { .. } | Step::Names | Step::DoorPort { .. } | Step::Loopback => Kind::Door,
         Step::Verify => Kind::Verification,
-        Step::Bind(bind) if bind.owner.is_some() => Kind::IdMap,
+        Step::Bind(bind) | Step::Trust(bind) if bind.owner.is_some() => Kind::IdMap,
         _ => Kind::Mount,
     }
 }
@@ -183,11 +171,13 @@ fn explain(kind: Kind, step: &Step, e: &io::Error) -> StartError {
             "the /proc of this container is masked: run it with an unmasked /proc (docker: \
              --security-opt systempaths=unconfined) or run nanoclaw on the host"
         }
-        (Step::Bind(bind), Some(libc::EINVAL)) if bind.owner.is_some() => {
+        (Step::Bind(bind) | Step::Trust(bind), Some(libc::EINVAL)) if bind.owner.is_some() => {
             "the file system of this folder cannot be id-mapped: move it to ext4, xfs, btrfs or \
              (Linux 6.3) tmpfs, or run nanoclaw as the plain user who owns it"
         }
-        (Step::Bind(_), Some(libc::ELOOP)) => "name the real path, without symbolic links",
+        (Step::Bind(_) | Step::Trust(_), Some(libc::ELOOP)) => {
+            "name the real path, without symbolic links"
+        }
         (Step::Landlock { .. }, _) => crate::doctor::LANDLOCK_REMEDY,
         (Step::Seccomp { .. }, _) => crate::doctor::SECCOMP_REMEDY,
         _ => "run `nanoclaw doctor` to see what this machine lacks",

@@ -9,13 +9,14 @@
 //!    seccomp. It holds nothing that the program may not have.
 //! 4. Ends when the spawner's end of the line closes, whatever the program does.
 
+mod door;
 mod execute;
 mod identity;
 mod measure;
 mod mounts;
-mod relay;
 mod run;
 
+pub(crate) use door::NAME_PORT;
 pub(crate) use measure::namespaces;
 
 use crate::error::{StartError, StartErrorKind};

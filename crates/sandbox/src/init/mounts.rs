@@ -115,10 +115,12 @@ impl Root {
         io::Write::write_all(&mut std::fs::File::from(file), contents)
     }
 
-    /// Makes what a mount goes onto; the directories above it only when they are missing.
+    /// Makes what a mount goes onto; the directories above it only when they are missing. A link
+    /// in its place is not followed: the mount then fails.
     fn mount_point(&self, path: &str, directory: bool) -> io::Result<()> {
         let make = || if directory { self.directory(path, 0o755) } else { self.file(path, b"") };
         match make() {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 self.parents(path)?;
                 make()

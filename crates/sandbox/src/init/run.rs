@@ -1,14 +1,14 @@
 //! The program and PID 1's life beside it: relay, pass signals on, reap, end.
 
-use super::execute::Door;
-use super::relay::Relay;
+use super::door::Door;
 use crate::sys;
 use crate::wire::{self, Order, Word};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::ffi::CString;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// As a shell says it: found, but not executable.
 const EXIT_NOT_EXECUTABLE: i32 = 126;
@@ -129,15 +129,16 @@ impl Ready {
             rustix::fs::Mode::empty(),
         )?;
         sys::replace_streams([null.as_fd(); 3])?;
-        let mut relay = door.map(|d| Relay::new(d.listener, d.path));
+        let mut door = door.map(Door::settled);
         let mut buffer = vec![0; wire::ORDER_MAX];
         loop {
             let mut fds =
                 vec![PollFd::new(line, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
-            if let Some(relay) = &relay {
-                relay.interests(&mut fds);
+            if let Some(door) = &door {
+                door.interests(&mut fds);
             }
-            match poll(&mut fds, None) {
+            let until = door.as_ref().and_then(Door::deadline).map(left);
+            match poll(&mut fds, until.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }
@@ -155,11 +156,18 @@ impl Ready {
             {
                 return Ok(status);
             }
-            if let Some(relay) = &mut relay {
-                relay.turn(events.get(2..).unwrap_or_default());
+            if let Some(door) = &mut door {
+                door.turn(events.get(2..).unwrap_or_default());
             }
         }
     }
+}
+
+/// How long until then.
+fn left(until: Instant) -> Timespec {
+    let left = until.saturating_duration_since(Instant::now());
+    let seconds = left.as_secs().try_into().unwrap_or(i64::MAX);
+    Timespec { tv_sec: seconds, tv_nsec: left.subsec_nanos().into() }
 }
 
 fn forward(main: i32, signal: i32) {

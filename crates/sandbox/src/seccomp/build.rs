@@ -1,6 +1,6 @@
 //! From rules to BPF.
 
-use super::{Rule, rules};
+use super::{NEW_NAMESPACES, Rule, THREAD, rules};
 use libc::sock_filter;
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
@@ -47,7 +47,7 @@ struct Range {
 }
 
 /// The whole number line cut into ranges; `None` is refused.
-fn ranges() -> Vec<Range> {
+fn ranges(rules: Vec<(u32, Rule)>) -> Vec<Range> {
     let mut out = vec![Range { first: 0, rule: None }];
     let mut push = |first: u32, rule: Option<Rule>| {
         if out.last().is_some_and(|r| r.first == first) {
@@ -57,7 +57,7 @@ fn ranges() -> Vec<Range> {
             out.push(Range { first, rule });
         }
     };
-    for (number, rule) in rules() {
+    for (number, rule) in rules {
         push(number, Some(rule));
         push(number + 1, None);
     }
@@ -74,6 +74,13 @@ fn leaf(rule: Option<Rule>) -> Vec<sock_filter> {
         Some(Rule::NoBits(index, bits)) => {
             let test = [argument(index), op(AND, bits), jump(JUMP_EQUAL, 0, 1, 0)];
             test.into_iter().chain(refused_or_allowed).collect()
+        }
+        Some(Rule::Thread) => {
+            let test = [argument(0), op(AND, THREAD | NEW_NAMESPACES)];
+            test.into_iter()
+                .chain([jump(JUMP_EQUAL, THREAD, 1, 0)])
+                .chain(refused_or_allowed)
+                .collect()
         }
         Some(Rule::OneOf(index, values)) => compare(index, values, ALLOW, REFUSE),
         Some(Rule::NoneOf(index, values)) => compare(index, values, REFUSE, ALLOW),
@@ -150,8 +157,13 @@ pub(crate) fn decode(bytes: &[u8]) -> Vec<sock_filter> {
     instructions.iter().map(one).collect()
 }
 
-/// The program. Building it allocates much; do it once a process.
+/// The program of sandboxes. Building it allocates much; do it once a process.
 pub(crate) fn program() -> Vec<sock_filter> {
+    program_of(rules())
+}
+
+/// The program of any rules, sorted by number, each number once.
+pub(crate) fn program_of(rules: Vec<(u32, Rule)>) -> Vec<sock_filter> {
     let mut code = vec![
         op(LOAD, AT_ARCHITECTURE),
         jump(JUMP_EQUAL, ARCHITECTURE, 1, 0),
@@ -160,6 +172,6 @@ pub(crate) fn program() -> Vec<sock_filter> {
         jump(JUMP_AT_LEAST, X32_BIT, 0, 1),
         op(RETURN, KILL),
     ];
-    code.extend(tree(&ranges()));
+    code.extend(tree(&ranges(rules)));
     code
 }

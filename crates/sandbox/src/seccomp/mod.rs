@@ -13,9 +13,11 @@
 //!    would outlive the sandbox.
 
 mod build;
+mod role;
 mod table;
 
-pub(crate) use build::{decode, encode, program};
+pub(crate) use build::{decode, encode, program, program_of};
+pub(crate) use role::rules as role_rules;
 
 use libc::c_long;
 
@@ -32,12 +34,16 @@ pub(crate) enum Rule {
     OneOf(u8, &'static [u32]),
     /// Argument `.0` must be none of these.
     NoneOf(u8, &'static [u32]),
+    /// A `clone` that makes a thread, and neither a process nor a namespace.
+    Thread,
     /// `AF_NETLINK` only with protocol 0 (route), else one of the plain families.
     Socket,
 }
 
 /// `CLONE_NEW*`, all that `clone` can be given.
 const NEW_NAMESPACES: u32 = 0x7e02_0000;
+/// `CLONE_THREAD`.
+const THREAD: u32 = 0x0001_0000;
 /// S_ISUID | S_ISGID.
 const SET_ID_BITS: u32 = 0o6000;
 /// `TIOCSTI` and `TIOCLINUX` type into the terminal; `TIOCSETD` loads line disciplines;
@@ -81,11 +87,12 @@ const FCHMODAT2: c_long = 452;
 pub(crate) fn rules() -> Vec<(u32, Rule)> {
     let allowed = table::COMMON.iter().chain(table::ARCHITECTURE).map(|n| (*n, Rule::Allow));
     let missing = table::NOT_IMPLEMENTED.iter().map(|n| (*n, Rule::NotImplemented));
-    let mut all: Vec<(u32, Rule)> = allowed
-        .chain(missing)
-        .chain(FILTERED.iter().copied())
-        .filter_map(|(n, rule)| Some((u32::try_from(n).ok()?, rule)))
-        .collect();
+    sorted(allowed.chain(missing).chain(FILTERED.iter().copied()))
+}
+
+fn sorted(rules: impl Iterator<Item = (c_long, Rule)>) -> Vec<(u32, Rule)> {
+    let mut all: Vec<(u32, Rule)> =
+        rules.filter_map(|(n, rule)| Some((u32::try_from(n).ok()?, rule))).collect();
     all.sort_by_key(|(n, _)| *n);
     all.dedup_by_key(|(n, _)| *n);
     all

@@ -78,7 +78,7 @@ impl Live {
             ladder: shop.facts.ladder,
             limits: spec.limits.clone(),
             door: match &spec.network {
-                model::Network::Door(door) => Some(door.port),
+                model::Network::Door(door) => Some(door.clone()),
                 model::Network::None => None,
             },
         };
@@ -301,7 +301,7 @@ fn mappings(
     let Some(session) = session else { return Ok(Vec::new()) };
     let mut list: Vec<Mapping> = Vec::new();
     for step in &plan.steps {
-        if let crate::Step::Bind(bind) = step
+        if let crate::Step::Bind(bind) | crate::Step::Trust(bind) = step
             && let Some(owner) = bind.owner
             && !list.iter().any(|(o, _)| *o == owner)
         {

@@ -4,7 +4,7 @@ use crate::cgroup::Group;
 use crate::error::{StartError, StartErrorKind};
 use crate::facts::{HostFacts, Ladder, Mode, Rung};
 use crate::wire::Measured;
-use model::{LimitState, Limits, Strictness, WallState};
+use model::{DoorSpec, LimitState, Limits, Strictness, WallState};
 
 /// What a box must turn out to be.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub(super) struct Demand {
     pub(super) landlock: u32,
     pub(super) ladder: Ladder,
     pub(super) limits: Limits,
-    pub(super) door: Option<u16>,
+    pub(super) door: Option<DoorSpec>,
 }
 
 fn wrong(what: &str, found: &str, wanted: &str) -> StartError {
@@ -91,8 +91,13 @@ fn list(demand: &Demand, measured: &Measured) -> Vec<WallState> {
         Mode::Root => format!("1000 inside, {} outside, of this session alone", demand.uid),
         Mode::User => format!("1000 inside, {} outside, the caller's own", demand.uid),
     };
-    let network = match demand.door {
-        Some(port) => format!("lo only, 127.0.0.1:{port} relayed to the door"),
+    let network = match &demand.door {
+        Some(door) => {
+            let ports: Vec<String> = door.ports.iter().map(u16::to_string).collect();
+            let ports = if ports.is_empty() { "none".into() } else { ports.join(", ") };
+            let port = door.port;
+            format!("lo only, 127.0.0.1:{port} relayed to the door, names at ports {ports}")
+        }
         None => "lo only, no door".to_owned(),
     };
     let reachable = crate::seccomp::reachable_syscalls();

@@ -38,3 +38,15 @@ pub fn io_uring() -> io::Result<()> {
     unsafe { libc::close(i32::try_from(fd).unwrap_or(-1)) };
     Ok(())
 }
+
+/// Asks the kernel to execute a program without a name, which it can never do: who may execute
+/// hears that there is no such file, who may not, that it is not permitted.
+///
+/// # Errors
+/// Always, with the kernel's answer (execve(2)).
+pub fn exec_nothing() -> io::Result<()> {
+    let none = [std::ptr::null::<libc::c_char>()];
+    // SAFETY: an empty path names no file, so the call cannot replace this process; path and the
+    // two empty, null-terminated lists live during the call.
+    check(unsafe { libc::execve(c"".as_ptr(), none.as_ptr(), none.as_ptr()) }.into()).map(drop)
+}

@@ -1,6 +1,8 @@
 //! A place to make sandboxes in.
 
-use model::{AgentName, Command, Limits, Network, RootFs, SandboxSpec, SessionId, Workspace};
+use model::{
+    AgentName, Command, DoorSpec, Limits, Network, RootFs, SandboxSpec, SessionId, Workspace,
+};
 use nanoclaw_sandbox::{Ended, Mode, Outcome, Spawner, SpawnerOptions, StartError, Stdio};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -29,6 +31,11 @@ impl Done {
 
 pub(crate) fn set_mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// A door to the socket at `socket`, with these ports.
+pub(crate) fn door(socket: PathBuf, ports: &[u16]) -> Network {
+    Network::Door(DoorSpec { socket, port: 8080, ports: ports.to_vec(), trust: None })
 }
 
 impl Lab {

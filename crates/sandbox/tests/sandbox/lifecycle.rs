@@ -2,7 +2,6 @@
 
 use crate::Test;
 use crate::lab::Lab;
-use model::{DoorSpec, Network};
 use nanoclaw_sandbox::{Outcome, Spawner, SpawnerOptions, Stdio};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -54,7 +53,7 @@ for address in (('127.0.0.1',8080),'/run/nanoclaw/door.sock'):
     print(got==data[::-1])
 ";
     let mut spec = lab.spec(&["python3", "-c", script]);
-    spec.network = Network::Door(DoorSpec { socket: path, port: 8080 });
+    spec.network = crate::lab::door(path, &[]);
     assert_eq!(lab.run(&spec).ok(), "True\nTrue\n");
     server.join().unwrap();
 }

@@ -6,10 +6,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod gateway;
 mod lab;
 mod lifecycle;
 mod limits;
 mod programs;
+mod roles;
+mod transparent;
 mod walls;
 
 use lab::Lab;
@@ -28,6 +31,8 @@ fn main() -> ExitCode {
         Some(nanoclaw_sandbox::INIT_ROLE) => return nanoclaw_sandbox::init_main(),
         Some("__hold") => return lifecycle::hold(),
         Some("__builtin") => return programs::builtin(&args[2..]),
+        Some(roles::ROLE) => return roles::acts(&args[2..]),
+        Some("__resolve") => return transparent::resolve(&args[2..]),
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
@@ -41,7 +46,15 @@ fn main() -> ExitCode {
 }
 
 fn run_all(filter: &str, mode: &str) -> usize {
-    let tests = [walls::TESTS, limits::TESTS, lifecycle::TESTS, programs::TESTS].concat();
+    let tests = [
+        walls::TESTS,
+        limits::TESTS,
+        lifecycle::TESTS,
+        programs::TESTS,
+        roles::TESTS,
+        transparent::TESTS,
+    ]
+    .concat();
     let (mut passed, mut failed) = (0, Vec::new());
     for (name, test) in tests.iter().filter(|(name, _)| name.contains(filter)) {
         let lab = Lab::new(name);

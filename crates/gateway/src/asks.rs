@@ -1,0 +1,148 @@
+//! A human's answer before a request goes out: question ─► approver ─► allow, deny, or nobody.
+//!
+//! 1. No answer is a refusal, whatever the reason: too late, nobody there, approver gone.
+//! 2. Question and decision are on record, in this order, before anything goes out.
+//! 3. A session cannot flood people: few questions wait at a time.
+
+use crate::door::DoorState;
+use crate::egress::Refusal;
+use model::{AgentName, Body, Durability, EgressRule, SessionId};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Questions of one session that may wait at a time; nobody answers more at once.
+const WAITING_MAX: usize = 8;
+/// A rule without terms waits so long.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// What a human is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// Names question and answer in the log; unique.
+    pub id: String,
+    /// Whose request waits.
+    pub session: SessionId,
+    /// The agent behind it.
+    pub agent: AgentName,
+    /// The rule that wants an answer.
+    pub rule: String,
+    /// The role that may answer: `owner`, `admin` or `member`.
+    pub by: String,
+    /// After so long the answer is no.
+    pub timeout: Duration,
+    /// What it is about, e.g. `POST https://api.example.org/items`. Data, to be shown escaped.
+    pub summary: String,
+}
+
+/// What came of a question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// It may go out, once.
+    Allow {
+        /// Who said so.
+        by: String,
+    },
+    /// It may not.
+    Deny {
+        /// Who said so.
+        by: String,
+    },
+    /// Nobody answered, or nobody can be asked.
+    None,
+}
+
+/// Asks people. `answer` is called once, or dropped, which counts as [`Answer::None`].
+pub trait Approver: Send + Sync {
+    /// Puts the question; returns at once.
+    fn ask(&self, question: Question, answer: Box<dyn FnOnce(Answer) + Send>);
+}
+
+/// Where nobody can be asked: every question is answered with [`Answer::None`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NobodyApproves;
+
+impl Approver for NobodyApproves {
+    fn ask(&self, _question: Question, answer: Box<dyn FnOnce(Answer) + Send>) {
+        answer(Answer::None);
+    }
+}
+
+/// One door's questions.
+pub(crate) struct Asks {
+    approver: Arc<dyn Approver>,
+    waiting: Semaphore,
+    next: AtomicU64,
+}
+
+impl Asks {
+    pub(crate) fn new(approver: Arc<dyn Approver>) -> Self {
+        Self { approver, waiting: Semaphore::new(WAITING_MAX), next: AtomicU64::new(0) }
+    }
+}
+
+/// Waits for the human whom `rule` names.
+pub(crate) async fn ask(
+    door: &DoorState,
+    rule: &EgressRule,
+    summary: String,
+) -> Result<(), Refusal> {
+    let refused = |why: String| Refusal::new(403, &rule.id, why);
+    let Ok(_place) = door.asks.waiting.try_acquire() else {
+        let why = format!("{WAITING_MAX} questions of this session wait for a human already");
+        return Err(Refusal::new(429, &rule.id, why));
+    };
+    let question = question(door, rule, summary);
+    let unwritten = |e| Refusal::new(503, &rule.id, format!("nobody was asked, for {e}"));
+    let asked = Body::ApprovalAsked {
+        approval: question.id.clone(),
+        rule: question.rule.clone(),
+        by: question.by.clone(),
+        summary: question.summary.clone(),
+    };
+    door.scribe.write(asked, Durability::Durable).await.map_err(unwritten)?;
+    let (id, role, timeout) = (question.id.clone(), question.by.clone(), question.timeout);
+    let (tx, rx) = tokio::sync::oneshot::channel();
+    door.asks.approver.ask(question, Box::new(move |answer| drop(tx.send(answer))));
+    let answer = tokio::time::timeout(timeout, rx).await;
+    let (decision, by, why) = match answer {
+        Ok(Ok(Answer::Allow { by })) => ("allow", by, None),
+        Ok(Ok(Answer::Deny { by })) => {
+            let why = format!("{by} was asked and said no");
+            ("deny", by, Some(why))
+        }
+        Ok(Ok(Answer::None) | Err(_)) => (
+            "none",
+            String::new(),
+            Some("a human must allow this, and nobody can be asked here".into()),
+        ),
+        Err(_) => {
+            let seconds = timeout.as_secs();
+            let why = format!("a human ({role}) was asked and did not answer within {seconds} s");
+            ("timeout", String::new(), Some(why))
+        }
+    };
+    let decided = Body::ApprovalDecided { approval: id, decision: decision.into(), by };
+    let written = door.scribe.write(decided, Durability::Ordered).await;
+    match why {
+        Some(why) => Err(refused(why)),
+        None => written.map_err(unwritten),
+    }
+}
+
+fn question(door: &DoorState, rule: &EgressRule, summary: String) -> Question {
+    let n = door.asks.next.fetch_add(1, Ordering::Relaxed);
+    let terms = rule.ask.as_ref();
+    Question {
+        id: format!("{}-{:x}-{n}", door.scribe.session, (door.scribe.clock)()),
+        session: door.scribe.session.clone(),
+        agent: door.scribe.agent.clone(),
+        rule: rule.id.clone(),
+        by: terms.map_or_else(|| "owner".to_owned(), |t| t.by.clone()),
+        timeout: terms.map_or(TIMEOUT, |t| Duration::from_millis(t.timeout_ms)),
+        summary,
+    }
+}

@@ -1,0 +1,570 @@
+//! The product's side: doors by order, questions answered, a gateway that died replaced.
+//!
+//! ```text
+//! any thread ─ request ─► link ─►  gateway
+//! one thread ◄─ replies, questions, notices ─┘
+//!     └ EOF ─► start it again ─► hand every door over again ─► say so
+//! ```
+
+use super::frames::Inbox;
+use super::link::{Link, connect};
+use super::wire::{FromGateway, Reply, ToGateway};
+use crate::asks::{Answer, Question};
+use crate::door::{DoorError, DoorGrant, bind_door};
+use crate::mcp::Described;
+use crate::script::Script;
+use crate::usage::Notice;
+use model::{McpServer, ModelApi, TurnId};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// A gateway that dies so often within [`DEATHS_WINDOW`] is not started again: something kills it.
+const DEATHS_MAX: usize = 3;
+/// See [`DEATHS_MAX`].
+const DEATHS_WINDOW: Duration = Duration::from_secs(30);
+
+/// What happened to the gateway meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// It stopped, was started again, and has every door again. What was under way is lost.
+    Restarted,
+    /// It stopped for good; nothing goes out any more.
+    Failed {
+        /// Why, and what to do.
+        cause: String,
+    },
+    /// The owner should know something.
+    Notice(Notice),
+}
+
+/// Who hears of events and answers questions.
+pub trait Watcher: Send + Sync {
+    /// Something happened. Must not wait for the gateway.
+    fn happened(&self, event: Event);
+    /// A human is asked; called on a thread of its own and may take its time.
+    fn ask(&self, question: Question) -> Answer;
+}
+
+/// How a client finds, starts and hears the gateway.
+pub struct Settings {
+    /// The installation.
+    pub home: PathBuf,
+    /// What this process is (up to 32 bytes).
+    pub role: String,
+    /// Starts a gateway and returns when it is ready or has found another one running.
+    pub start: Box<dyn Fn() -> io::Result<()> + Send + Sync>,
+    /// Who hears.
+    pub watcher: Arc<dyn Watcher>,
+}
+
+/// Why an order was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// The gateway, or this side on its behalf, says no.
+    #[error("{why}")]
+    Refused {
+        /// Cause and remedy.
+        why: String,
+    },
+    /// There is no gateway.
+    #[error("the gateway is gone: {cause}")]
+    Gone {
+        /// What was seen, and what to do.
+        cause: String,
+    },
+}
+
+fn refused(why: impl ToString) -> ControlError {
+    ControlError::Refused { why: why.to_string() }
+}
+
+/// A door as this side keeps it.
+struct Held {
+    grant: DoorGrant,
+    listener: UnixListener,
+    turn: Option<TurnId>,
+    restarts: u64,
+}
+
+enum Phase {
+    Up(Arc<Link>),
+    Down,
+    Failed(String),
+}
+
+struct State {
+    phase: Phase,
+    /// Counts connections, so that what was agreed with one gateway is not taken for another's.
+    generation: u64,
+    next: u64,
+    waiting: HashMap<u64, SyncSender<Reply>>,
+    doors: BTreeMap<u64, Box<Held>>,
+    deaths: Vec<Instant>,
+    closing: bool,
+}
+
+struct Shared {
+    settings: Settings,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// A connection to the gateway of a home. Dropping it closes its doors.
+pub struct ControlClient {
+    shared: Arc<Shared>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl ControlClient {
+    /// Connects; starts a gateway where none runs. Any number of processes may do so at once.
+    ///
+    /// # Errors
+    /// What starting says, or that none can be reached within 30 seconds.
+    pub fn connect(settings: Settings) -> io::Result<Self> {
+        let (link, inbox) = connect(&settings.home, &settings.role, &settings.start)?;
+        link.settle()?;
+        let link = Arc::new(link);
+        let state = Mutex::new(State {
+            phase: Phase::Up(Arc::clone(&link)),
+            generation: 0,
+            next: 0,
+            waiting: HashMap::new(),
+            doors: BTreeMap::new(),
+            deaths: Vec::new(),
+            closing: false,
+        });
+        let shared = Arc::new(Shared { settings, state, changed: Condvar::new() });
+        let for_reader = Arc::clone(&shared);
+        let reader = thread::Builder::new()
+            .name("gateway-answers".into())
+            .spawn(move || for_reader.read(link, inbox))?;
+        Ok(Self { shared, reader: Some(reader) })
+    }
+
+    /// Opens a door at `socket` for one session. The socket stays with this process, whatever
+    /// becomes of the gateway. Scripts of the grant's models are read here.
+    ///
+    /// # Errors
+    /// When the socket cannot be made safely, a model of the grant is not usable, or the gateway
+    /// is gone.
+    pub fn open_door(&self, mut grant: DoorGrant, socket: &Path) -> Result<Door, ControlError> {
+        read_scripts(&mut grant)?;
+        let listener = bind_door(socket).map_err(refused)?;
+        let mut held = Box::new(Held { grant, listener, turn: None, restarts: 0 });
+        let key = self.shared.number();
+        let placed = loop {
+            let made = |id| open_message(id, key, &held);
+            let fd = held.listener.as_fd();
+            let (reply, generation) = match self.shared.request(&made, Some(fd), false) {
+                Ok(done) => done,
+                Err(e) => break Err(e),
+            };
+            if let Err(e) = done(reply) {
+                break Err(e);
+            }
+            match self.shared.place(key, held, generation) {
+                Ok(()) => break Ok(()),
+                // That gateway is gone already; the next one knows nothing of this door.
+                Err(back) => held = back,
+            }
+        };
+        if let Err(e) = placed {
+            drop(std::fs::remove_file(socket));
+            return Err(e);
+        }
+        Ok(Door { shared: Arc::clone(&self.shared), key, socket: socket.to_owned() })
+    }
+
+    /// Asks whether the gateway is there; how many doors it has, all clients' together.
+    ///
+    /// # Errors
+    /// When it is gone for good.
+    pub fn ping(&self) -> Result<u64, ControlError> {
+        match self.shared.request(&|id| ToGateway::Ping { id }, None, false)?.0 {
+            Reply::Pong { doors } => Ok(doors),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What a server of tools offers now, for a person who is to approve it. Waits for the server,
+    /// at most a minute.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or understood, or the gateway is gone.
+    pub fn describe_mcp(&self, server: &McpServer) -> Result<Vec<Described>, ControlError> {
+        let made = |id| ToGateway::DescribeMcp { id, server: server.clone() };
+        match self.shared.request(&made, None, true)?.0 {
+            Reply::Described(tools) => Ok(tools),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+impl Drop for ControlClient {
+    fn drop(&mut self) {
+        self.shared.close();
+        if let Some(reader) = self.reader.take()
+            && reader.thread().id() != thread::current().id()
+        {
+            // A reader that panicked has nothing left to end.
+            let _ = reader.join();
+        }
+    }
+}
+
+fn read_scripts(grant: &mut DoorGrant) -> Result<(), ControlError> {
+    for config in grant.models.iter().filter(|m| m.api == ModelApi::Script) {
+        let Some(path) = &config.script else { continue };
+        let text = Script::text(path)
+            .map_err(|why| refused(DoorError::Script { model: config.name.clone(), why }))?;
+        grant.scripts.insert(path.clone(), text);
+    }
+    Ok(())
+}
+
+fn open_message(id: u64, door: u64, held: &Held) -> ToGateway {
+    let (grant, turn) = (Box::new(held.grant.clone()), held.turn.clone());
+    ToGateway::OpenDoor { id, door, grant, turn }
+}
+
+fn unexpected(reply: &Reply) -> ControlError {
+    match reply {
+        Reply::Refused { why } => refused(why),
+        other => refused(format!("the gateway answered something else: {other:?}")),
+    }
+}
+
+fn done(reply: Reply) -> Result<(), ControlError> {
+    if reply == Reply::Done { Ok(()) } else { Err(unexpected(&reply)) }
+}
+
+/// An open door. Dropping it closes it and removes the socket.
+pub struct Door {
+    shared: Arc<Shared>,
+    key: u64,
+    socket: PathBuf,
+}
+
+impl Door {
+    /// Where the socket is.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Says which turn runs from now on; it stands in every record of the door. Returns when the
+    /// gateway knows.
+    ///
+    /// # Errors
+    /// When there is no gateway any more.
+    pub fn set_turn(&self, turn: Option<TurnId>) -> Result<(), ControlError> {
+        let key = self.key;
+        if let Some(held) = self.shared.lock().doors.get_mut(&key) {
+            held.turn.clone_from(&turn);
+        }
+        let made = |id| ToGateway::SetTurn { id, door: key, turn: turn.clone() };
+        done(self.shared.request(&made, None, false)?.0)
+    }
+
+    /// What went through so far, once its records are with the recorder; `gateway_restarts` says
+    /// that earlier counts are lost.
+    ///
+    /// # Errors
+    /// When there is no gateway any more, or its records cannot be written.
+    pub fn counts(&self) -> Result<BTreeMap<String, u64>, ControlError> {
+        let made = |id| ToGateway::Counts { id, door: self.key };
+        let (reply, _) = self.shared.request(&made, None, false)?;
+        let Reply::Counts(mut counts) = reply else { return Err(unexpected(&reply)) };
+        let restarts = self.shared.lock().doors.get(&self.key).map_or(0, |h| h.restarts);
+        if restarts > 0 {
+            counts.insert("gateway_restarts".into(), restarts);
+        }
+        Ok(counts)
+    }
+
+    /// Has the gateway write a secret into `pipe` (its writing end) and close it. The bytes do not
+    /// pass through this process. Returns how many there are.
+    ///
+    /// # Errors
+    /// When the agent's file does not grant it, the secret cannot be opened, the record cannot be
+    /// written, or the gateway is gone; then it may have been written, and is on record.
+    pub fn deliver(&self, secret: &str, pipe: OwnedFd) -> Result<u64, ControlError> {
+        let made = |id| ToGateway::Deliver { id, door: self.key, secret: secret.to_owned() };
+        match self.shared.request(&made, Some(pipe.as_fd()), true)?.0 {
+            Reply::Delivered { bytes } => Ok(bytes),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let link = {
+            let mut state = self.shared.lock();
+            state.doors.remove(&self.key);
+            match &state.phase {
+                Phase::Up(link) => Some(Arc::clone(link)),
+                Phase::Down | Phase::Failed(_) => None,
+            }
+        };
+        if let Some(link) = link {
+            // Nobody waits for its counts; a gateway that is gone has closed it.
+            let id = self.shared.number();
+            drop(link.send(&ToGateway::CloseDoor { id, door: self.key }, None));
+        }
+        drop(std::fs::remove_file(&self.socket));
+    }
+}
+
+/// Why a new gateway does not do.
+enum Lost {
+    /// It died as well.
+    Again,
+    /// It will not do another time either.
+    Lasting(String),
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn number(&self) -> u64 {
+        let mut state = self.lock();
+        state.next += 1;
+        state.next
+    }
+
+    /// One request and its reply, with the generation that answered. When the gateway dies under
+    /// it, it is put to the next one, unless `once`.
+    fn request(
+        &self,
+        made: &dyn Fn(u64) -> ToGateway,
+        fd: Option<BorrowedFd<'_>>,
+        once: bool,
+    ) -> Result<(Reply, u64), ControlError> {
+        loop {
+            let (answer, answered) = sync_channel(1);
+            let (link, id, generation) = self.enlist(answer)?;
+            match link.send(&made(id), fd) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                    self.lock().waiting.remove(&id);
+                    return Err(refused(e));
+                }
+                // The reader sees the end and lets go of `answer`.
+                Err(_) => link.shutdown(),
+            }
+            match answered.recv() {
+                Ok(reply) => return Ok((reply, generation)),
+                Err(_) if once => {
+                    let cause = "it stopped while it was asked".to_owned();
+                    return Err(ControlError::Gone { cause });
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn enlist(&self, answer: SyncSender<Reply>) -> Result<(Arc<Link>, u64, u64), ControlError> {
+        let mut state = self.lock();
+        loop {
+            if state.closing {
+                return Err(ControlError::Gone { cause: "this client was closed".into() });
+            }
+            match &state.phase {
+                Phase::Failed(cause) => return Err(ControlError::Gone { cause: cause.clone() }),
+                Phase::Down => {
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                Phase::Up(link) => {
+                    let link = Arc::clone(link);
+                    state.next += 1;
+                    let id = state.next;
+                    state.waiting.insert(id, answer);
+                    return Ok((link, id, state.generation));
+                }
+            }
+        }
+    }
+
+    /// Keeps a door that the gateway of `generation` has opened; gives it back when that one is
+    /// gone.
+    fn place(&self, key: u64, held: Box<Held>, generation: u64) -> Result<(), Box<Held>> {
+        let mut state = self.lock();
+        if state.generation != generation || !matches!(state.phase, Phase::Up(_)) {
+            return Err(held);
+        }
+        state.doors.insert(key, held);
+        Ok(())
+    }
+
+    fn close(&self) {
+        let mut state = self.lock();
+        state.closing = true;
+        state.waiting.clear();
+        if let Phase::Up(link) = &state.phase {
+            link.shutdown();
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn read(self: &Arc<Self>, mut link: Arc<Link>, mut inbox: Inbox) {
+        loop {
+            let sense = match link.receive(&mut inbox) {
+                Ok(Some(message)) => self.take(&link, message),
+                Ok(None) | Err(_) => false,
+            };
+            if !sense {
+                link.shutdown();
+                match self.replace() {
+                    Some(next) => (link, inbox) = next,
+                    None => return,
+                }
+            }
+        }
+    }
+
+    /// Takes one message; `false` when it makes no sense.
+    fn take(self: &Arc<Self>, link: &Arc<Link>, message: FromGateway) -> bool {
+        match message {
+            FromGateway::Reply { id, reply } => {
+                if let Some(waiting) = self.lock().waiting.remove(&id) {
+                    // There is room for one, and it comes once.
+                    drop(waiting.try_send(reply));
+                }
+            }
+            FromGateway::Ask { ask, question } => {
+                let (shared, link) = (Arc::clone(self), Arc::clone(link));
+                let asked = thread::Builder::new().name("gateway-ask".into()).spawn(move || {
+                    let answer = shared.settings.watcher.ask(question);
+                    // A gateway that is gone asks no more.
+                    drop(link.send(&ToGateway::Answer { ask, answer }, None));
+                });
+                // Without a thread nobody is asked; the gateway stops waiting by itself.
+                drop(asked);
+            }
+            FromGateway::Notice { notice } => {
+                self.settings.watcher.happened(Event::Notice(notice));
+            }
+            FromGateway::Welcome { .. } => return false,
+        }
+        true
+    }
+
+    /// After the end of a connection: another gateway with all doors, or none any more.
+    fn replace(self: &Arc<Self>) -> Option<(Arc<Link>, Inbox)> {
+        loop {
+            if !self.mourn() {
+                return None;
+            }
+            match self.revive() {
+                Ok((link, inbox)) => {
+                    let link = Arc::new(link);
+                    let mut state = self.lock();
+                    state.phase = Phase::Up(Arc::clone(&link));
+                    state.generation += 1;
+                    let closing = state.closing;
+                    drop(state);
+                    self.changed.notify_all();
+                    if closing {
+                        return None;
+                    }
+                    self.settings.watcher.happened(Event::Restarted);
+                    return Some((link, inbox));
+                }
+                Err(Lost::Again) => {}
+                Err(Lost::Lasting(cause)) => {
+                    self.fail(cause);
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Counts a death. `false` when there is to be no other gateway.
+    fn mourn(&self) -> bool {
+        let mut state = self.lock();
+        state.phase = Phase::Down;
+        state.waiting.clear();
+        if state.closing {
+            return false;
+        }
+        let now = Instant::now();
+        state.deaths.retain(|t| now.duration_since(*t) < DEATHS_WINDOW);
+        state.deaths.push(now);
+        if state.deaths.len() < DEATHS_MAX {
+            return true;
+        }
+        drop(state);
+        self.fail(format!(
+            "it stopped {DEATHS_MAX} times within {} seconds and is not started again; look in the \
+             system's log for what ends it",
+            DEATHS_WINDOW.as_secs()
+        ));
+        false
+    }
+
+    fn fail(&self, cause: String) {
+        self.lock().phase = Phase::Failed(cause.clone());
+        self.changed.notify_all();
+        self.settings.watcher.happened(Event::Failed { cause });
+    }
+
+    /// Starts a gateway and hands every door over.
+    fn revive(self: &Arc<Self>) -> Result<(Link, Inbox), Lost> {
+        let Settings { home, role, start, .. } = &self.settings;
+        let lost = |e: io::Error| match e.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => Lost::Again,
+            io::ErrorKind::ConnectionReset => Lost::Again,
+            _ => Lost::Lasting(e.to_string()),
+        };
+        let (link, mut inbox) = connect(home, role, start).map_err(lost)?;
+        let keys: Vec<u64> = self.lock().doors.keys().copied().collect();
+        for key in keys {
+            let (message, id, listener) = {
+                let mut state = self.lock();
+                state.next += 1;
+                let id = state.next;
+                // It may have been closed meanwhile.
+                let Some(held) = state.doors.get_mut(&key) else { continue };
+                held.restarts += 1;
+                let listener = held.listener.try_clone().map_err(lost)?;
+                (open_message(id, key, held), id, listener)
+            };
+            link.send(&message, Some(listener.as_fd())).map_err(lost)?;
+            self.reopened(&link, &mut inbox, id).map_err(lost)?;
+            if !self.lock().doors.contains_key(&key) {
+                let id = self.number();
+                link.send(&ToGateway::CloseDoor { id, door: key }, None).map_err(lost)?;
+            }
+        }
+        link.settle().map_err(lost)?;
+        Ok((link, inbox))
+    }
+
+    fn reopened(&self, link: &Link, inbox: &mut Inbox, wanted: u64) -> io::Result<()> {
+        loop {
+            match link.receive(inbox)? {
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Some(FromGateway::Reply { id, reply }) if id == wanted => {
+                    return done(reply).map_err(io::Error::other);
+                }
+                // A question before all doors are open counts as not answered; the answers to
+                // doors closed meanwhile are nobody's.
+                Some(FromGateway::Ask { ask, .. }) => {
+                    link.send(&ToGateway::Answer { ask, answer: Answer::None }, None)?;
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}

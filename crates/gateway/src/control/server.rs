@@ -1,0 +1,377 @@
+//! The gateway's side: one task a client, its doors, and the questions on their way to people.
+
+use super::frames::Inbox;
+use super::tracked::Tracked;
+use super::wire::{FromGateway, PROTOCOL, ROLE_BYTES_MAX, Reply, ToGateway, decode, encode};
+use crate::asks::{Answer, Approver, Question};
+use crate::door::Door;
+use crate::gateway::Gateway;
+use crate::usage::Notice;
+use model::SessionId;
+use std::collections::HashMap;
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
+
+/// How long it waits for its first client.
+const FIRST_CLIENT_GRACE: Duration = Duration::from_secs(10);
+/// How long it waits for another client after the last one has gone: one command after another
+/// then shares a gateway.
+const LAST_CLIENT_GRACE: Duration = Duration::from_millis(300);
+/// How long a client may take to say hello.
+const HELLO_TIME: Duration = Duration::from_secs(5);
+/// Clients at a time: the commands one person runs at once.
+const CLIENTS_MAX: usize = 64;
+/// Doors of one client.
+const DOORS_MAX: usize = 1_024;
+/// Frames on their way to a client that reads slowly; a question beyond is not asked.
+const UNSENT_MAX: usize = 256;
+/// Questions of one client that wait for an answer.
+const QUESTIONS_MAX: usize = 64;
+/// What follows a secret in its pipe: agents read it as a line, and another may follow.
+const LINE_END: &[u8] = b"\n";
+/// How long the last records of a door may take to be taken by the recorder.
+const FLUSH_TIME: Duration = Duration::from_secs(10);
+
+type Sender = mpsc::Sender<Vec<u8>>;
+type Waiting = Box<dyn FnOnce(Answer) + Send>;
+
+#[derive(Default)]
+struct Routes {
+    /// Which client a session belongs to.
+    sessions: HashMap<SessionId, (u64, Sender)>,
+    /// Questions without an answer, with the client that was asked.
+    questions: HashMap<u64, (u64, Waiting)>,
+    next: u64,
+}
+
+/// Carries questions and notices to the client whose session they are about.
+#[derive(Default)]
+pub struct Approvals(Mutex<Routes>);
+
+impl Approvals {
+    fn lock(&self) -> MutexGuard<'_, Routes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the client of the notice's session; without one there is nobody to tell.
+    pub fn notice(&self, notice: Notice) {
+        let to = self.lock().sessions.get(&notice.session).map(|(_, to)| to.clone());
+        if let (Some(to), Ok(frame)) = (to, encode(&FromGateway::Notice { notice })) {
+            // A client that does not read is told nothing more.
+            let _ = to.try_send(frame);
+        }
+    }
+
+    fn answered(&self, client: u64, ask: u64, answer: Answer) {
+        let mut routes = self.lock();
+        // Only who was asked may answer.
+        let own = routes.questions.get(&ask).is_some_and(|(who, _)| *who == client);
+        let waiting = if own { routes.questions.remove(&ask) } else { None };
+        drop(routes);
+        if let Some((_, waiting)) = waiting {
+            waiting(answer);
+        }
+    }
+
+    /// Forgets a client; what it was asked counts as not answered.
+    fn left(&self, client: u64) {
+        let mut routes = self.lock();
+        routes.sessions.retain(|_, (who, _)| *who != client);
+        let gone: Vec<u64> = routes
+            .questions
+            .iter()
+            .filter(|(_, (who, _))| *who == client)
+            .map(|(n, _)| *n)
+            .collect();
+        let unanswered: Vec<_> = gone.iter().filter_map(|n| routes.questions.remove(n)).collect();
+        drop(routes);
+        drop(unanswered);
+    }
+}
+
+impl Approver for Approvals {
+    fn ask(&self, question: Question, answer: Waiting) {
+        let mut routes = self.lock();
+        let Some((client, to)) = routes.sessions.get(&question.session).cloned() else { return };
+        // Those that timed out meanwhile are answered later or never; their places are bounded.
+        if routes.questions.values().filter(|(who, _)| *who == client).count() >= QUESTIONS_MAX {
+            return;
+        }
+        let ask = routes.next;
+        routes.next += 1;
+        let Ok(frame) = encode(&FromGateway::Ask { ask, question }) else { return };
+        if to.try_send(frame).is_ok() {
+            routes.questions.insert(ask, (client, answer));
+        }
+    }
+}
+
+/// What all clients share.
+struct Shared {
+    gateway: Gateway,
+    approvals: Arc<Approvals>,
+    records: Arc<Tracked>,
+    doors: AtomicU64,
+    clients: watch::Sender<usize>,
+}
+
+/// Serves clients until the last one has gone, or the recorder is: a gateway that cannot record
+/// is of no use, and its successor will find the recorder's. `approvals` is the gateway's own
+/// approver, `records` its sink.
+///
+/// # Errors
+/// When the listener fails, or the recorder is gone.
+pub async fn serve(
+    listener: std::os::unix::net::UnixListener,
+    gateway: Gateway,
+    approvals: Arc<Approvals>,
+    records: Arc<Tracked>,
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
+    let (clients, mut count) = watch::channel(0);
+    let doors = AtomicU64::new(0);
+    let shared = Arc::new(Shared { gateway, approvals, records, doors, clients });
+    let (mut grace, mut number) = (FIRST_CLIENT_GRACE, 0);
+    loop {
+        let now = *count.borrow_and_update();
+        if shared.records.is_gone() {
+            return Err(io::Error::other("the recorder is gone"));
+        }
+        tokio::select! {
+            accepted = listener.accept() => {
+                let (stream, _) = accepted?;
+                number += 1;
+                welcome(&shared, stream, number);
+            }
+            _ = count.changed() => grace = LAST_CLIENT_GRACE,
+            () = tokio::time::sleep(grace), if now == 0 => return Ok(()),
+        }
+    }
+}
+
+/// Whether whoever is at the other end may direct the gateway.
+fn may_direct(stream: &UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
+}
+
+fn welcome(shared: &Arc<Shared>, stream: UnixStream, number: u64) {
+    if !may_direct(&stream) || *shared.clients.borrow() >= CLIENTS_MAX {
+        return;
+    }
+    shared.clients.send_modify(|n| *n += 1);
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let stream = Arc::new(stream);
+        let (to, from) = mpsc::channel(UNSENT_MAX);
+        let writing = tokio::spawn(write_frames(Arc::clone(&stream), from));
+        let mut client = Client { shared, number, to, doors: HashMap::new() };
+        // However it ended, the client is gone: its doors close.
+        let _ = client.run(&stream).await;
+        let Client { shared, number, to, doors } = client;
+        shared.doors.fetch_sub(doors.len() as u64, Ordering::Relaxed);
+        drop(doors);
+        shared.approvals.left(number);
+        drop(to);
+        let _ = writing.await;
+        shared.clients.send_modify(|n| *n -= 1);
+    });
+}
+
+async fn write_frames(stream: Arc<UnixStream>, mut from: mpsc::Receiver<Vec<u8>>) {
+    while let Some(frame) = from.recv().await {
+        let mut rest = &frame[..];
+        while !rest.is_empty() {
+            match stream.try_write(rest) {
+                Ok(n) => rest = &rest[n..],
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if stream.writable().await.is_err() {
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+struct Client {
+    shared: Arc<Shared>,
+    number: u64,
+    to: Sender,
+    doors: HashMap<u64, Door>,
+}
+
+fn unwelcome(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+impl Client {
+    async fn run(&mut self, stream: &UnixStream) -> io::Result<()> {
+        let mut inbox = Inbox::default();
+        let hello = tokio::time::timeout(HELLO_TIME, next(stream, &mut inbox)).await;
+        match hello.map_err(|_| io::ErrorKind::TimedOut)?? {
+            Some((ToGateway::Hello { protocol: PROTOCOL, role }, None))
+                if role.len() <= ROLE_BYTES_MAX => {}
+            _ => return Err(unwelcome("another protocol")),
+        }
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let welcome = FromGateway::Welcome { protocol: PROTOCOL, version, pid: std::process::id() };
+        self.tell(&welcome).await?;
+        while let Some((message, fd)) = next(stream, &mut inbox).await? {
+            self.obey(message, fd).await?;
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, message: &FromGateway) -> io::Result<()> {
+        let frame = encode(message)?;
+        self.to.send(frame).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    async fn obey(&mut self, message: ToGateway, fd: Option<OwnedFd>) -> io::Result<()> {
+        let (id, reply) = match (message, fd) {
+            (ToGateway::OpenDoor { id, door, grant, turn }, Some(fd)) => {
+                (id, self.open(door, *grant, turn, fd))
+            }
+            (ToGateway::Deliver { id, door, secret }, Some(fd)) => {
+                (id, self.deliver(door, &secret, fd).await)
+            }
+            (ToGateway::SetTurn { id, door, turn }, None) => {
+                let known = self.doors.get(&door).map(|d| d.set_turn(turn));
+                (id, known.map_or_else(no_door, |()| Reply::Done))
+            }
+            (ToGateway::Counts { id, door }, None) => (id, self.counts(door).await),
+            (ToGateway::CloseDoor { id, door }, None) => {
+                let counts = self.counts(door).await;
+                if self.doors.remove(&door).is_some() {
+                    self.shared.doors.fetch_sub(1, Ordering::Relaxed);
+                }
+                (id, counts)
+            }
+            (ToGateway::Answer { ask, answer }, None) => {
+                self.shared.approvals.answered(self.number, ask, answer);
+                return Ok(());
+            }
+            (ToGateway::DescribeMcp { id, server }, None) => {
+                let described = self.shared.gateway.describe_mcp(server).await;
+                let refused = |e: crate::mcp::McpError| Reply::Refused { why: e.to_string() };
+                (id, described.map_or_else(refused, Reply::Described))
+            }
+            (ToGateway::Ping { id }, None) => {
+                (id, Reply::Pong { doors: self.shared.doors.load(Ordering::Relaxed) })
+            }
+            _ => return Err(unwelcome("a second hello, or a descriptor out of place")),
+        };
+        self.tell(&FromGateway::Reply { id, reply }).await
+    }
+
+    fn open(
+        &mut self,
+        key: u64,
+        grant: crate::door::DoorGrant,
+        turn: Option<model::TurnId>,
+        fd: OwnedFd,
+    ) -> Reply {
+        let refused = |why: String| Reply::Refused { why };
+        if self.doors.len() >= DOORS_MAX || self.doors.contains_key(&key) {
+            return refused(format!("a client has at most {DOORS_MAX} doors, each once"));
+        }
+        if let Err(why) = listening(&fd) {
+            return refused(why.to_owned());
+        }
+        let (session, shared) = (grant.session.clone(), &self.shared);
+        match shared.gateway.open_door(grant, std::os::unix::net::UnixListener::from(fd)) {
+            Ok(door) => {
+                door.set_turn(turn);
+                self.doors.insert(key, door);
+                shared.doors.fetch_add(1, Ordering::Relaxed);
+                let route = (self.number, self.to.clone());
+                shared.approvals.lock().sessions.insert(session, route);
+                Reply::Done
+            }
+            Err(e) => refused(e.to_string()),
+        }
+    }
+
+    /// The counts, once the door's records are with the recorder: what its owner records next
+    /// stands behind them.
+    async fn counts(&self, key: u64) -> Reply {
+        let Some(door) = self.doors.get(&key) else { return no_door() };
+        let records = Arc::clone(&self.shared.records);
+        let flushed = tokio::task::spawn_blocking(move || records.flush(FLUSH_TIME)).await;
+        match flushed {
+            Ok(Ok(())) => Reply::Counts(door.counts().to_map()),
+            Ok(Err(e)) => Reply::Refused { why: e.to_string() },
+            Err(e) => Reply::Refused { why: e.to_string() },
+        }
+    }
+
+    async fn deliver(&self, key: u64, secret: &str, pipe: OwnedFd) -> Reply {
+        let refused = |why: String| Reply::Refused { why };
+        let Some(door) = self.doors.get(&key) else { return no_door() };
+        let kind = rustix::fs::fstat(&pipe).map(|s| rustix::fs::FileType::from_raw_mode(s.st_mode));
+        if kind != Ok(rustix::fs::FileType::Fifo) {
+            return refused("a secret is delivered into a pipe only".into());
+        }
+        let secret = match door.release(secret).await {
+            Ok(secret) => secret,
+            Err(e) => return refused(e.to_string()),
+        };
+        let written = tokio::task::spawn_blocking(move || {
+            let mut pipe = std::fs::File::from(pipe);
+            pipe.write_all(secret.expose())?;
+            pipe.write_all(LINE_END).map(|()| (secret.expose().len() + LINE_END.len()) as u64)
+        });
+        match written.await {
+            Ok(Ok(bytes)) => Reply::Delivered { bytes },
+            Ok(Err(e)) => refused(format!("the pipe to the agent: {e}")),
+            Err(e) => refused(e.to_string()),
+        }
+    }
+}
+
+fn no_door() -> Reply {
+    Reply::Refused { why: "this client has no such door".into() }
+}
+
+/// Whether a descriptor is a Unix socket that listens: anything else could not be a door, and a
+/// connected one would make its other end a session.
+fn listening(fd: &OwnedFd) -> Result<(), &'static str> {
+    let why = "a door needs a listening Unix socket";
+    let accepts = rustix::net::sockopt::socket_acceptconn(fd).map_err(|_| why)?;
+    let family = rustix::net::sockopt::socket_domain(fd).map_err(|_| why)?;
+    if accepts && family == rustix::net::AddressFamily::UNIX { Ok(()) } else { Err(why) }
+}
+
+/// The next message with its descriptor; `None` when the client has left between two frames.
+async fn next(
+    stream: &UnixStream,
+    inbox: &mut Inbox,
+) -> io::Result<Option<(ToGateway, Option<OwnedFd>)>> {
+    loop {
+        if let Some(frame) = inbox.frame()? {
+            let message: ToGateway = decode(frame)?;
+            let wants = message.descriptors() > 0;
+            let fd = if wants { Some(inbox.descriptor()?) } else { None };
+            if inbox.strays() {
+                return Err(unwelcome("a descriptor nobody asked for"));
+            }
+            return Ok(Some((message, fd)));
+        }
+        stream.readable().await?;
+        match stream.try_io(Interest::READABLE, || inbox.receive(stream)) {
+            Ok(0) => return Ok(None),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e),
+        }
+    }
+}

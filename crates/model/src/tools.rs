@@ -1,0 +1,69 @@
+//! Tools of the host that an agent may call, and the servers they come from. Finished data.
+
+use crate::Sha256Hex;
+use serde::{Deserialize, Serialize};
+
+/// One tool of the host that an agent's file names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolGrant {
+    /// [`ToolGrant::OWN`], or a `[mcp.NAME]` of `nanoclaw.toml`.
+    pub server: String,
+    /// The tool's name at that server.
+    pub tool: String,
+    /// Digest of the description a person approved. `None` hides a server's tool; the tools of
+    /// [`ToolGrant::OWN`] need none, for their descriptions are part of this program.
+    pub pin: Option<Sha256Hex>,
+}
+
+impl ToolGrant {
+    /// The server of the tools that NanoClaw brings itself.
+    pub const OWN: &'static str = "nanoclaw";
+
+    /// The name by which the agent sees the tool. Server names have no `_`, so no two tools of
+    /// different servers meet.
+    #[must_use]
+    pub fn offered_name(&self) -> String {
+        if self.server == Self::OWN {
+            return self.tool.clone();
+        }
+        format!("{}__{}", self.server, self.tool)
+    }
+}
+
+/// Where a server of tools is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum McpReach {
+    /// Streamable HTTP.
+    Http {
+        /// Its endpoint.
+        url: String,
+        /// The vault's name of the bearer token it wants.
+        secret: Option<String>,
+        /// Whether private and loopback addresses are meant.
+        private: bool,
+    },
+    /// A program that speaks on its stdin and stdout, in a sandbox of its own.
+    Stdio {
+        /// What runs.
+        command: Vec<String>,
+    },
+}
+
+/// One `[mcp.NAME]` of `nanoclaw.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct McpServer {
+    /// NAME: lower-case letters, digits, inner `-`.
+    pub name: String,
+    /// Where it is.
+    pub reach: McpReach,
+}
+
+/// What a door is given of the host's tools.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostTools {
+    /// The tools, each by name.
+    pub grants: Vec<ToolGrant>,
+    /// The servers that the grants name.
+    pub servers: Vec<McpServer>,
+}

@@ -1,0 +1,267 @@
+//! What the gateway has to say to the person: that it was started again, that it is gone, that a
+//! request waits for a yes or no.
+//!
+//! 1. Only somebody at a terminal is asked; where there is none, the answer is no at once.
+//! 2. One question at a time; what was typed before it is not its answer.
+//! 3. What a request is about is foreign text: it is shown escaped, and on one line.
+
+use crate::ui::{self, Paint, brief};
+use gateway::control::{Event, Watcher};
+use gateway::{Answer, Question};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::termios::{QueueSelector, tcflush};
+use std::io::{IsTerminal, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Characters of a question's subject that are shown.
+const SUBJECT: usize = 400;
+/// How often a waiting question looks whether it is still worth waiting for.
+const LOOK: Duration = Duration::from_millis(200);
+/// Longest typed answer looked at, bytes.
+const ANSWER_BYTES_MAX: usize = 256;
+/// Who answers at the terminal of an installation: whoever may start it owns it.
+const OWNER: &str = "owner";
+
+/// Where answers come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asking {
+    /// From nowhere: there is no terminal, or it belongs to the command.
+    Nobody,
+    /// Typed lines, read here.
+    Terminal,
+    /// Typed lines, read by whoever copies the terminal to the command, see [`Watch::divert`].
+    Copied,
+}
+
+type Say = Box<dyn Fn(&str) + Send + Sync>;
+type Hook = Box<dyn Fn() + Send + Sync>;
+
+#[derive(Default)]
+struct End {
+    cause: Option<String>,
+    hooks: Vec<Hook>,
+}
+
+/// Hears the gateway.
+pub(crate) struct Watch {
+    asking: Asking,
+    /// Whether somebody waits for what the agent does, so that a question is seen.
+    attended: AtomicBool,
+    one: Mutex<()>,
+    diversion: Mutex<Option<SyncSender<Vec<u8>>>>,
+    say: Mutex<Say>,
+    end: Mutex<End>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a person can be asked here at all.
+pub(crate) fn at_terminal() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+impl Watch {
+    pub(crate) fn new(asking: Asking) -> Self {
+        Self {
+            asking,
+            attended: AtomicBool::new(true),
+            one: Mutex::default(),
+            diversion: Mutex::default(),
+            say: Mutex::new(Box::new(|text| ui::note(format!("nanoclaw: {text}")))),
+            end: Mutex::default(),
+        }
+    }
+
+    /// How notices are shown from now on.
+    pub(crate) fn say_by(&self, say: impl Fn(&str) + Send + Sync + 'static) {
+        *lock(&self.say) = Box::new(say);
+    }
+
+    /// Says whether somebody waits from now on.
+    pub(crate) fn attend(&self, attended: bool) {
+        self.attended.store(attended, Ordering::SeqCst);
+    }
+
+    /// Calls `hook` when the gateway is gone for good; at once, when it is already.
+    pub(crate) fn when_gone(&self, hook: impl Fn() + Send + Sync + 'static) {
+        let mut end = lock(&self.end);
+        if end.cause.is_some() {
+            drop(end);
+            return hook();
+        }
+        end.hooks.push(Box::new(hook));
+    }
+
+    /// Why the gateway is gone for good, if it is.
+    pub(crate) fn gone(&self) -> Option<String> {
+        lock(&self.end).cause.clone()
+    }
+
+    /// Gives typed bytes to a question that waits for them; `false` when they are the command's.
+    pub(crate) fn divert(&self, typed: &[u8]) -> bool {
+        match &*lock(&self.diversion) {
+            Some(to) => to.try_send(typed.to_vec()).is_ok(),
+            None => false,
+        }
+    }
+
+    fn say(&self, text: &str) {
+        lock(&self.say)(text);
+    }
+
+    fn put(&self, question: &Question) -> Answer {
+        let until = Instant::now() + question.timeout;
+        let _one = lock(&self.one);
+        let paint = Paint(std::io::stderr().is_terminal() && ui::colours());
+        let left = until.saturating_duration_since(Instant::now()).as_secs();
+        ui::note(format!(
+            "\n{}  {}\n  rule {}; answer within {left} s. Allow once? [y/n]",
+            paint.bold(&format!("Agent {} asks:", question.agent)),
+            brief(&question.summary, SUBJECT),
+            brief(&question.rule, SUBJECT),
+        ));
+        let typed = match self.asking {
+            Asking::Copied => self.diverted(until),
+            _ => self.read(until),
+        };
+        let by = OWNER.to_owned();
+        match typed.as_deref().map(str::trim) {
+            Some("y" | "Y" | "yes") => Answer::Allow { by },
+            Some(_) => {
+                ui::note("  refused");
+                Answer::Deny { by }
+            }
+            None => {
+                ui::note("  no answer; refused");
+                Answer::None
+            }
+        }
+    }
+
+    fn waits(&self, until: Instant) -> bool {
+        self.attended.load(Ordering::SeqCst) && Instant::now() < until
+    }
+
+    /// A line that the copier of the terminal hands over.
+    fn diverted(&self, until: Instant) -> Option<String> {
+        let (to, from) = sync_channel(1);
+        *lock(&self.diversion) = Some(to);
+        let mut line = None;
+        while line.is_none() && self.waits(until) {
+            match from.recv_timeout(LOOK) {
+                Ok(bytes) => line = Some(String::from_utf8_lossy(&bytes).into_owned()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        *lock(&self.diversion) = None;
+        line
+    }
+
+    /// A line from the terminal itself.
+    fn read(&self, until: Instant) -> Option<String> {
+        let stdin = std::io::stdin();
+        // What cannot be thrown away was not typed on a terminal; then there is no question either.
+        let _ = tcflush(&stdin, QueueSelector::IFlush);
+        let look = Timespec { tv_sec: 0, tv_nsec: i64::from(LOOK.subsec_nanos()) };
+        while self.waits(until) {
+            let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
+            if matches!(poll(&mut fds, Some(&look)), Ok(1..)) {
+                let mut bytes = [0; ANSWER_BYTES_MAX];
+                let n = stdin.lock().read(&mut bytes).ok()?;
+                return Some(String::from_utf8_lossy(&bytes[..n]).into_owned());
+            }
+        }
+        None
+    }
+}
+
+impl Watcher for Watch {
+    fn happened(&self, event: Event) {
+        match event {
+            Event::Restarted => {
+                self.say("the gateway stopped; it was started again (what was under way is lost)");
+            }
+            Event::Notice(notice) => self.say(&notice.text),
+            Event::Failed { cause } => {
+                self.say(&format!("the gateway is gone, and nothing goes out any more: {cause}"));
+                let mut end = lock(&self.end);
+                end.cause = Some(cause);
+                let hooks = std::mem::take(&mut end.hooks);
+                drop(end);
+                hooks.iter().for_each(|hook| hook());
+            }
+        }
+    }
+
+    fn ask(&self, question: Question) -> Answer {
+        let unseen = !self.attended.load(Ordering::SeqCst);
+        if self.asking == Asking::Nobody || unseen {
+            let subject = brief(&question.summary, SUBJECT);
+            let why = if unseen { "nobody waits for the agent now" } else { "nobody can be asked" };
+            self.say(&format!("refused, for a human must allow it and {why} here: {subject}"));
+            return Answer::None;
+        }
+        self.put(&question)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question(millis: u64) -> Question {
+        Question {
+            id: "q".into(),
+            session: model::SessionId::mint(1, 1),
+            agent: model::AgentName::parse("a").expect("a name"),
+            rule: "r".into(),
+            by: "owner".into(),
+            timeout: Duration::from_millis(millis),
+            summary: "GET http://x/\u{1b}[2J".into(),
+        }
+    }
+
+    #[test]
+    fn a_typed_line_answers_the_question_that_waits_and_no_other() {
+        let watch = Watch::new(Asking::Copied);
+        assert!(!watch.divert(b"y\n"), "nobody asks, so it is the command's");
+        for (typed, allowed) in [(b"y\n", true), (b"n\n", false)] {
+            let answer = std::thread::scope(|s| {
+                let asked = s.spawn(|| watch.ask(question(10_000)));
+                while !watch.divert(typed) {
+                    std::thread::yield_now();
+                }
+                asked.join().expect("answered")
+            });
+            assert_eq!(matches!(answer, Answer::Allow { .. }), allowed);
+        }
+        assert!(!watch.divert(b"y\n"), "the question is over");
+    }
+
+    #[test]
+    fn no_answer_in_time_nobody_there_and_nobody_waiting_are_no() {
+        assert_eq!(Watch::new(Asking::Copied).ask(question(1)), Answer::None);
+        assert_eq!(Watch::new(Asking::Nobody).ask(question(10_000)), Answer::None);
+        let watch = Watch::new(Asking::Copied);
+        watch.attend(false);
+        assert_eq!(watch.ask(question(10_000)), Answer::None);
+    }
+
+    #[test]
+    fn whoever_asks_to_be_told_of_the_end_is_told_once_also_afterwards() {
+        let watch = Watch::new(Asking::Nobody);
+        let (to, told) = std::sync::mpsc::channel();
+        let first = to.clone();
+        watch.when_gone(move || drop(first.send(1)));
+        watch.happened(Event::Failed { cause: "x".into() });
+        watch.when_gone(move || drop(to.send(2)));
+        assert_eq!((told.recv(), told.recv()), (Ok(1), Ok(2)));
+        assert_eq!(watch.gone().as_deref(), Some("x"));
+    }
+}

@@ -1,0 +1,147 @@
+//! Grants in words, one line each: what stands in the log, on screen and in differences.
+//!
+//! Every grant that weakens a wall, or takes the gateway's eyes or hands away, begins with
+//! [`LOUD`]; reports show these lines in red.
+
+use crate::agent_file::BUILTIN_TOOLS;
+use crate::budget::format_usd;
+use crate::mounts;
+use crate::resolve::ResolvedAgent;
+use crate::units::{format_duration, format_size};
+use model::{Effect, EgressRule, Injection, Limit, SecretUse, Sight, Strictness};
+use std::time::Duration;
+
+/// How a line begins that a person must not overlook.
+pub const LOUD: &str = "! ";
+
+/// Every grant of an agent, one line each.
+pub(crate) fn grants(agent: &ResolvedAgent) -> Vec<String> {
+    let mut lines: Vec<String> = agent.mounts.iter().map(mounts::describe).collect();
+    lines.extend(agent.egress.iter().map(rule));
+    lines.extend(agent.stdin_secrets.iter().map(|name| {
+        format!(
+            "{LOUD}secret {name} is HANDED TO THE AGENT on its stdin: its memory and its children \
+             can then hold it"
+        )
+    }));
+    let (host, own): (Vec<_>, Vec<_>) =
+        agent.tools.iter().partition(|tool| !BUILTIN_TOOLS.contains(&tool.as_str()));
+    lines.extend(host.iter().map(|tool| format!("tool of the host {tool}")));
+    if own.len() < BUILTIN_TOOLS.len() {
+        let own: Vec<&str> = own.into_iter().map(String::as_str).collect();
+        lines.push(format!(
+            "tools in the sandbox: {}",
+            if own.is_empty() { "none".into() } else { own.join(", ") }
+        ));
+    }
+    if let Some(model) = &agent.model {
+        lines.push(format!("model {model}"));
+    }
+    lines.extend(agent.env.keys().map(|name| format!("environment variable {name}")));
+    lines.extend(crate::tools_section::describe(&agent.tools));
+    let limits = &agent.limits;
+    let firm = |limit: &Limit| match limit.strictness {
+        Strictness::Required => "required",
+        Strictness::Fallback => "fallback accepted",
+    };
+    let memory = format_size(limits.memory_bytes.value);
+    lines.push(format!("memory up to {memory}, {}", firm(&limits.memory_bytes)));
+    let cpus = format_cpus(limits.cpu_milli.value);
+    lines.push(format!("CPUs up to {cpus}, {}", firm(&limits.cpu_milli)));
+    lines.push(format!("processes up to {}, {}", limits.pids.value, firm(&limits.pids)));
+    lines.push(format!("one turn up to {}", format_duration(agent.turn_timeout)));
+    let budget = &agent.budget;
+    let usd = |micro: Option<u64>, per: &str| {
+        micro.map(|micro| format!("models for up to {} a {per}", format_usd(micro)))
+    };
+    lines.extend(usd(budget.micro_usd_per_day, "day"));
+    lines.extend(usd(budget.micro_usd_per_turn, "turn"));
+    lines.extend(budget.tokens_per_day.map(|n| format!("models for up to {n} tokens a day")));
+    lines
+}
+
+/// Thousandths of a CPU: `1.500`.
+pub(crate) fn format_cpus(milli: u64) -> String {
+    format!("{}.{:03}", milli / 1000, milli % 1000)
+}
+
+/// One rule: effect, destination, requests, then everything that differs from the defaults.
+pub(crate) fn rule(rule: &EgressRule) -> String {
+    let port = rule.port.map_or_else(|| " at every port".to_owned(), |p| format!(":{p}"));
+    let effect = match rule.effect {
+        Effect::Allow => "egress",
+        Effect::Ask => "egress, if a human agrees,",
+        Effect::Deny => "no egress",
+    };
+    let mut text = format!("{effect} {}{port}{}", rule.host, requests(rule));
+    let mut loud = false;
+    let mut mark = |text: &mut String, words: &str| {
+        loud = true;
+        text.push_str(words);
+    };
+    match rule.sight {
+        Sight::Intercept => {}
+        Sight::Tunnel => mark(
+            &mut text,
+            " as a TUNNEL: only host and port are seen, not what is asked, sent or answered",
+        ),
+        Sight::Tcp => mark(&mut text, " as RAW TCP: any bytes may pass, nothing is looked into"),
+    }
+    if rule.private {
+        text.push_str(", private addresses allowed");
+    }
+    if let Some(used) = &rule.secret {
+        text.push_str(&format!(", {}", secret(used)));
+    }
+    if rule.own_credentials {
+        mark(
+            &mut text,
+            ", with the agent's OWN CREDENTIALS: whatever key it has or finds may go there",
+        );
+    }
+    text.push_str(&limits(rule));
+    if let Some(terms) = &rule.ask {
+        let time = format_duration(Duration::from_millis(terms.timeout_ms));
+        text.push_str(&format!(", asked of the {} for {time}", terms.by));
+    }
+    let start = if loud { LOUD } else { "" };
+    format!("{start}{text} ({})", rule.id)
+}
+
+/// ` GET, HEAD /a/** or /b`, or nothing where all are meant.
+pub(crate) fn requests(rule: &EgressRule) -> String {
+    let mut text = String::new();
+    if !rule.methods.is_empty() {
+        text.push_str(&format!(" {}", rule.methods.join(", ")));
+    }
+    if !rule.paths.is_empty() {
+        let paths: Vec<&str> = rule.paths.iter().map(|p| p.as_str()).collect();
+        text.push_str(&format!(" {}", paths.join(" or ")));
+    }
+    text
+}
+
+/// `secret github as bearer token`.
+pub(crate) fn secret(used: &SecretUse) -> String {
+    let how = match &used.inject {
+        Injection::Bearer => "as bearer token".to_owned(),
+        Injection::Basic { user } => format!("as password of {}", user.escape_debug()),
+        Injection::Header { name } => format!("in the header {name}"),
+        Injection::Query { name } => format!("in the query as {name}"),
+    };
+    format!("secret {} {how}", used.name)
+}
+
+fn limits(rule: &EgressRule) -> String {
+    let mut text = String::new();
+    if let Some(bytes) = rule.limits.max_request {
+        text.push_str(&format!(", requests up to {}", format_size(bytes)));
+    }
+    if let Some(bytes) = rule.limits.max_upload_per_day {
+        text.push_str(&format!(", up to {} sent a day", format_size(bytes)));
+    }
+    if let Some(count) = rule.limits.max_per_minute {
+        text.push_str(&format!(", up to {count} a minute"));
+    }
+    text
+}
