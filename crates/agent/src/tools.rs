@@ -19,7 +19,7 @@ mod tests;
 mod walk;
 
 pub(crate) use bash::Jobs;
-pub(crate) use spec::specs;
+pub(crate) use spec::{specs, specs_bytes};
 
 use crate::cancel::Cancel;
 use crate::wire::UNPARSED;

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::context::{self, Budget};
 use crate::conversation::Conversation;
 use crate::prompt;
-use crate::tools::{self, Jobs, Outcome, Scene, specs};
+use crate::tools::{self, Jobs, Outcome, Scene, specs, specs_bytes};
 use crate::wire::{self, Answer, AskError, Block, Message, Request, Role, Stop};
 use serde_json::Value;
 use std::path::Path;
@@ -62,11 +62,7 @@ impl Turn<'_> {
     /// Runs the turn to its end.
     pub(crate) fn run(&mut self, prompt: String) -> Result<StopReason, TurnError> {
         let system = prompt::system(self.config, self.cwd);
-        let fixed = system.len()
-            + specs()
-                .iter()
-                .map(|s| s.schema.to_string().len() + s.description.len())
-                .sum::<usize>();
+        let fixed = system.len() + specs_bytes();
         let budget = Budget::new(self.config.context_tokens, self.config.max_tokens, fixed);
         self.conversation.mend(); // the last turn may have failed between a call and its result
         self.conversation.push(Message::text(Role::User, prompt))?;

@@ -17,6 +17,7 @@ mod sandboxes;
 mod scribe;
 mod signals;
 mod terminal;
+mod timer;
 mod ui;
 mod world;
 
