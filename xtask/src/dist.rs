@@ -85,7 +85,8 @@ fn make(repo: &Repo, target: &str) -> Outcome<PathBuf> {
     Ok(tarball)
 }
 
-/// Manual pages and completions, which the product writes itself from its command table.
+/// Manual pages and completions, which the product writes itself from its command table. A tarball
+/// without them is not one: the packages made of it would miss files.
 fn add_generated(repo: &Repo, archive: &mut Archive, name: &str, binary: &Path) -> Outcome {
     let man = repo.target_dir.join("man");
     if man.exists() {
@@ -93,20 +94,25 @@ fn add_generated(repo: &Repo, archive: &mut Archive, name: &str, binary: &Path) 
     }
     fs::create_dir_all(&man).map_err(at(&man))?;
     run(repo.command(binary).arg("__man").arg(&man))?;
-    if archive.add_folder(&format!("{name}/man/man1"), &man)? == 0 {
-        warn("`nanoclaw __man` wrote no manual page: the tarball goes without");
-    }
+    let pages = archive.add_folder(&format!("{name}/man/man1"), &man)?;
+    something("__man DIR", pages)?;
     for (shell, file) in SHELLS {
         let text = capture(repo.command(binary).args(["completions", shell]))?;
-        if text.is_empty() {
-            warn(format!(
-                "`nanoclaw completions {shell}` printed nothing: the tarball goes without"
-            ));
-        } else {
-            archive.add(format!("{name}/completions/{file}"), DOCUMENT, text);
-        }
+        something(&format!("completions {shell}"), text.trim().len())?;
+        archive.add(format!("{name}/completions/{file}"), DOCUMENT, text);
     }
     Ok(())
+}
+
+/// Refuses to go on when a command of the product wrote nothing.
+fn something(command: &str, amount: usize) -> Outcome {
+    if amount > 0 {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "`nanoclaw {command}` succeeded but wrote nothing, so the tarball would lack it; run it \
+         by hand and mend the command (crates/nanoclaw/src/commands/manual.rs, args.rs)"
+    )))
 }
 
 /// `SHA256SUMS` over everything in `dist/`, for `sha256sum --check`.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! stdin ─► frame ─► dispatch ─► answer ─► stdout
-//!                      └─ session/prompt ─► turn thread ─► session/update … ─► answer
+//!                      └─ session/prompt ─► turns' thread ─► session/update … ─► answer
 //! ```
 //!
 //! Invariants:
@@ -22,6 +22,7 @@ use crate::tools::Jobs;
 use serde_json::{Value, json};
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -91,13 +92,14 @@ pub(crate) fn serve(config: Config, mut input: impl BufRead, out: Out) -> io::Re
         session: Mutex::new(None),
         running: Mutex::new(None),
     });
-    let mut server = Server { shared: Arc::clone(&shared), greeted: false, turn: None };
+    let mut server = Server { shared: Arc::clone(&shared), greeted: false, turns: None };
     let result = server.read_all(&mut input);
     if let Some(cancel) = lock(&shared.running).clone() {
         cancel.cancel();
     }
-    if let Some(turn) = server.turn.take() {
-        let _ = turn.join();
+    if let Some((turns, thread)) = server.turns.take() {
+        drop(turns);
+        let _ = thread.join();
     }
     shared.jobs.kill_all();
     result
@@ -106,7 +108,15 @@ pub(crate) fn serve(config: Config, mut input: impl BufRead, out: Out) -> io::Re
 struct Server {
     shared: Arc<Shared>,
     greeted: bool,
-    turn: Option<JoinHandle<()>>,
+    /// The thread that runs turns, there before the first one: a turn does not wait for a stack.
+    turns: Option<(Sender<Prompt>, JoinHandle<()>)>,
+}
+
+/// A turn to run.
+struct Prompt {
+    id: Value,
+    text: String,
+    cancel: Cancel,
 }
 
 impl Server {
@@ -216,6 +226,7 @@ impl Server {
         });
         let conversation = conversation.map_err(|e| storage(&path, &e))?;
         let result = json!({"sessionId": conversation.id()});
+        self.turns()?;
         let host = HostTools::open(&self.shared.config);
         *lock(&self.shared.session) = Some(Session { cwd, conversation, host });
         Ok(result)
@@ -269,20 +280,33 @@ impl Server {
                 }
             }
         }
+        let turns = self.turns()?.clone();
         let cancel = Cancel::default();
         *lock(&self.shared.running) = Some(cancel.clone());
-        let (shared, id) = (Arc::clone(&self.shared), id.clone());
-        let work = move || prompt::run(&shared, &id, text, &cancel);
-        match std::thread::Builder::new().name("turn".to_owned()).spawn(work) {
-            Ok(turn) => {
-                self.turn = Some(turn);
-                Ok(())
-            }
-            Err(e) => {
-                *lock(&self.shared.running) = None;
-                Err(Refusal::new(rpc::INTERNAL_ERROR, format!("no thread for the turn: {e}")))
-            }
+        turns.send(Prompt { id: id.clone(), text, cancel }).map_err(|_| {
+            *lock(&self.shared.running) = None;
+            Refusal::new(rpc::INTERNAL_ERROR, "the thread that runs turns is gone; start again")
+        })
+    }
+
+    /// Where turns are sent to; makes the thread that runs them when it is not there yet.
+    fn turns(&mut self) -> Result<&Sender<Prompt>, Refusal> {
+        if self.turns.is_none() {
+            let (sender, prompts) = mpsc::channel::<Prompt>();
+            let shared = Arc::clone(&self.shared);
+            let work = move || {
+                for Prompt { id, text, cancel } in prompts {
+                    prompt::run(&shared, &id, text, &cancel);
+                }
+            };
+            let made = std::thread::Builder::new().name("turns".to_owned()).spawn(work);
+            let thread = made.map_err(|e| {
+                Refusal::new(rpc::INTERNAL_ERROR, format!("no thread for turns: {e}"))
+            })?;
+            self.turns = Some((sender, thread));
         }
+        let gone = || Refusal::new(rpc::INTERNAL_ERROR, "no thread for turns");
+        self.turns.as_ref().map(|(sender, _)| sender).ok_or_else(gone)
     }
 }
 

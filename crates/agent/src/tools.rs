@@ -20,7 +20,7 @@ mod walk;
 
 pub(crate) use bash::Jobs;
 pub(crate) use output::HeadTail;
-pub(crate) use spec::specs;
+pub(crate) use spec::{specs, specs_bytes};
 
 use crate::cancel::Cancel;
 use crate::mcp::HostTools;

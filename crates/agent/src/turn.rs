@@ -16,7 +16,7 @@ use crate::context::{self, Budget};
 use crate::conversation::Conversation;
 use crate::mcp::HostTools;
 use crate::prompt;
-use crate::tools::{self, Jobs, Outcome, Scene, specs};
+use crate::tools::{self, Jobs, Outcome, Scene, specs, specs_bytes};
 use crate::wire::{self, Answer, AskError, Block, Message, Request, Role, Stop, ToolSpec};
 use serde_json::Value;
 use std::path::Path;
@@ -64,12 +64,7 @@ impl<'a> Turn<'a> {
     /// Runs the turn to its end.
     pub(crate) fn run(&mut self, prompt: String) -> Result<StopReason, TurnError> {
         let system = prompt::system(self.config, self.cwd);
-        let fixed = system.len()
-            + self
-                .offered()
-                .iter()
-                .map(|s| s.schema.to_string().len() + s.description.len())
-                .sum::<usize>();
+        let fixed = system.len() + specs_bytes() + self.host_bytes();
         let budget = Budget::new(self.config.context_tokens, self.config.max_tokens, fixed);
         self.conversation.mend(); // the last turn may have failed between a call and its result
         self.conversation.push(Message::text(Role::User, prompt))?;
@@ -95,6 +90,12 @@ impl<'a> Turn<'a> {
     /// Every tool the model is told of.
     fn offered(&self) -> Vec<&'a ToolSpec> {
         specs().iter().chain(self.host.specs()).collect()
+    }
+
+    /// What the host's tools take of the context, beside our own.
+    fn host_bytes(&self) -> usize {
+        let host = self.host.specs().iter();
+        host.map(|s| s.schema.to_string().len() + s.description.len()).sum()
     }
 
     /// One request and the tools it called; `Some` when the turn is over.

@@ -19,6 +19,7 @@ use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Bytes that may wait for the committer; a submitter beyond blocks. Two of the largest useful
 /// batches: one being written, one forming.
@@ -31,6 +32,11 @@ const UNSYNCED_BYTES_MAX: usize = 8 << 20;
 /// Memory of a batch that is kept for the next one: four thousand records of usual size; what a
 /// rush took beyond is given back.
 const BATCH_BYTES_KEPT: usize = 2 << 20;
+
+/// Longest time that ordered records wait for the sync of a durable one to share. A turn's first
+/// records are followed by the durable one of its model request within a few milliseconds: with
+/// syncs of their own they would hold that one up.
+const UNSYNCED_TIME_MAX: Duration = Duration::from_millis(20);
 
 /// After a batch its submitters come back with their next records. So many turns of the processor
 /// they get for it, as long as the queue grows; without it every second batch would be a single
@@ -204,10 +210,10 @@ impl Shared {
         }
     }
 
-    /// Waits for something to do and puts it into `work`, which is empty; `false` when the log is
-    /// closing, or failed, and nothing is left. `answered` is how many were just told that they are
-    /// done.
-    fn take(&self, work: &mut Work, answered: usize) -> bool {
+    /// Waits for something to do and puts it into `work`, which is empty and stays so when `until`
+    /// comes first; `false` when the log is closing, or failed, and nothing is left. `answered` is
+    /// how many were just told that they are done.
+    fn take(&self, work: &mut Work, answered: usize, until: Option<Instant>) -> bool {
         if answered > 1 {
             self.settle(answered.min(SETTLE_RECORDS));
         }
@@ -223,7 +229,16 @@ impl Shared {
                 return false;
             }
             queue.asleep = true;
-            queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            let Some(until) = until else {
+                queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let woken = self.filled.wait_timeout(queue, left);
+            queue = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         queue.asleep = false;
         mem::swap(work, &mut queue.work);
@@ -252,10 +267,6 @@ impl Shared {
             std::thread::yield_now();
         }
     }
-
-    fn is_empty(&self) -> bool {
-        self.lock().work.batch.is_empty()
-    }
 }
 
 /// What the thread holds between batches: who waits for the sync, and buffers used again.
@@ -265,9 +276,18 @@ struct Unsynced {
     ordered: Vec<(u64, Waiter)>,
     run: Vec<(u64, u64)>,
     bytes: usize,
+    /// When those bytes are synced at the latest; `None` without any.
+    until: Option<Instant>,
 }
 
 impl Unsynced {
+    /// Whether the sync must not wait for more to share it.
+    fn is_due(&self) -> bool {
+        !self.waiting.is_empty()
+            || self.bytes > UNSYNCED_BYTES_MAX
+            || self.until.is_some_and(|until| until <= Instant::now())
+    }
+
     fn fail(&mut self, cause: &str) {
         for (_, waiter) in self.waiting.drain(..) {
             waiter.refuse(disk(cause));
@@ -278,14 +298,11 @@ impl Unsynced {
 /// The thread.
 pub(crate) fn run(mut wal: Wal, shared: &Shared, inbox: &Inbox) {
     let (mut unsynced, mut work, mut answered) = (Unsynced::default(), Work::default(), 0);
-    while shared.take(&mut work, answered) {
+    while shared.take(&mut work, answered, unsynced.until) {
         answered = work.waiting.len();
         let result = write(&mut wal, &mut work, &mut unsynced).and_then(|()| {
-            let must = !unsynced.waiting.is_empty()
-                || !work.sign.is_empty()
-                || unsynced.bytes > UNSYNCED_BYTES_MAX
-                || shared.is_empty();
-            if must { sync(&mut wal, shared, &mut unsynced, inbox) } else { Ok(()) }
+            let due = unsynced.is_due() || !work.sign.is_empty();
+            if due { sync(&mut wal, shared, &mut unsynced, inbox) } else { Ok(()) }
         });
         if let Err(e) = result {
             let cause = e.to_string();
@@ -307,9 +324,13 @@ pub(crate) fn run(mut wal: Wal, shared: &Shared, inbox: &Inbox) {
 }
 
 fn write(wal: &mut Wal, work: &mut Work, unsynced: &mut Unsynced) -> io::Result<()> {
+    if work.batch.is_empty() {
+        return Ok(());
+    }
     let first = wal.next();
     let written = wal.append(&mut work.batch);
     unsynced.bytes += work.batch.bytes();
+    unsynced.until.get_or_insert_with(|| Instant::now() + UNSYNCED_TIME_MAX);
     work.batch.clear(BATCH_BYTES_KEPT);
     for (index, (durability, waiter)) in (first..).zip(work.waiting.drain(..)) {
         match (durability, &written) {
@@ -327,6 +348,7 @@ fn sync(wal: &mut Wal, shared: &Shared, unsynced: &mut Unsynced, inbox: &Inbox) 
         wal.sync()?;
         shared.syncs.fetch_add(1, Ordering::Relaxed);
         unsynced.bytes = 0;
+        unsynced.until = None;
         inbox.durable(wal.next());
         answer(&mut unsynced.waiting, &mut unsynced.run);
     }

@@ -182,6 +182,9 @@ impl Chat {
                 continue;
             };
             self.screen.show(&progress, message);
+            if let Progress::Halted(_) = &progress {
+                return Ok("halted".into());
+            }
             if let Progress::TurnFinished { message: of, outcome, tokens, .. } = &progress {
                 self.tokens = (self.tokens.0 + tokens.0, self.tokens.1 + tokens.1);
                 waiting = outcome == "requeued";

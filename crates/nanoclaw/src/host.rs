@@ -6,6 +6,7 @@ use crate::failure::{self, Kind};
 use crate::product::{self, Product};
 use crate::sandboxes::{self, Parts, WORKSPACE_INSIDE};
 use crate::scribe::{Scribe, inline, sha256_hex};
+use crate::timer::Timer;
 use agent::client::{AcpClient, CancelHandle, PromptError, StopReason, Update};
 use gateway::control::{ControlError, Door};
 use gateway::{DoorGrant, TurnCell};
@@ -19,8 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Largest reply kept, bytes: far above any chat's limit, far below what would hurt the store.
 const REPLY_BYTES_MAX: usize = 1 << 20;
@@ -82,7 +83,9 @@ impl Host {
             .and_then(|_| client.new_session(Path::new(WORKSPACE_INSIDE), seed.resumed));
         hello.map_err(|e| with_words(&e.to_string(), &words))?;
         let product = Arc::clone(product);
-        Ok(Link { client, sandbox, door, scribe, words, limit: agent.turn_timeout, product })
+        let cancel = client.cancel_handle();
+        let timer = Timer::start(move || cancel.cancel()).map_err(fail)?;
+        Ok(Link { client, sandbox, door, scribe, words, timer, limit: agent.turn_timeout, product })
     }
 
     fn door(
@@ -228,6 +231,7 @@ struct Link {
     door: Door,
     scribe: Scribe,
     words: Words,
+    timer: Timer,
     limit: Duration,
     product: Arc<Product>,
 }
@@ -248,12 +252,11 @@ impl AgentLink for Link {
         on: &mut dyn FnMut(Progress),
     ) -> Result<TurnDone, Failure> {
         self.begin(turn)?;
-        let (finished, timer) = self.arm();
+        self.timer.arm(self.limit);
         let mut gathered = Gathered::new(&self.scribe, turn, self.client.cancel_handle(), on);
         let result = self.client.prompt(text, &mut |update| gathered.update(update));
         let Gathered { text, refused, .. } = gathered;
-        drop(finished);
-        let late = timer.join().unwrap_or(false);
+        let late = self.timer.disarm();
         // Without a gateway nothing goes out that could be taken for this turn's.
         drop(self.door.set_turn(None));
         if let Some(sentence) = refused {
@@ -296,22 +299,6 @@ impl Link {
     fn begin(&self, turn: &TurnId) -> Result<(), Failure> {
         self.door.set_turn(Some(turn.clone())).map_err(|e| without_gateway(&e))?;
         self.product.sink.flush(FLUSH_TIME).map_err(fail)
-    }
-
-    /// Cancels the turn when its time is over. Dropping the sender disarms; `true` if it fired.
-    fn arm(&self) -> (mpsc::Sender<()>, std::thread::JoinHandle<bool>) {
-        let (finished, waits) = mpsc::channel::<()>();
-        let cancel = self.client.cancel_handle();
-        let deadline = Instant::now() + self.limit;
-        let timer = std::thread::spawn(move || {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let late = matches!(waits.recv_timeout(left), Err(mpsc::RecvTimeoutError::Timeout));
-            if late {
-                cancel.cancel();
-            }
-            late
-        });
-        (finished, timer)
     }
 
     fn outcome(

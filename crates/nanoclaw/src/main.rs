@@ -18,6 +18,7 @@ mod sandboxes;
 mod scribe;
 mod signals;
 mod terminal;
+mod timer;
 mod ui;
 mod watch;
 mod world;

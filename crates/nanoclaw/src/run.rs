@@ -292,9 +292,7 @@ impl<'a> OneRun<'a> {
         if let sandbox::Outcome::Killed(why) = &ended.outcome {
             ui::note(format!("nanoclaw: the command was killed: {why}"));
         }
-        if ended.outcome == sandbox::Outcome::Signaled(signals::KILL)
-            && ended.usage.peak_memory_bytes >= self.agent.limits.memory_bytes.value
-        {
+        if ended.outcome == sandbox::Outcome::OutOfMemory {
             let limit = policy::format_size(self.agent.limits.memory_bytes.value);
             ui::note(format!("nanoclaw: the command was killed at its memory limit of {limit}"));
         }

@@ -5,11 +5,10 @@ use crate::failure::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Signals that `run` hands on and `chat` reacts to: interrupt, terminate, hang-up, quit, and the
-/// terminal's change of size; and the one nobody can react to.
+/// terminal's change of size.
 pub(crate) const INTERRUPT: i32 = 2;
 pub(crate) const QUIT: i32 = 3;
 pub(crate) const HANGUP: i32 = 1;
-pub(crate) const KILL: i32 = 9;
 pub(crate) const TERMINATE: i32 = 15;
 pub(crate) const WINDOW: i32 = 28;
 

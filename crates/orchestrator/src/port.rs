@@ -115,6 +115,9 @@ pub enum Progress {
     },
     /// Something the person should know while waiting.
     Notice(String),
+    /// The queue cannot be worked on, for this reason. No turn ends; what is queued is kept until
+    /// the next message or start.
+    Halted(String),
     /// The turn ended; the reply is in the outbox.
     TurnFinished {
         /// Which.

@@ -214,7 +214,8 @@ impl Worker {
             }
             Ok(None) => false,
             Err(e) => {
-                self.notice(format!("The message is kept but cannot be worked on: {e}"));
+                let why = format!("The message is kept but cannot be worked on: {e}");
+                self.shared.tell(&self.session, Progress::Halted(why));
                 false
             }
         }
@@ -237,7 +238,8 @@ impl Worker {
         let (turn_id, message) = (turn.clone(), taken.message.id.clone());
         self.shared.tell(&self.session, Progress::TurnStarted { turn: turn_id, message });
         if taken.message.attempts > 0 {
-            self.notice("An earlier attempt at this message did not finish; trying again.".into());
+            let again = "An earlier attempt at this message perhaps did not finish; trying again.";
+            self.notice(again.into());
         }
         *self.cancel.lock().unwrap_or_else(PoisonError::into_inner) = Some(link.canceller());
         let shared = Arc::clone(&self.shared);

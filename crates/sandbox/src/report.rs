@@ -25,6 +25,8 @@ pub enum Outcome {
     Exited(i32),
     /// The program died of this signal.
     Signaled(i32),
+    /// The kernel killed processes of it at its memory limit, and the program with them.
+    OutOfMemory,
     /// The whole sandbox was ended from outside or by a limit, in these words.
     Killed(String),
 }
@@ -36,7 +38,7 @@ impl Outcome {
         match self {
             Self::Exited(code) => *code,
             Self::Signaled(signal) => 128 + signal,
-            Self::Killed(_) => 137,
+            Self::OutOfMemory | Self::Killed(_) => 137,
         }
     }
 }
@@ -46,6 +48,7 @@ impl std::fmt::Display for Outcome {
         match self {
             Self::Exited(code) => write!(f, "exited with status {code}"),
             Self::Signaled(signal) => write!(f, "died of signal {signal}"),
+            Self::OutOfMemory => f.write_str("killed: it ran out of memory"),
             Self::Killed(why) => write!(f, "killed: {why}"),
         }
     }

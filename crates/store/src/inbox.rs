@@ -119,6 +119,7 @@ impl Store {
     /// # Errors
     /// If it cannot be stored; then the platform must deliver it again.
     pub fn receive(&mut self, new: &NewMessage) -> Result<Received, StoreError> {
+        let boot = self.owner.boot.clone();
         self.write(|tx| {
             let earlier = tx
                 .query_row(
@@ -137,8 +138,8 @@ impl Store {
             )?;
             tx.execute(
                 "INSERT INTO inbox (id, channel, platform_id, chat, user, text, salt,
-                                    received_ms, state, session)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 'queued', ?9)",
+                                    received_ms, state, session, boot)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 'queued', ?9, ?10)",
                 params![
                     new.id.as_str(),
                     new.channel,
@@ -149,6 +150,7 @@ impl Store {
                     new.salt,
                     to_sql(new.received_ms),
                     new.session.as_ref().map(SessionId::as_str),
+                    boot,
                 ],
             )?;
             Ok(Received::New)

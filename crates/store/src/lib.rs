@@ -7,7 +7,9 @@
 //! ```
 //!
 //! Invariants, each kept by a test:
-//! 1. A method that returned `Ok` is on disk (WAL, `synchronous=FULL`): `kill -9` loses nothing.
+//! 1. A method that returned `Ok` is on disk (WAL, `synchronous=FULL`). The one exception is
+//!    `start_turn`: `kill -9` loses nothing of it either, but a power cut may undo it, whole, and
+//!    its message is then queued as before.
 //! 2. A message is taken once per `(channel, platform_id)`.
 //! 3. One open session per agent and chat; one running turn per session; kept by indexes, so
 //!    they hold among processes too.
@@ -16,7 +18,7 @@
 //! 6. No clock, no ids: the caller brings both.
 //!
 //! [`Store`] is `Send`: keep it behind a mutex or in a thread of its own, never on an async
-//! worker. Every write waits for the disk.
+//! worker. Every write but that one waits for the disk.
 
 mod error;
 mod inbox;

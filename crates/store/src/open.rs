@@ -14,7 +14,7 @@ pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 const APPLICATION_ID: i64 = 0x6E63_6C77;
 
 /// Step `n` leads from version `n` to `n + 1`. Never changed once released, only added to.
-const MIGRATIONS: [&str; 1] = [include_str!("0001_init.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("0001_init.sql"), include_str!("0002_boot.sql")];
 
 /// How long a write waits for another process: longer than any transaction here by far.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,6 +29,8 @@ pub struct Store {
     pub(crate) conn: Connection,
     pub(crate) path: PathBuf,
     pub(crate) owner: Owner,
+    /// The connection is at `synchronous=NORMAL`, left so by [`Store::write_ahead`].
+    relaxed: bool,
 }
 
 impl Store {
@@ -46,7 +48,7 @@ impl Store {
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_EXRESCODE;
         let conn = Connection::open_with_flags(path, flags).map_err(|e| error(path, e))?;
-        let mut store = Self { conn, path: path.to_path_buf(), owner };
+        let mut store = Self { conn, path: path.to_path_buf(), owner, relaxed: false };
         store.prepare_connection()?;
         store.migrate()?;
         Ok(store)
@@ -128,6 +130,37 @@ impl Store {
         &mut self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
+        self.relax(false)?;
+        self.transact(work)
+    }
+
+    /// Runs one immediate transaction that no one waits to be on disk: a killed process loses
+    /// nothing of it, a power cut may undo it (whole, as the write-ahead log keeps its order) until
+    /// the next [`Store::write`]. Only for what is started over, from a state that is on disk.
+    pub(crate) fn write_ahead<T>(
+        &mut self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, Failure>,
+    ) -> Result<T, StoreError> {
+        self.relax(true)?;
+        self.transact(work)
+    }
+
+    /// Chooses whether commits wait for the disk. The way back is taken by the next write that
+    /// needs it, before it begins, so that none can be left without.
+    fn relax(&mut self, relaxed: bool) -> Result<(), StoreError> {
+        if self.relaxed != relaxed {
+            let value = if relaxed { "NORMAL" } else { "FULL" };
+            let set = self.conn.pragma_update(None, "synchronous", value);
+            set.map_err(|e| error(&self.path, e))?;
+            self.relaxed = relaxed;
+        }
+        Ok(())
+    }
+
+    fn transact<T>(
+        &mut self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, Failure>,
+    ) -> Result<T, StoreError> {
         let path = &self.path;
         let tx = self
             .conn
@@ -191,5 +224,27 @@ pub(crate) fn error(path: &Path, cause: rusqlite::Error) -> StoreError {
             }
             cause => StoreError::Sqlite { path, cause },
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Owner, Store};
+
+    #[test]
+    fn only_a_write_ahead_does_not_wait_for_the_disk() {
+        let folder = std::env::temp_dir().join(format!("nanoclaw-ahead-{}", std::process::id()));
+        let mut store = Store::open(&folder.join("s.db"), Owner::this_process().unwrap()).unwrap();
+        // 1 is NORMAL, 2 is FULL.
+        let level = |store: &Store| store.pragma("synchronous").unwrap();
+        assert_eq!(level(&store), 2);
+        store.write_ahead(|_| Ok(())).unwrap();
+        assert_eq!(level(&store), 1);
+        let inside: i64 = store
+            .write(|tx| Ok(tx.pragma_query_value(None, "synchronous", |row| row.get(0))?))
+            .unwrap();
+        assert_eq!(inside, 2);
+        drop(store);
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -75,6 +75,10 @@ impl Store {
     /// Begins a turn on a queued message: message and turn become `running`, owned by this
     /// process.
     ///
+    /// It does not wait for the disk: a power cut may undo it, and then the message is queued, as
+    /// it was committed, and is answered again like that of a lost turn; [`Store::recover`] marks
+    /// it.
+    ///
     /// # Errors
     /// If the message is not queued or not routed, or its session has a running turn.
     pub fn start_turn(
@@ -84,7 +88,7 @@ impl Store {
         now_ms: u64,
     ) -> Result<(), StoreError> {
         let owner = self.owner.clone();
-        self.write(|tx| {
+        self.write_ahead(|tx| {
             let session = tx
                 .query_row(
                     "SELECT session FROM inbox
@@ -163,10 +167,21 @@ impl Store {
     /// Takes back the running turns of processes that are gone: each turn is `lost`, its message
     /// queued again. Turns of living processes are left alone.
     ///
+    /// A message at the head of its queue since an earlier boot counts as attempted: a power cut
+    /// may have undone the beginning of its turn, but not what that turn did.
+    ///
     /// # Errors
     /// If the store cannot be written.
     pub fn recover(&mut self, now_ms: u64) -> Result<Vec<Recovered>, StoreError> {
+        let boot = self.owner.boot.clone();
         self.write(|tx| {
+            tx.execute(
+                "UPDATE inbox SET attempts = 1
+                 WHERE attempts = 0 AND state = 'queued' AND boot <> ?1
+                   AND seq = (SELECT min(seq) FROM inbox AS i
+                              WHERE i.session = inbox.session AND i.state = 'queued')",
+                [&boot],
+            )?;
             let running: Vec<(TurnId, SessionId, MessageId, Owner)> = tx
                 .prepare(
                     "SELECT id, session, message, owner_boot, owner_pid, owner_start

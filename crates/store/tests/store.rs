@@ -5,8 +5,8 @@
 
 use model::{AgentName, MessageId, SessionId, TurnId};
 use nanoclaw_store::{
-    Finish, MessageState, NewMessage, NewReply, NewSession, Owner, Received, Retry, Store,
-    StoreError,
+    Finish, MessageState, NewMessage, NewReply, NewSession, Owner, Received, Retry, SCHEMA_VERSION,
+    Store, StoreError,
 };
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -260,6 +260,43 @@ fn only_the_turns_of_dead_processes_are_taken_back() {
     assert!(store.recover(6_000).expect("read").is_empty(), "our own turn is alive");
 }
 
+/// What the disk may hold after a power cut: the write-ahead log as far as it was synced.
+#[test]
+fn a_turn_that_a_power_cut_undid_leaves_its_message_queued() {
+    let dir = TempDir::new("store").expect("folder");
+    let (path, after) = (dir.join("store.db"), dir.join("after/store.db"));
+    let log = |path: &Path| path.with_extension("db-wal");
+    let mut store = open(&path);
+    let (session, _) = store.open_session(&new_session(1)).expect("opens");
+    store.receive(&message(1, Some(&session.id))).expect("on disk");
+    let synced = std::fs::metadata(log(&path)).expect("the log").len();
+    let (turn, id) = (TurnId::mint(2_000, 1), message(1, None).id);
+    store.start_turn(&turn, &id, 2_000).expect("starts");
+
+    drop(open(&after));
+    std::fs::copy(&path, &after).expect("copied");
+    let mut bytes = bytes(&log(&path));
+    assert!(bytes.len() as u64 > synced, "the turn is in the log's last part");
+    // Torn in the middle of the commit, which is the worst that can be.
+    bytes.truncate(usize::try_from(synced).expect("small") + 5_000);
+    std::fs::write(log(&after), bytes).expect("written");
+    let mut later = open(&after);
+    assert!(later.recover(3_000).expect("reads").is_empty());
+    let queued = later.next_queued(&session.id, 3_000).expect("reads").expect("still there");
+    assert_eq!((&queued.id, queued.state, queued.attempts), (&id, MessageState::Queued, 0));
+    drop(later);
+    // After a power cut the machine has booted again, and the message may have been begun.
+    let owner = Owner { boot: "another".into(), ..Owner::this_process().expect("/proc") };
+    let mut later = Store::open(&after, owner).expect("the store opens");
+    later.receive(&message(2, Some(&session.id))).expect("on disk");
+    assert!(later.recover(3_000).expect("reads").is_empty());
+    assert_eq!(later.message(&id).expect("reads").attempts, 1);
+    assert_eq!(later.message(&message(2, None).id).expect("reads").attempts, 0, "never begun");
+    later.start_turn(&turn, &id, 3_000).expect("starts again");
+    later.finish_turn_with_reply(&finish(&turn, Some(1))).expect("ends");
+    assert_eq!(later.pending_replies("terminal").expect("read").len(), 1);
+}
+
 #[test]
 fn two_processes_share_one_file() {
     let dir = TempDir::new("store").expect("folder");
@@ -329,8 +366,9 @@ fn newer_and_foreign_files_are_refused_by_name() {
     drop(open(&path));
     with_header(&path, 60, 7);
     let error = refusal(&path);
-    assert!(error.contains("has version 7, this program knows up to 1"), "{error}");
-    with_header(&path, 60, 1);
+    let known = format!("has version 7, this program knows up to {SCHEMA_VERSION}");
+    assert!(error.contains(&known), "{error}");
+    with_header(&path, 60, u32::try_from(SCHEMA_VERSION).expect("small"));
     drop(open(&path));
     with_header(&path, 68, 42);
     assert!(refusal(&path).contains("another program's database"));

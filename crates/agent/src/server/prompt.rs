@@ -1,4 +1,4 @@
-//! `session/prompt`: reads its content and runs its turn on a thread of its own.
+//! `session/prompt`: reads its content; runs its turn on the thread of turns.
 
 use super::updates::Updates;
 use super::{Answer, Refusal, Shared, lock};

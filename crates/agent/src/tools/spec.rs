@@ -19,6 +19,13 @@ pub(crate) fn specs() -> &'static [ToolSpec] {
     })
 }
 
+/// About how many bytes of every request they take.
+pub(crate) fn specs_bytes() -> usize {
+    static BYTES: OnceLock<usize> = OnceLock::new();
+    let bytes = |spec: &ToolSpec| spec.schema.to_string().len() + spec.description.len();
+    *BYTES.get_or_init(|| specs().iter().map(bytes).sum())
+}
+
 fn object(properties: Value, required: &[&str]) -> Value {
     json!({"type": "object", "properties": properties, "required": required,
         "additionalProperties": false})

@@ -18,6 +18,8 @@ use std::time::Duration;
 const MAX_HEAD_BYTES: usize = 64 << 10;
 /// Largest response body, in all. An answer of a million tokens stays below it.
 const MAX_BODY_BYTES: u64 = 64 << 20;
+/// How much of a request's body goes out in one write with its head.
+const MAX_BODY_WITH_HEAD: usize = 64 << 10;
 /// Interim (1xx) responses skipped before the real one.
 const MAX_INTERIM: usize = 8;
 /// Longest silence. Large models think for minutes before the first byte; the turn's own limit
@@ -168,7 +170,11 @@ pub(crate) fn post(
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     head.push_str("\r\n");
-    let sent = socket.write_all(head.as_bytes()).and_then(|()| socket.write_all(body));
+    let mut first = head.into_bytes();
+    // Head and usual body in one write wake the gateway once; a large one is not copied for that.
+    let (with_head, rest) = body.split_at(body.len().min(MAX_BODY_WITH_HEAD));
+    first.extend_from_slice(with_head);
+    let sent = socket.write_all(&first).and_then(|()| socket.write_all(rest));
     let mut reader = BufReader::new(socket);
     // A server may answer and close before it has read everything: its answer says more than
     // our broken pipe.

@@ -91,6 +91,10 @@ impl Screen {
                 self.end_line();
                 ui::note(self.paint.dim(&harmless(text)));
             }
+            Progress::Halted(text) => {
+                self.end_line();
+                ui::note(self.paint.red(&harmless(text)));
+            }
             Progress::TurnFinished { outcome, reply, .. } => self.finish(outcome, reply),
         }
     }
@@ -134,6 +138,7 @@ fn event(progress: &Progress) -> Value {
                 "bytes": bytes})
         }
         Progress::Notice(text) => json!({"event": "notice", "text": text}),
+        Progress::Halted(text) => json!({"event": "halted", "text": text}),
         Progress::TurnFinished { turn, message, outcome, reply, tokens } => {
             json!({"event": "turn_finished", "turn": turn, "message": message,
                 "outcome": outcome, "reply": reply, "input_tokens": tokens.0,

@@ -234,6 +234,7 @@ impl Play {
                 Progress::TurnFinished { reply, .. } => {
                     return Err(Failure::new(Kind::Protection, reply));
                 }
+                Progress::Halted(why) => return Err(Failure::other(why)),
                 _ => {}
             }
         }

@@ -15,6 +15,7 @@ both!(
     an_agent_file_grants_its_mounts,
     what_must_not_be_mounted_is_refused,
     a_link_to_what_must_not_be_mounted_is_refused,
+    a_folder_that_hides_what_is_in_it_is_refused,
 );
 
 /// Owner and contents of what a command leaves in a workspace that belongs to `uid`.
@@ -231,4 +232,39 @@ fn a_link_to_what_must_not_be_mounted_is_refused(lab: &Lab) {
     std::os::unix::fs::symlink(lab.home(), &state).unwrap();
     let through = lab.sh(&["--mount", &format!("{}:/mnt/x:ro", state.display())], "ls /mnt/x");
     assert_eq!((through.out().as_str(), through.code()), ("", 2), "{through}");
+}
+
+/// A folder of another user that may be entered but not listed: a socket in it would be reached
+/// by whoever knows its name, and no search finds it.
+fn a_folder_that_hides_what_is_in_it_is_refused(lab: &Lab) {
+    let notes = notes(lab);
+    let hiding = lab.folder(&notes.join("hiding"));
+    let set = |mode| fs::set_permissions(&hiding, PermissionsExt::from_mode(mode)).unwrap();
+    let grant = format!("{}:/mnt/notes:ro", notes.display());
+    let ask = || lab.sh(&["--mount", &grant], "cat /mnt/notes/a");
+    set(0o111);
+    if lab.is_root() {
+        // Root looks into every folder, and finds nothing here.
+        assert_eq!(ask().ok(), "one\n");
+        return;
+    }
+    let refused = |ran: Ran| {
+        assert_eq!(ran.out(), "", "{ran}");
+        let said = ran.failed(2);
+        assert!(said.contains("notes/hiding") && said.contains("cannot be searched"), "{said}");
+        assert!(said.contains("chmod u+r"), "{said}");
+    };
+    // One's own could be opened up from inside, so its mode does not matter.
+    refused(ask());
+    set(0o000);
+    refused(ask());
+    if is_root() {
+        chown(&hiding, Some(0), Some(0)).unwrap();
+        set(0o711);
+        refused(ask());
+        // Shut to the sandbox as it is to the search, so there is nothing to find.
+        set(0o700);
+        assert_eq!(ask().ok(), "one\n");
+    }
+    set(0o755);
 }

@@ -26,6 +26,7 @@ fn a_memory_limit_is_hard_or_nothing_starts(lab: &Lab) {
         let said = ran.failed(137);
         assert_eq!(said, "nanoclaw: the command was killed at its memory limit of 64MiB\n");
         assert!(lab.story().contains("memory 67108864 bytes by cgroup"), "{}", lab.story());
+        assert!(lab.story().contains("it ran out of memory"), "{}", lab.story());
         // It is the limit that ended it: with more memory the same command runs.
         let enough = lab.run(["run", "--memory", "512MiB", "--", "python3", "-c", HUNGRY]);
         assert_eq!(enough.ok(), "had it all\n");

@@ -114,6 +114,8 @@ fn the_plan_is_printed_in_full(lab: &Lab) {
     let plan = lab.run(["sandbox", "plan", "assistant"]).ok();
     // Twice the same, and without a name the same again.
     assert_eq!(lab.run(["sandbox", "plan"]).ok(), plan);
+    let left = |folder: &str| std::fs::read_dir(lab.home().join(folder)).unwrap().count();
+    assert_eq!((left("sessions"), left("run/doors")), (0, 0), "nothing of it stays");
     snapshot(&format!("plan-{}", lab.mode()), &general(lab, &plan));
     let json = lab.run(["sandbox", "plan", "assistant", "--json"]).ok();
     let parsed: serde_json::Value = serde_json::from_str(&json).unwrap();

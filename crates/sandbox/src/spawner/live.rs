@@ -262,7 +262,7 @@ impl Live {
             );
             return Answer::Failed { id: self.id, error };
         }
-        let outcome = outcome(self.finished, status, self.killed.as_deref());
+        let outcome = outcome(self.finished, status, self.killed.as_deref(), usage.oom_kills);
         Answer::Ended { id: self.id, ended: Ended { outcome, usage } }
     }
 }

@@ -333,17 +333,19 @@ fn try_namespaces(mode: Mode) -> Vec<(String, Option<String>)> {
 /// How long preparing may take; it takes milliseconds, and seconds on a machine that swaps.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What a box has come to, in the words of its end.
-fn outcome(finished: Option<i32>, status: i32, killed: Option<&str>) -> Outcome {
-    match (killed, finished) {
-        (Some(why), _) => Outcome::Killed(why.to_owned()),
-        (None, Some(status)) if libc::WIFSIGNALED(status) => {
-            Outcome::Signaled(libc::WTERMSIG(status))
+/// What a box has come to, in the words of its end. `oom_kills` is what its control group counts:
+/// a kill that nobody ordered, in a group where the kernel killed for memory, was one of those.
+fn outcome(finished: Option<i32>, status: i32, killed: Option<&str>, oom_kills: u64) -> Outcome {
+    let last = finished.unwrap_or(status);
+    let signal = libc::WIFSIGNALED(last).then(|| libc::WTERMSIG(last));
+    match (killed, finished, signal) {
+        (Some(why), _, _) => Outcome::Killed(why.to_owned()),
+        (None, _, Some(libc::SIGKILL)) if oom_kills > 0 => Outcome::OutOfMemory,
+        (None, Some(_), Some(signal)) => Outcome::Signaled(signal),
+        (None, Some(status), None) => Outcome::Exited(libc::WEXITSTATUS(status)),
+        (None, None, Some(signal)) => {
+            Outcome::Killed(format!("its first process died of signal {signal}"))
         }
-        (None, Some(status)) => Outcome::Exited(libc::WEXITSTATUS(status)),
-        (None, None) if libc::WIFSIGNALED(status) => {
-            Outcome::Killed(format!("its first process died of signal {}", libc::WTERMSIG(status)))
-        }
-        (None, None) => Outcome::Killed("its first process failed".into()),
+        (None, None, None) => Outcome::Killed("its first process failed".into()),
     }
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 pub(crate) const TESTS: &[Test] = &[
     ("fork_bomb_is_stopped", forks),
     ("memory_bomb_is_stopped", memory),
+    ("what_ran_out_of_memory_is_told_from_what_was_killed", out_of_memory),
     ("cpu_is_limited", cpu),
     ("file_size_is_limited", file),
     ("required_limits_are_hard_or_refused", required),
@@ -52,6 +53,22 @@ fn memory(lab: &Lab) {
         assert!(usage.oom_kills > 0, "{usage:?}");
         assert!(usage.peak_memory_bytes <= 64 << 20, "{usage:?}");
     }
+}
+
+fn out_of_memory(lab: &Lab) {
+    let kill = "kill -9 $$";
+    assert_eq!(lab.run(&lab.sh(kill)).ended.outcome, Outcome::Signaled(9));
+    let mut spec = lab.spec(&["python3", "-c", "x = bytearray(300 << 20); print('had it all')"]);
+    spec.limits.memory_bytes.value = 64 << 20;
+    let done = lab.run(&spec);
+    assert_eq!(done.out, "");
+    if lab.spawner.facts().ladder.memory == Rung::Fallback {
+        // RLIMIT_DATA refuses it, and the program gives up by itself.
+        assert_eq!(done.ended.outcome, Outcome::Exited(1), "{}", done.err);
+        return;
+    }
+    assert_eq!(done.ended.outcome, Outcome::OutOfMemory, "{:?}", done.ended.usage);
+    assert_eq!(done.ended.outcome.to_string(), "killed: it ran out of memory");
 }
 
 fn cpu(lab: &Lab) {
