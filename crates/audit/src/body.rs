@@ -171,12 +171,12 @@ pub(crate) fn write(out: &mut Vec<u8>, body: &Body, turn: Option<&TurnId>) -> Wr
         | Body::ToolCalled { .. }
         | Body::ToolFinished { .. }
         | Body::ProbeObserved { .. } => of_turn(f, kind, body),
-        Body::ModelRequest { .. }
-        | Body::ModelResponse { .. }
-        | Body::SecretUsed { .. }
-        | Body::EgressIntent { .. }
-        | Body::EgressResult { .. }
-        | Body::EgressRefused { .. } => of_way_out(f, kind, body),
+        Body::ModelRequest { .. } | Body::ModelResponse { .. } | Body::SecretUsed { .. } => {
+            of_models(f, kind, body)
+        }
+        Body::EgressIntent { .. } | Body::EgressResult { .. } | Body::EgressRefused { .. } => {
+            of_way_out(f, kind, body)
+        }
         Body::ApprovalAsked { .. }
         | Body::ApprovalDecided { .. }
         | Body::HostToolCalled { .. }
@@ -270,7 +270,7 @@ fn of_turn(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
     .end()
 }
 
-fn of_way_out(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
+fn of_models(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
     match body {
         Body::ModelRequest { model, api, host, bytes, sha256 } => f
             .text("api", api)
@@ -305,6 +305,13 @@ fn of_way_out(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
         Body::SecretUsed { secret, host } => {
             f.text("host", host).text("kind", kind).text("secret", secret).turn()
         }
+        _ => return Err(NotCanonical),
+    }
+    .end()
+}
+
+fn of_way_out(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
+    match body {
         Body::EgressIntent { host, port, rule, address, request, secret } => f
             .text("address", address)
             .text("host", host)

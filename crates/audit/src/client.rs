@@ -26,7 +26,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 /// Unsent bytes beyond which a submit waits.
@@ -106,8 +106,8 @@ impl Shared {
 /// A connection to the recorder.
 pub struct Client {
     shared: Arc<Shared>,
-    reader: Option<JoinHandle<()>>,
-    writer: Option<JoinHandle<()>>,
+    reader: ThreadId,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Client {
@@ -182,11 +182,29 @@ impl Client {
         let writer = thread::Builder::new()
             .name("audit-send".into())
             .spawn(move || send(stream, &for_writer))?;
-        Ok(Self { shared, reader: Some(reader), writer: Some(writer) })
+        let (id, threads) = (reader.thread().id(), Mutex::new(vec![writer, reader]));
+        Ok(Self { shared, reader: id, threads })
     }
 
     fn on_reader_thread(&self) -> bool {
-        self.reader.as_ref().is_some_and(|r| r.thread().id() == thread::current().id())
+        self.reader == thread::current().id()
+    }
+
+    /// Sends what is left and a bye, and waits for the answers. Later records are refused. For
+    /// processes whose threads keep the client alive to their end; dropping it does the same.
+    pub fn close(&self) {
+        self.shared.lock().closing = true;
+        self.shared.changed.notify_all();
+        if self.on_reader_thread() {
+            return;
+        }
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            // A thread that broke off has left its answers to `Shared::gone` or to nobody; there
+            // is nothing more to do for it here.
+            let _ = thread.join();
+        }
+        self.shared.gone("the client was closed");
     }
 }
 
@@ -217,22 +235,8 @@ impl RecordSink for Client {
 }
 
 impl Drop for Client {
-    /// Sends what is left and a bye, and waits for the answers.
     fn drop(&mut self) {
-        self.shared.lock().closing = true;
-        self.shared.changed.notify_all();
-        let on_reader = self.on_reader_thread();
-        for thread in [self.writer.take(), self.reader.take()].into_iter().flatten() {
-            if !on_reader {
-                // A thread that broke off has left its answers to `Shared::gone` or to nobody;
-                // there is nothing more to do for it here.
-                let _ = thread.join();
-            }
-        }
-        if on_reader {
-            return;
-        }
-        self.shared.gone("the client was closed");
+        self.close();
     }
 }
 

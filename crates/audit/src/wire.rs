@@ -45,6 +45,7 @@ enum WireError {
 }
 
 /// A frame from a client.
+#[allow(clippy::large_enum_variant, reason = "taken apart at once; nearly all are records")]
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum FromClient {
     Hello(Hello),

@@ -100,6 +100,10 @@ fn spellings(secret: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
     add(Zeroizing::new(lower_escapes(&percent)));
     add(Zeroizing::new(percent.replace("%20", "+").into_bytes()));
     add(Zeroizing::new(percent.as_bytes().to_vec()));
+    // Some encoders leave nothing but letters and digits.
+    let strict = escape_marks(secret);
+    add(Zeroizing::new(lower_escapes(&strict)));
+    add(Zeroizing::new(strict.as_bytes().to_vec()));
     for before in 0..3 {
         // What stands before shifts the alphabet's sextets; the ones shared with neighbours are
         // left off at both ends.
@@ -112,6 +116,22 @@ fn spellings(secret: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
         }
     }
     all
+}
+
+/// Percent-encoded, all but letters and digits.
+fn escape_marks(secret: &[u8]) -> Zeroizing<String> {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    let mut out = Zeroizing::new(String::with_capacity(3 * secret.len()));
+    for &b in secret {
+        if b.is_ascii_alphanumeric() {
+            out.push(char::from(b));
+        } else {
+            out.push('%');
+            out.push(char::from(HEX[usize::from(b >> 4)]));
+            out.push(char::from(HEX[usize::from(b & 15)]));
+        }
+    }
+    out
 }
 
 /// The same with lower-case hex digits in its escapes.
@@ -140,6 +160,12 @@ impl Masker {
     /// Whether the secret was found so far.
     pub(crate) fn found(&self) -> bool {
         self.found
+    }
+
+    /// Whether what arrived last ends with half of the secret or more. For those who cannot hold
+    /// anything back.
+    pub(crate) fn nearly_found(&self) -> bool {
+        self.needles.iter().any(|needle| 2 * needle.matched >= needle.bytes.len())
     }
 
     /// What may be passed on after `input` arrived.

@@ -79,6 +79,8 @@ async fn names_must_agree_wherever_they_are_said() {
     assert_eq!(way.count("egress_refused"), 2);
     // The request names another host, in any of the places where it can.
     let port = server.port;
+    let with =
+        |field: &str| format!("GET / HTTP/1.1\r\nHost: a.test:{port}\r\n{field}\r\n{GET_CLOSE}");
     for (request, status) in [
         ("GET / HTTP/1.1\r\nHost: b.test\r\n\r\n".to_owned(), 400),
         (format!("GET / HTTP/1.1\r\nHost: a.test:{}\r\n\r\n", port ^ 1), 400),
@@ -87,6 +89,8 @@ async fn names_must_agree_wherever_they_are_said() {
         (format!("CONNECT b.test:{port} HTTP/1.1\r\nHost: a.test:{port}\r\n\r\n"), 400),
         (format!("OPTIONS * HTTP/1.1\r\nHost: a.test:{port}\r\n\r\n"), 400),
         (format!("TRACE / HTTP/1.1\r\nHost: a.test:{port}\r\n{GET_CLOSE}"), 400),
+        (with("X-HTTP-Method-Override: DELETE"), 400),
+        (with("X-Original-URL: /admin"), 400),
         ("GET / HTTP/1.0\r\n\r\n".to_owned(), 505),
         ("GET / HTTP/1.1\r\n\r\n".to_owned(), 400),
         ("GET / HTTP/1.1\r\nHost: a.test\r\nHost: b.test\r\n\r\n".to_owned(), 400),

@@ -314,6 +314,7 @@ impl Chat {
         // The workers must not wait for a screen that reads no more.
         self.events = None;
         self.engine.shutdown("the chat was closed");
+        self.host.product.close();
     }
 }
 

@@ -2,7 +2,8 @@
 //! needs one.
 //!
 //! ```text
-//! exec ─► nothing inherited ─► lock, socket ─► walls, measured ─► recorder ─► vault ─► ready ─► serve
+//! exec ─► nothing inherited ─► lock, socket ─► walls, measured
+//!      ─► recorder ─► vault ─► ready ─► serve
 //! ```
 //!
 //! Invariants:

@@ -65,8 +65,14 @@ impl Home {
                 format!("{} belongs to uid {}, not to you", self.path.display(), meta.uid());
             return Err(Failure::new(Kind::Protection, whose).remedy("choose another --home"));
         }
-        if meta.permissions().mode() & 0o077 != 0 {
-            let open = format!("{} can be read or written by others", self.path.display());
+        let mode = meta.permissions().mode();
+        if mode & 0o022 == 0 && mode & 0o077 != 0 {
+            // Made by hand, as `mkdir` makes folders: nobody else could have put anything there.
+            let closed = std::fs::Permissions::from_mode(0o700);
+            return std::fs::set_permissions(&self.path, closed).context(self.path.display());
+        }
+        if mode & 0o022 != 0 {
+            let open = format!("{} can be written by others", self.path.display());
             return Err(Failure::new(Kind::Protection, open)
                 .remedy(format!("chmod 700 {}", self.path.display())));
         }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 pub(crate) struct Product {
     pub(crate) home: Home,
     pub(crate) config: Config,
+    recorder: Arc<audit::Client>,
     pub(crate) sink: Arc<Tracked>,
     pub(crate) gateway: ControlClient,
     pub(crate) watch: Arc<Watch>,
@@ -35,11 +36,18 @@ impl Product {
         let options = SpawnerOptions { image: None, private: vec![home.path().to_owned()] };
         let spawner = Spawner::launch(options).map_err(start_failure)?;
         // 3. The recorder, for nothing happens without a record.
-        let sink = Arc::new(Tracked::new(Arc::new(recorder(&home, role)?)));
+        let recorder = Arc::new(recorder(&home, role)?);
+        let sink = Arc::new(Tracked::new(Arc::clone(&recorder) as Arc<dyn RecordSink>));
         // 4. The gateway, a process of its own: secrets are opened there and never here.
         let watch = Arc::new(watch);
         let gateway = gateway(&home, role, Arc::clone(&watch) as Arc<dyn Watcher>)?;
-        Ok(Self { home, config, sink, gateway, watch, spawner })
+        Ok(Self { home, config, recorder, sink, gateway, watch, spawner })
+    }
+
+    /// Takes leave of the recorder, so that the log does not say this process was lost. Threads
+    /// that wait for signals or questions hold the product until the process is gone.
+    pub(crate) fn close(&self) {
+        self.recorder.close();
     }
 
     /// As the records' writers want it.

@@ -19,7 +19,7 @@ use policy::{Additions, MountContext, ResolvedAgent};
 use sandbox::{Ended, Sandbox};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use streams::Streams;
 
@@ -223,7 +223,9 @@ impl<'a> OneRun<'a> {
             limits: report.limits.clone(),
         };
         self.scribe.write(None, started, Durability::Durable).map_err(|e| unrecorded(&e))?;
+        let forwarder = Forwarder::watch()?;
         let sandbox = Arc::new(prepared.start().map_err(product::start_failure)?);
+        forwarder.to(&sandbox);
         self.end_without_gateway(&sandbox);
         if let Err(e) = self.hand_over(&mut streams) {
             drop(sandbox.kill());
@@ -231,7 +233,7 @@ impl<'a> OneRun<'a> {
             return Err(e);
         }
         let streams = streams.attach(&self.product.watch)?;
-        forward_signals(&sandbox, streams.master())?;
+        follow_window(streams.master())?;
         let (ended, late) = wait(&sandbox, timeout);
         streams.finish();
         let code = self.close(&ended, late)?;
@@ -319,18 +321,44 @@ fn wait(sandbox: &Sandbox, timeout: Option<Duration>) -> (Ended, bool) {
     (sandbox.wait(), true)
 }
 
-fn forward_signals(sandbox: &Arc<Sandbox>, master: Option<std::fs::File>) -> Result<()> {
-    let sandbox = Arc::clone(sandbox);
-    let mut kinds = vec![signals::INTERRUPT, signals::QUIT, signals::HANGUP, signals::TERMINATE];
-    if master.is_some() {
-        kinds.push(signals::WINDOW);
+/// Hands signals on to the command. It listens before the command runs, so that none finds this
+/// process without a handler while the command lives.
+#[derive(Clone, Default)]
+struct Forwarder(Arc<Mutex<Forwarding>>);
+
+#[derive(Default)]
+struct Forwarding {
+    sandbox: Option<Arc<Sandbox>>,
+    /// What came before there was anyone to tell.
+    early: Vec<i32>,
+}
+
+impl Forwarder {
+    fn watch() -> Result<Self> {
+        let kinds = [signals::INTERRUPT, signals::QUIT, signals::HANGUP, signals::TERMINATE];
+        let this = Self::default();
+        let own = this.clone();
+        signals::watch(&kinds, move |kind| {
+            let mut state = own.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match &state.sandbox {
+                // It may just have ended; then there is nobody to tell.
+                Some(sandbox) => drop(sandbox.signal(kind)),
+                None => state.early.push(kind),
+            }
+        })?;
+        Ok(this)
     }
-    signals::watch(&kinds, move |kind| {
-        if let (signals::WINDOW, Some(master)) = (kind, &master) {
-            streams::copy_window(master);
-            return;
+
+    fn to(&self, sandbox: &Arc<Sandbox>) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for kind in state.early.drain(..) {
+            drop(sandbox.signal(kind));
         }
-        // It may just have ended; then there is nobody to tell.
-        drop(sandbox.signal(kind));
-    })
+        state.sandbox = Some(Arc::clone(sandbox));
+    }
+}
+
+fn follow_window(master: Option<std::fs::File>) -> Result<()> {
+    let Some(master) = master else { return Ok(()) };
+    signals::watch(&[signals::WINDOW], move |_| streams::copy_window(&master))
 }

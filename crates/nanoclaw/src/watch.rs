@@ -258,9 +258,9 @@ mod tests {
         let watch = Watch::new(Asking::Nobody);
         let (to, told) = std::sync::mpsc::channel();
         let first = to.clone();
-        watch.when_gone(move || drop(first.send(1)));
+        watch.when_gone(move || first.send(1).unwrap());
         watch.happened(Event::Failed { cause: "x".into() });
-        watch.when_gone(move || drop(to.send(2)));
+        watch.when_gone(move || to.send(2).unwrap());
         assert_eq!((told.recv(), told.recv()), (Ok(1), Ok(2)));
         assert_eq!(watch.gone().as_deref(), Some("x"));
     }

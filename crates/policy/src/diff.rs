@@ -119,9 +119,8 @@ fn limits(old: &ResolvedAgent, new: &ResolvedAgent) -> Vec<String> {
                 .push(format!("the limit of {what} may be held by something weaker than a cgroup"));
         }
     }
-    let mut spend = |what: &str, old: Option<u64>, new: Option<u64>, show: fn(u64) -> String| match (
-        old, new,
-    ) {
+    type Show = fn(u64) -> String;
+    let mut spend = |what: &str, old: Option<u64>, new: Option<u64>, show: Show| match (old, new) {
         (Some(old), Some(new)) if new > old => {
             lines.push(format!("{what} up to {}, where it was {}", show(new), show(old)));
         }

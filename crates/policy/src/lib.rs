@@ -14,7 +14,8 @@
 //!    error repeats a value that may be a secret.
 //! 4. Parsing and verdicts are total and pure. Only [`load`] touches the file system.
 //! 5. Equal meaning gives equal [`ResolvedAgent::policy_bytes`].
-//! 6. Nothing that becomes possible is missed by [`diff()`]; what [`learn`] proposes grants nothing.
+//! 6. Nothing that becomes possible is missed by [`diff()`].
+//! 7. What [`learn`] proposes grants nothing.
 
 mod agent_file;
 mod arguments;

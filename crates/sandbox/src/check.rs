@@ -7,7 +7,7 @@
 use crate::error::{SpecError, SpecErrorKind as Kind};
 use crate::facts::{HostFacts, Kind as FileKind, Source};
 use crate::plan::Sources;
-use model::{Command, DoorSpec, Network, SandboxSpec, Workspace};
+use model::{Access, Command, DoorSpec, Network, SandboxSpec, Workspace};
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
@@ -43,6 +43,10 @@ const SECRET_NAMES: [&str; 16] = [
 /// Host directories that no grant may name, nor anything below them.
 const FORBIDDEN_SOURCES: [&str; 8] =
     ["/proc", "/sys", "/dev", "/run", "/var/run", "/boot", "/etc", "/var/lib"];
+/// Host directories whose programs and jobs the whole machine runs: what is written there acts
+/// outside, so they are granted for reading only.
+const SYSTEM_FOLDERS: [&str; 9] =
+    ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/libx32", "/var/spool", "/var/log"];
 /// Targets that belong to the sandbox itself.
 const RESERVED_TARGETS: [&str; 16] = [
     "/usr",
@@ -90,11 +94,15 @@ pub fn check(spec: &SandboxSpec, facts: &HostFacts) -> Result<Sources, SpecError
         Workspace::Session(path) => own(path, FileKind::Directory)?,
         Workspace::User(path) => {
             granted(path, facts)?;
+            written(path)?;
             own(path, FileKind::Directory)?;
         }
     }
     for mount in &spec.mounts {
         granted(&mount.source, facts)?;
+        if mount.access == Access::Write {
+            written(&mount.source)?;
+        }
         let source = look(&mount.source, &[FileKind::Directory, FileKind::File])?;
         sources.insert(mount.source.clone(), source.owner);
     }
@@ -226,6 +234,19 @@ fn look(path: &Path, kinds: &[FileKind]) -> Result<Source, SpecError> {
             )
             .to_lowercase();
             Err(SpecError::new(Kind::Missing, cause, "name one that is"))
+        }
+    }
+}
+
+/// Whether a folder may be granted for writing.
+fn written(path: &Path) -> Result<(), SpecError> {
+    let overlaps = |f: &&&str| path.starts_with(f) || Path::new(f).starts_with(path);
+    match SYSTEM_FOLDERS.iter().find(overlaps) {
+        None => Ok(()),
+        Some(base) => {
+            let cause = format!("the source {path:?} lies in {base:?}, which the whole host runs");
+            let remedy = "grant it for reading only, or a folder of your own for writing";
+            Err(SpecError::new(Kind::Secret, cause, remedy))
         }
     }
 }

@@ -19,7 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 
 /// How long it waits for its first client.
-const FIRST_CLIENT_GRACE: Duration = Duration::from_secs(10);
+const FIRST_CLIENT_GRACE: Duration = Duration::from_secs(4);
 /// How long it waits for another client after the last one has gone: one command after another
 /// then shares a gateway.
 const LAST_CLIENT_GRACE: Duration = Duration::from_millis(300);

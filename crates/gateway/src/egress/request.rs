@@ -90,6 +90,11 @@ pub(crate) fn judge<'a>(
     if !target.starts_with('/') {
         return Err(bad("the target is not a path"));
     }
+    if let Some(name) = second_request_line(head) {
+        return Err(bad(&format!(
+            "the field {name} asks for something else than the request line"
+        )));
+    }
     let path = target.split('?').next().unwrap_or("");
     let verdict = policy::request_verdict(&door.rules, &to.host, to.port, &head.method, path);
     let (rule, ask) = match verdict {
@@ -111,6 +116,18 @@ pub(crate) fn judge<'a>(
     let websocket = websocket(head, rule)?;
     let secret = secret(door, to, rule)?;
     Ok(Judged { rule, ask, cleared, secret, websocket })
+}
+
+/// Fields by which frameworks replace the method or the path that was just judged.
+fn second_request_line(head: &Head) -> Option<&'static str> {
+    const METHOD: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+    const PATH: [&str; 2] = ["x-original-url", "x-rewrite-url"];
+    let is = |name: &str, wanted: &str| name.eq_ignore_ascii_case(wanted);
+    let method = METHOD.into_iter().find(|wanted| {
+        head.fields.iter().any(|(n, v)| is(n, wanted) && !v.eq_ignore_ascii_case(&head.method))
+    });
+    let sent = |wanted: &&str| head.fields.iter().any(|(n, _)| is(n, wanted));
+    method.or_else(|| PATH.into_iter().find(sent))
 }
 
 fn check_size(rule: &EgressRule, bytes: u64) -> Result<(), Refusal> {

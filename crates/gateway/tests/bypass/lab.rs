@@ -9,9 +9,11 @@
 use crate::common::{KEY, MemorySink, PLACEHOLDER, TempDir};
 use crate::reference::{self, Open};
 use crate::world::{Answering, Canary, Names, Ports};
-use model::{Body, EgressRule, ModelApi, ModelConfig};
+use model::{Body, EgressRule, HostTools, ModelApi, ModelConfig, ToolGrant};
 use nanoclaw_gateway::tls::Authority;
-use nanoclaw_gateway::{Door, Gateway, GatewayConfig, Roots, Sealer, SecretBytes, Vault, bind_door};
+use nanoclaw_gateway::{
+    Door, Gateway, GatewayConfig, Roots, Sealer, SecretBytes, Vault, bind_door,
+};
 use rustls::pki_types::CertificateDer;
 use std::future::Future;
 use std::path::PathBuf;
@@ -96,6 +98,8 @@ pub(crate) struct Setup {
     pub(crate) secret_hosts: Vec<&'static str>,
     pub(crate) secret_agents: Vec<&'static str>,
     pub(crate) model: Option<ModelApi>,
+    /// Whether the session may call `web_fetch`.
+    pub(crate) fetches: bool,
     /// What must still get through afterwards, with this in what the permitted server hears.
     pub(crate) control: Option<(Vec<u8>, &'static str)>,
 }
@@ -108,7 +112,7 @@ pub(crate) enum Side {
 }
 
 enum Keeper {
-    Real(Vec<Door>, Gateway),
+    Real(Vec<Door>, Box<Gateway>),
     Reference(Vec<AbortHandle>),
 }
 
@@ -395,16 +399,23 @@ fn real(
     config.authority = Some(Arc::new(Authority::open(&home.join("vault")).unwrap()));
     config.state_dir = Some(home.join("gateway"));
     let gateway = Gateway::new(config);
-    let models: Vec<ModelConfig> =
-        setup.model.map(|api| crate::common::http_model("m", api, ports.p, Some("key1"))).into_iter().collect();
+    let models: Vec<ModelConfig> = setup
+        .model
+        .map(|api| crate::common::http_model("m", api, ports.p, Some("key1")))
+        .into_iter()
+        .collect();
+    let own = ToolGrant { server: ToolGrant::OWN.into(), tool: "web_fetch".into(), pin: None };
+    let grants = setup.fetches.then_some(own).into_iter().collect();
+    let tools = HostTools { grants, servers: Vec::new() };
     let open = |session: &str, agent: &str, egress: &[EgressRule]| {
         let grant = serde_json::json!({
             "session": session, "agent": agent, "egress": egress, "models": models,
             "default_model": models.first().map(|m| &m.name), "placeholder": PLACEHOLDER,
+            "tools": tools,
         });
         let listener = bind_door(&home.join(format!("{session}.sock"))).unwrap();
         gateway.open_door(serde_json::from_value(grant).unwrap(), listener).unwrap()
     };
     let doors = vec![open("s1", "tester", &setup.rules), open("s2", "other", &setup.others)];
-    Keeper::Real(doors, gateway)
+    Keeper::Real(doors, Box::new(gateway))
 }

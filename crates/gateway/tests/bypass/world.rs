@@ -107,8 +107,8 @@ fn is_whole(text: &str) -> bool {
     if head.contains("transfer-encoding: chunked") {
         return body.ends_with("0\r\n\r\n");
     }
-    let lengths = head.lines().filter_map(|l| l.strip_prefix("content-length:"));
-    body.len() >= lengths.last().and_then(|n| n.trim().parse().ok()).unwrap_or(0)
+    let mut lengths = head.lines().filter_map(|l| l.strip_prefix("content-length:"));
+    body.len() >= lengths.next_back().and_then(|n| n.trim().parse().ok()).unwrap_or(0)
 }
 
 /// A name server: answers as scripted, and otherwise that `good.test` is good and all else evil.

@@ -13,7 +13,9 @@ use std::path::Path;
 pub(crate) fn verify(dir: &Path, vkey: Option<&str>, as_json: bool) -> Result<u8> {
     if !dir.exists() {
         let cause = format!("there is no log in {}", dir.display());
-        return Err(Failure::new(Kind::Missing, cause).remedy("`nanoclaw demo` writes one"));
+        return Err(Failure::new(Kind::Missing, cause).remedy(
+            "`nanoclaw run -- true` writes one; a demo's is below the home, in demo/audit",
+        ));
     }
     match audit::verify::verify_dir(dir, vkey) {
         Ok(report) => {
@@ -92,7 +94,10 @@ pub(crate) fn show(home: &Home, session: Option<&str>, all: bool, as_json: bool)
         (None, false) => newest(&dir)?,
     };
     if session.is_none() && !all {
-        ui::note("No session is on record yet. `nanoclaw demo` makes one.");
+        ui::note(
+            "No session is on record in this home yet; a demo's are in its own: \
+                  nanoclaw --home HOME/demo audit show",
+        );
         return Ok(0);
     }
     let mut shown = 0_u64;

@@ -179,7 +179,7 @@ fn show_reads_as_a_story(lab: &Lab) {
 
 fn show_of_one_session_and_of_one_that_is_not_there(lab: &Lab) {
     let none = lab.run(["audit", "show"]);
-    assert!(none.err().contains("No session is on record yet"), "{none}");
+    assert!(none.err().contains("No session is on record in this home yet"), "{none}");
     lab.sh(&[], "echo first").ok();
     lab.sh(&[], "echo second").ok();
     let newest = lab.run(["audit", "show"]).ok();

@@ -27,7 +27,11 @@ fn is_statically_linked() {
 /// Runs the binary as the first process of an image in which there is nothing else.
 fn alone(lab: &Lab, args: &[&str]) -> crate::lab::Ran {
     let image = lab.folder(&lab.person().join("image"));
-    std::fs::copy(lab.binary(), image.join("nanoclaw")).unwrap();
+    // By another process: a child that a neighbouring test forks meanwhile would hold a
+    // descriptor of ours open for writing, and the kernel would not start the file.
+    let mut copy = std::process::Command::new("cp");
+    copy.arg(lab.binary()).arg(image.join("nanoclaw"));
+    finish(copy, b"").ok();
     let mut command = lab.command("unshare");
     command.args(["--pid", "--mount", "--net", "--ipc", "--uts", "--fork", "--", "chroot"]);
     command.arg(&image).arg("/nanoclaw").args(args);

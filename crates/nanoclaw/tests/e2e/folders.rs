@@ -16,6 +16,7 @@ both!(
     what_must_not_be_mounted_is_refused,
     a_link_to_what_must_not_be_mounted_is_refused,
     a_folder_that_hides_what_is_in_it_is_refused,
+    what_the_whole_host_runs_is_granted_for_reading_only,
 );
 
 /// Owner and contents of what a command leaves in a workspace that belongs to `uid`.
@@ -236,6 +237,23 @@ fn a_link_to_what_must_not_be_mounted_is_refused(lab: &Lab) {
 
 /// A folder of another user that may be entered but not listed: a socket in it would be reached
 /// by whoever knows its name, and no search finds it.
+fn what_the_whole_host_runs_is_granted_for_reading_only(lab: &Lab) {
+    let lib = Path::new("/usr/lib").canonicalize().unwrap();
+    let lib = lib.display();
+    let read = lab.run(["run", "--mount", &format!("{lib}:/mnt/x:ro"), "--", "ls", "/mnt/x"]);
+    assert!(!read.ok().is_empty());
+    for grant in [
+        vec!["--mount".to_owned(), format!("{lib}:/mnt/x:rw")],
+        vec!["--workspace".to_owned(), "/usr/bin".to_owned()],
+    ] {
+        let mut args = vec!["run".to_owned()];
+        args.extend(grant);
+        args.extend(["--", "true"].map(str::to_owned));
+        let said = lab.run(&args).failed(2);
+        assert!(said.contains("which the whole host runs"), "{said}");
+    }
+}
+
 fn a_folder_that_hides_what_is_in_it_is_refused(lab: &Lab) {
     let notes = notes(lab);
     let hiding = lab.folder(&notes.join("hiding"));

@@ -17,6 +17,7 @@
 mod lab;
 mod audit;
 mod binary;
+mod bypass;
 mod crash;
 mod folders;
 mod gateway;

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 both!(
     the_home_is_private,
-    a_home_that_others_can_read_is_refused,
+    a_home_that_others_can_write_is_refused,
     a_home_of_another_user_is_refused,
     uids_inside_and_outside,
     no_privilege_can_be_had_inside,
@@ -32,8 +32,12 @@ fn the_home_is_private(lab: &Lab) {
     }
 }
 
-fn a_home_that_others_can_read_is_refused(lab: &Lab) {
-    for mode in [0o755, 0o770, 0o701] {
+fn a_home_that_others_can_write_is_refused(lab: &Lab) {
+    // What `mkdir` makes is closed; a folder others could have written to is not trusted.
+    fs::set_permissions(lab.home(), PermissionsExt::from_mode(0o755)).unwrap();
+    lab.sh(&[], "true").ok();
+    assert_eq!(fs::metadata(lab.home()).unwrap().mode() & 0o7777, 0o700);
+    for mode in [0o775, 0o770, 0o702] {
         fs::set_permissions(lab.home(), PermissionsExt::from_mode(mode)).unwrap();
         let said = lab.sh(&[], "echo ran").failed(4);
         snapshot("home-open", &said.replace(&lab.home().display().to_string(), "HOME"));

@@ -55,7 +55,7 @@ FileNotFoundError
 ConnectionRefusedError
 False
 ['python3']
-2 sandbox
+3 sandbox
 ";
 
 fn two_sandboxes_do_not_see_each_other(lab: &Lab) {

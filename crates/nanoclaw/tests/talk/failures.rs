@@ -232,9 +232,9 @@ fn a_log_whose_disk_is_full_stops_the_turn_before_the_model_is_asked() {
 }
 
 #[test]
-fn a_home_that_others_may_read_is_refused() {
+fn a_home_that_others_may_write_is_refused() {
     let lab = Lab::new();
-    std::fs::set_permissions(lab.home(), PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(lab.home(), PermissionsExt::from_mode(0o775)).unwrap();
     let out = lab.say("hello").expect(4);
     assert!(out.stderr.contains("chmod 700"), "{}", out.stderr);
 }

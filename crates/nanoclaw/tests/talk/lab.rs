@@ -247,7 +247,8 @@ impl Lab {
     /// Asserts that no process of this installation is left, the recorder included.
     #[track_caller]
     pub(crate) fn assert_nobody_left(&self) {
-        let left = wait_gone(&self.mark(), Duration::from_secs(10));
+        // A gateway whose starter was killed before it connected waits some seconds for another.
+        let left = wait_gone(&self.mark(), Duration::from_secs(20));
         assert!(left.is_empty(), "left behind: {left:#?}");
     }
 }

@@ -27,6 +27,16 @@ fn assert_key_injected(server: &FakeModel, path: &str) {
 }
 
 #[test]
+fn a_clean_end_is_not_recorded_as_a_loss() {
+    let server = server(keyed());
+    let lab = Lab::with_model("anthropic", &server);
+    lab.say("hello").expect(0);
+    let story = lab.run(&["audit", "show", "--all"]).expect(0).stdout;
+    assert!(story.contains("The session ended"), "{story}");
+    assert!(!story.contains("gone without a word"), "{story}");
+}
+
+#[test]
 fn a_tool_runs_in_the_sandbox_and_the_reply_alone_is_on_stdout_in_both_formats() {
     for (api, path) in FORMATS {
         let server = server(Options { chunk: Some(3), ..keyed() });
