@@ -84,9 +84,13 @@ fn exists(name: &str, files: &[File]) -> bool {
         .any(|file| is_test_function(file, function) || is_listed_test(file, function))
 }
 
-/// Whether a file lists the name in a table of tests of its own runner: `("name", function),`.
+/// Whether a file lists the name in a table of tests of its own runner: `("name", function),`, or
+/// in the list that runs each test in both modes: `both!(name, …);`.
 fn is_listed_test(file: &File, name: &str) -> bool {
-    file.path.contains("/tests/") && file.text.contains(&format!("(\"{name}\", "))
+    let in_table = || file.text.contains(&format!("(\"{name}\", "));
+    let lists = file.text.split("both!(").skip(1).filter_map(|rest| rest.split(')').next());
+    let mut names = lists.flat_map(|list| list.split(','));
+    file.path.contains("/tests/") && (in_table() || names.any(|listed| listed.trim() == name))
 }
 
 /// Whether a file has the function under a `#[test]` attribute (of any runtime).
@@ -112,7 +116,8 @@ mod unit {
 
     fn check(promise: &str) -> Vec<String> {
         let test = "#[test]\n// Why it matters.\nfn torn_tail() {}\nfn helper() {}\n\
-            const TESTS: &[Test] = &[(\"started_by_itself\", helper)];\n";
+            const TESTS: &[Test] = &[(\"started_by_itself\", helper)];\n\
+            both!(\n    runs_in_both_modes,\n);\n";
         let files = [
             File::new("crates/audit/tests/recovery.rs", test.to_owned()),
             File::new(DOCUMENT, format!("# Promises\n\n{promise}\n")),
@@ -126,6 +131,7 @@ mod unit {
             "- It recovers. `tests: crates/audit/tests/recovery.rs::torn_tail`",
             "- It recovers,\n  whatever was torn (tests: `audit::recovery::torn_tail`).",
             "- It starts. `tests: crates/audit/tests/recovery.rs::started_by_itself`",
+            "- It runs. `tests: crates/audit/tests/recovery.rs::runs_in_both_modes`",
             "- It is witnessed. (test pending)",
             "Plain text and\n```\n- code\n```\nare no promises.",
         ] {
