@@ -81,7 +81,8 @@ fn cargo_test(repo: &Repo, filter: Option<&str>) -> Outcome<Tally> {
     command.args(filter);
     prepare(&mut command, repo, &target, Profile::Ci)?;
     let venv = setup::test_venv(repo);
-    command.env("NANOCLAW_BIN", binary).env("NANOCLAW_VENV", &venv);
+    command.env("NANOCLAW_BIN", binary);
+    command.env("NANOCLAW_VENV", &venv).env("NANOCLAW_MCP_VENV", &venv);
     let go = venv.join("bin/go");
     if go.is_file() {
         command.env("NANOCLAW_GO", go);

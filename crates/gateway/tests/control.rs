@@ -1,6 +1,9 @@
 //! The control socket: a real client and a real server over real sockets, whose gateway is ended
 //! at will.
 
+// A test says what went wrong by panicking.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use gateway::control::{
     Approvals, ControlClient, ControlError, Event, Settings, Tracked, Watcher, serve, socket_path,
     state_dir,

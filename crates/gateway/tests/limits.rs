@@ -107,7 +107,8 @@ async fn a_human_decides_before_anything_leaves() {
         ..rule_for("a.test", server.port)
     };
     let by = || "ada".to_owned();
-    let people: [(fn() -> Option<Answer>, u16, &str); 4] = [
+    type Case = (fn() -> Option<Answer>, u16, &'static str);
+    let people: [Case; 4] = [
         (|| Some(Answer::Allow { by: "ada".into() }), 200, "allow"),
         (|| Some(Answer::Deny { by: "ada".into() }), 403, "deny"),
         (|| Some(Answer::None), 403, "none"),
