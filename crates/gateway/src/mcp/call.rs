@@ -207,8 +207,10 @@ async fn own(
     };
     // Values of a query may be secrets of the agent's making; records keep none.
     let shown = json!({"url": quoted(&arguments.url)}).to_string();
+    let Some(mark) = mark() else {
+        return Ok(failed("nothing was fetched: there is no randomness for the mark"));
+    };
     let mut running = Running::begin(door, grant, text.as_bytes(), &shown).await?;
-    let mark = mark();
     let work = fetch::run(door, &arguments, &mark);
     let done = tokio::time::timeout(CALL_TIME, work).await;
     Ok(match done.unwrap_or_else(|_| Err(McpError::Slow(CALL_TIME).to_string())) {
@@ -271,12 +273,12 @@ fn failed(why: &str) -> Value {
     json!({"content": [{"type": "text", "text": why}], "isError": true})
 }
 
-/// A mark that no page can guess.
-fn mark() -> String {
+/// A mark that no page can guess; `None` without randomness, for a mark that can be guessed is a
+/// wall a page walks through.
+fn mark() -> Option<String> {
     let mut bytes = [0_u8; 8];
-    // Without randomness the mark is only guessable, which is no reason to refuse a page.
-    let _ = aws_lc_rs::rand::fill(&mut bytes);
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    aws_lc_rs::rand::fill(&mut bytes).ok()?;
+    Some(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 
 /// A server's result with the parts agents know, within the largest size.
