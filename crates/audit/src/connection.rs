@@ -7,7 +7,7 @@
 
 use crate::commit::{Acks, Waiter};
 use crate::entry::{self, ENTRY_BYTES_MAX, EncodeError, Entry, Uids};
-use crate::log::Log;
+use crate::log::{Log, Recovered};
 use crate::wire::{
     Frames, FromClient, Hello, PROTOCOL, ROLE_BYTES_MAX, parse_client, push_refused, push_welcome,
     push_written,
@@ -68,8 +68,9 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    pub(crate) fn new(log: Log, uids: Uids, wake: OwnedFd, records: u64) -> Self {
-        let (records, failed) = (AtomicU64::new(records), AtomicBool::new(false));
+    pub(crate) fn new(log: Log, uids: Uids, wake: OwnedFd) -> Self {
+        let records = AtomicU64::new(log.recovered().records);
+        let failed = AtomicBool::new(false);
         let tally = Arc::new(Tally { wake, records, failed });
         Self { log, uids, tally, seats: Mutex::default(), departed: AtomicU64::new(0) }
     }
@@ -145,18 +146,33 @@ impl Hub {
         })
     }
 
-    /// Appends a record of the recorder's own.
-    pub(crate) fn append_own(&self, body: Body, durability: Durability) {
+    /// What the log had when it was opened.
+    pub(crate) fn recovered(&self) -> &Recovered {
+        self.log.recovered()
+    }
+
+    /// Appends a record of the recorder's own; where that fails, the log has failed.
+    pub(crate) fn append_own(&self, body: Body, durability: Durability) -> Result<(), RecordError> {
         let time_ms = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
         let record = Record { time_ms, session: None, agent: None, turn: None, body };
-        let Ok(entry) = self.encode(Vec::new(), &record) else { return self.tally.refused() };
-        let (tell, told) = std::sync::mpsc::sync_channel(1);
-        self.log.submit(&entry, durability, Box::new(move |result| drop(tell.send(result))));
-        match told.recv() {
-            Ok(Ok(index)) => self.tally.written(index),
-            _ => self.tally.refused(),
+        let result = self.encode(Vec::new(), &record).and_then(|entry| {
+            let (tell, told) = std::sync::mpsc::sync_channel(1);
+            self.log.submit(&entry, durability, Box::new(move |result| drop(tell.send(result))));
+            told.recv().unwrap_or_else(|_| {
+                Err(RecordError::Gone { cause: "the log gave no answer".to_owned() })
+            })
+        });
+        match result {
+            Ok(index) => {
+                self.tally.written(index);
+                Ok(())
+            }
+            Err(error) => {
+                self.tally.refused();
+                Err(error)
+            }
         }
     }
 
@@ -296,7 +312,8 @@ pub(crate) fn run(seat: &Seat, stream: UnixStream, pid: u32) {
             push_welcome(&mut outbox.lock().bytes);
             outbox.changed.notify_all();
             if !take_records(&seat.hub, &outbox, &mut frames) {
-                seat.hub.append_own(Body::ClientLost { pid, role }, Durability::Durable);
+                // One that fails has set the hub's state, which ends the recorder.
+                let _ = seat.hub.append_own(Body::ClientLost { pid, role }, Durability::Durable);
             }
         }
     }

@@ -61,11 +61,11 @@ pub fn recorder_main(home: &Path, ready: OwnedFd) -> ExitCode {
     let _ = rustix::process::setsid();
     let mut ready = File::from(ready);
     match start(home) {
-        Ok((log, listener)) => {
+        Ok((hub, listener)) => {
             // The starter may be gone; whoever connects finds us all the same.
             let _ = ready.write_all(READY.as_bytes());
             drop(ready);
-            match serve(home, log, listener) {
+            match serve(home, hub, listener) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(_) => ExitCode::FAILURE,
             }
@@ -78,11 +78,33 @@ pub fn recorder_main(home: &Path, ready: OwnedFd) -> ExitCode {
     }
 }
 
-fn start(home: &Path) -> Result<(Log, UnixListener), OpenError> {
-    let socket = socket_path(home);
-    let log = Log::open(&log_dir(home))?;
-    let listener = listen(&socket).map_err(|error| OpenError::Io { path: socket, error })?;
-    Ok((log, listener))
+/// Opens the log, listens, and writes the recorder's first record: a log that takes no record any
+/// more is found out before anybody is told that it is ready.
+fn start(home: &Path) -> Result<(Arc<Hub>, UnixListener), OpenError> {
+    let (socket, dir) = (socket_path(home), log_dir(home));
+    let log = Log::open(&dir)?;
+    let listener =
+        listen(&socket).map_err(|error| OpenError::Io { path: socket.clone(), error })?;
+    let hub = hub(log).map_err(|error| OpenError::Io { path: dir.clone(), error })?;
+    let recovered = hub.recovered();
+    let started = Body::RecorderStarted {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        recovered_records: recovered.records,
+        torn_bytes: recovered.torn_bytes,
+    };
+    if let Err(e) = hub.append_own(started, Durability::Ordered) {
+        // Nobody finds a socket that nobody serves. One that is gone already is as good.
+        let _ = fs::remove_file(&socket);
+        return Err(OpenError::Io { path: dir, error: io::Error::other(e.to_string()) });
+    }
+    Ok((hub, listener))
+}
+
+fn hub(log: Log) -> io::Result<Arc<Hub>> {
+    let mut random = [0; 8];
+    rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty())?;
+    let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+    Ok(Arc::new(Hub::new(log, Uids::new(u64::from_ne_bytes(random)), wake)))
 }
 
 fn listen(socket: &Path) -> io::Result<UnixListener> {
@@ -102,21 +124,7 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn serve(home: &Path, log: Log, listener: UnixListener) -> io::Result<()> {
-    let mut random = [0; 8];
-    rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty())?;
-    let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-    let recovered = log.recovered().clone();
-    let hub =
-        Arc::new(Hub::new(log, Uids::new(u64::from_ne_bytes(random)), wake, recovered.records));
-    hub.append_own(
-        Body::RecorderStarted {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            recovered_records: recovered.records,
-            torn_bytes: recovered.torn_bytes,
-        },
-        Durability::Ordered,
-    );
+fn serve(home: &Path, hub: Arc<Hub>, listener: UnixListener) -> io::Result<()> {
     let mut since = Instant::now();
     let (mut grace, mut departed) = (FIRST_CLIENT_GRACE, 0);
     loop {
@@ -145,7 +153,8 @@ fn serve(home: &Path, log: Log, listener: UnixListener) -> io::Result<()> {
         return Err(io::Error::other("the log has failed"));
     }
     let records = hub.records();
-    hub.append_own(Body::RecorderStopped { records }, Durability::Durable);
+    hub.append_own(Body::RecorderStopped { records }, Durability::Durable)
+        .map_err(|e| io::Error::other(e.to_string()))?;
     match Arc::try_unwrap(hub) {
         Ok(hub) => hub.close().map_err(|e| io::Error::other(e.to_string())),
         // A connection's thread is still going; the log closes when the last one lets go.
