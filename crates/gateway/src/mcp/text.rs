@@ -355,7 +355,7 @@ impl Writer {
 
 /// Whether a reader would see it. What is left out can carry orders that only a machine reads:
 /// controls, zero-width and direction marks, tag characters, variation selectors.
-fn is_seen(c: char) -> bool {
+pub(super) fn is_seen(c: char) -> bool {
     !c.is_control()
         && !matches!(c, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{3164}')
         && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
