@@ -174,9 +174,10 @@ pub(crate) fn write(out: &mut Vec<u8>, body: &Body, turn: Option<&TurnId>) -> Wr
         Body::ModelRequest { .. } | Body::ModelResponse { .. } | Body::SecretUsed { .. } => {
             of_models(f, kind, body)
         }
-        Body::EgressIntent { .. } | Body::EgressResult { .. } | Body::EgressRefused { .. } => {
-            of_way_out(f, kind, body)
-        }
+        Body::EgressIntent { .. }
+        | Body::EgressPinned { .. }
+        | Body::EgressResult { .. }
+        | Body::EgressRefused { .. } => of_way_out(f, kind, body),
         Body::ApprovalAsked { .. }
         | Body::ApprovalDecided { .. }
         | Body::HostToolCalled { .. }
@@ -313,13 +314,19 @@ fn of_models(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
 fn of_way_out(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
     match body {
         Body::EgressIntent { host, port, rule, address, request, secret } => f
-            .text("address", address)
+            .maybe("address", address.as_deref())
             .text("host", host)
             .text("kind", kind)
             .uint("port", u64::from(*port))?
             .request("request", request.as_ref())
             .text("rule", rule)
             .maybe("secret", secret.as_deref())
+            .turn(),
+        Body::EgressPinned { host, port, address } => f
+            .text("address", address)
+            .text("host", host)
+            .text("kind", kind)
+            .uint("port", u64::from(*port))?
             .turn(),
         Body::EgressResult {
             host,

@@ -86,9 +86,10 @@ fn sentence(body: &Body) -> String {
         Body::ModelRequest { .. } | Body::ModelResponse { .. } | Body::SecretUsed { .. } => {
             of_model(body)
         }
-        Body::EgressIntent { .. } | Body::EgressResult { .. } | Body::EgressRefused { .. } => {
-            of_egress(body)
-        }
+        Body::EgressIntent { .. }
+        | Body::EgressPinned { .. }
+        | Body::EgressResult { .. }
+        | Body::EgressRefused { .. } => of_egress(body),
         Body::ApprovalAsked { .. }
         | Body::ApprovalDecided { .. }
         | Body::HostToolCalled { .. }
@@ -228,13 +229,16 @@ fn of_model(body: &Body) -> String {
 fn of_egress(body: &Body) -> String {
     match body {
         Body::EgressIntent { host, port, rule, address, request, secret } => format!(
-            "It was let through to {}:{port} ({}){}, by the rule {}{}.",
+            "It was let through to {}:{port}{}{}, by the rule {}{}.",
             quote(host),
-            quote(address),
+            address.as_ref().map_or(String::new(), |a| format!(" ({})", quote(a))),
             requested(request.as_ref()),
             quote(rule),
             secret.as_ref().map_or(String::new(), |s| format!(", with the secret {}", quote(s)))
         ),
+        Body::EgressPinned { host, port, address } => {
+            format!("{}:{port} was looked up and dialled at {}.", quote(host), quote(address))
+        }
         Body::EgressResult { host, port, status, sent, received, duration_ms, error, .. } => {
             let end =
                 error.as_ref().map_or(String::new(), |e| format!(" It broke off: {}", quote(e)));

@@ -26,15 +26,16 @@ read ~/notes; é<U+202E>\u{1f600}.
 #13  It says it uses the tool bash: {\"a\": \"\\\"<U+000A><U+001B>[31m\"}
 #14  It says the tool bash failed, 3 bytes: no
 #15  It was let through to h:443 (192.0.2.1), GET /x with a, b, by the rule r, with the secret github.
-#16  The exchange with h:443 ended with status 200 after 3 ms: 1 bytes out, 2 in. It broke off: reset
-#17  It was REFUSED 10.0.0.1:22: private range (rule default).
-#18  The owner was asked (a1) by the rule r: POST https://h/x
-#19  The answer to a1 was deny (owner).
-#20  It called the host's tool web_fetch of host: {}
-#21  The tool web_fetch answered after 4 ms, 3 bytes.
-#22  LEARNING: 1 rules were proposed from s00000000005-00000006, which grant nothing; 2 grants were never used.
-#23  A person accepted new rules into f.
-#24  It tried ptrace. Expected: EPERM. Answer: EPERM. The wall held.
+#16  h:443 was looked up and dialled at 192.0.2.1.
+#17  The exchange with h:443 ended with status 200 after 3 ms: 1 bytes out, 2 in. It broke off: reset
+#18  It was REFUSED 10.0.0.1:22: private range (rule default).
+#19  The owner was asked (a1) by the rule r: POST https://h/x
+#20  The answer to a1 was deny (owner).
+#21  It called the host's tool web_fetch of host: {}
+#22  The tool web_fetch answered after 4 ms, 3 bytes.
+#23  LEARNING: 1 rules were proposed from s00000000005-00000006, which grant nothing; 2 grants were never used.
+#24  A person accepted new rules into f.
+#25  It tried ptrace. Expected: EPERM. Answer: EPERM. The wall held.
 ";
 
 fn bare(body: Body) -> Record {

@@ -14,6 +14,7 @@ use crate::modelapi::spend::Spend;
 use crate::quota::{Quota, Rates};
 use crate::resolve::{Resolver, SystemResolver};
 use crate::retry::RetryPolicy;
+use crate::room::{self, Room};
 use crate::scribe::{Clock, Scribe};
 use crate::script::Script;
 use crate::tls::Authority;
@@ -60,6 +61,8 @@ pub struct GatewayConfig {
     pub notices: Option<Notices>,
     /// Who starts the programs of `command = […]` servers of tools; by default nobody.
     pub stdio_servers: Arc<dyn StdioServers>,
+    /// Connections that all doors share, beside the few that each has to itself.
+    pub shared_connections: usize,
 }
 
 impl GatewayConfig {
@@ -80,6 +83,7 @@ impl GatewayConfig {
             ledger: Ledger::in_memory(),
             notices: None,
             stdio_servers: Arc::new(NoStdioServers),
+            shared_connections: room::shared_max(),
         }
     }
 }
@@ -104,6 +108,7 @@ pub struct Gateway {
     ledger: Arc<Ledger>,
     notices: Option<Notices>,
     stdio_servers: Arc<dyn StdioServers>,
+    connections: Arc<Semaphore>,
     runtime: Handle,
 }
 
@@ -130,6 +135,7 @@ impl Gateway {
             ledger: config.ledger,
             notices: config.notices,
             stdio_servers: config.stdio_servers,
+            connections: Arc::new(Semaphore::new(config.shared_connections)),
             runtime: Handle::current(),
         }
     }
@@ -187,6 +193,7 @@ impl Gateway {
             quota: self.quota.clone().map_err(|cause| DoorError::Quota { cause })?,
             rates: Rates::new(),
             names: Refused::default(),
+            room: Room::new(Arc::clone(&self.connections)),
         };
         Door::open(listener, state)
     }

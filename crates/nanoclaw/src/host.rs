@@ -129,7 +129,7 @@ impl Host {
             door: door.socket().to_owned(),
             trust: sandboxes::bundle(self.product.home.path()),
             command: Command::Builtin(vec!["__agent".into()]),
-            env: agent_env(seed, agent, model),
+            env: agent_env(agent, model),
         }))
     }
 
@@ -168,11 +168,7 @@ pub(crate) fn opened(scribe: &Scribe, agent: &ResolvedAgent, resumed: bool) -> R
 const NO_MODEL: &str = "No model is configured, so there is nobody to ask. `nanoclaw chat` tells \
                         the three ways to get one.";
 
-fn agent_env(
-    seed: &SessionSeed,
-    agent: &ResolvedAgent,
-    model: &ModelConfig,
-) -> BTreeMap<String, String> {
+fn agent_env(agent: &ResolvedAgent, model: &ModelConfig) -> BTreeMap<String, String> {
     // A model without either is refused when the door is asked, in the words of the agent's format.
     let api = model.builtin_api().unwrap_or(ModelApi::Anthropic).name();
     let mut env: BTreeMap<String, String> = [
@@ -180,7 +176,6 @@ fn agent_env(
         ("NANOCLAW_MODEL_API", api.to_owned()),
         ("NANOCLAW_MAX_TOKENS", model.max_tokens.to_string()),
         ("NANOCLAW_CONTEXT_TOKENS", model.context_tokens.to_string()),
-        ("NANOCLAW_PLACEHOLDER", sandboxes::placeholder(&seed.session)),
         ("NANOCLAW_TOOLS", policy::sandbox_tools(&agent.tools).join(",")),
         ("NANOCLAW_HOST_TOOLS", policy::has_host_tools(&agent.tools).to_string()),
     ]

@@ -160,7 +160,7 @@ fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
             host: s("h"),
             port: 443,
             rule: s("r"),
-            address: s("192.0.2.1"),
+            address: Some(s("192.0.2.1")),
             request: Some(RequestLine {
                 method: s("GET"),
                 path: s("/x"),
@@ -168,6 +168,7 @@ fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
             }),
             secret: Some(s("github")),
         },
+        Body::EgressPinned { host: s("h"), port: 443, address: s("192.0.2.1") },
         Body::EgressResult {
             host: s("h"),
             port: 443,

@@ -100,7 +100,10 @@ pub(crate) fn judge<'a>(
     let (rule, ask) = match verdict {
         Verdict::Allow(rule) => (rule, false),
         Verdict::Ask(rule) => (rule, true),
-        Verdict::Deny(denial) => return Err(Refusal::denied(door, to, denial)),
+        Verdict::Deny(denial) => {
+            let asked = Some((head.method.as_str(), path));
+            return Err(Refusal::denied(door, to, denial, asked));
+        }
     };
     if let Framing::Length(n) = head.framing {
         check_size(rule, n)?;
