@@ -5,8 +5,8 @@
 //!                                └──► panic, or too slow ─► target, seed, input as hex
 //! ```
 //!
-//! 1. An ordinary test run gives each target [`SECONDS`] with a fresh seed; `cargo xtask fuzz` gives
-//!    it as long as asked. The environment variables are `NANOCLAW_FUZZ_SECONDS`,
+//! 1. An ordinary test run gives each target [`SECONDS`] with a fresh seed; `cargo xtask fuzz`
+//!    gives it as long as asked. The environment variables are `NANOCLAW_FUZZ_SECONDS`,
 //!    `NANOCLAW_FUZZ_SEED` and `NANOCLAW_FUZZ_INPUT` (hex: this one input and nothing else).
 //! 2. A check panics when its property does not hold, and returns what came out, in short. An input
 //!    with an outcome not seen before is mutated further: what coverage guides elsewhere is guided
@@ -279,8 +279,8 @@ mod tests {
     fn a_failure_three_steps_away_from_the_seed_is_found_by_its_outcomes() {
         let found = std::panic::catch_unwind(|| {
             run("sample", &[b"......"], |input, _| {
-                let right = input.iter().zip(b"magic!").take_while(|(a, b)| a == b).count();
-                assert!(right < 6, "found");
+                let right = input.iter().zip(b"{}:").take_while(|(a, b)| a == b).count();
+                assert!(right < 3, "found");
                 right as u64
             });
         });

@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(meter.usage().output, 3);
     }
 
-    /// An answer on its way to an agent: counted, masked, told from a page, and of its format or not.
+    /// An answer on its way to an agent: counted, masked, told from a page, of a format or not.
     #[test]
     fn fuzz_model_stream() {
         use crate::modelapi::operation::Ask;
