@@ -467,22 +467,7 @@ mod tests {
             </h2><p>&#228;\u{e4}<a href=\"/x\">l</a><br/><ul><li>1</ul><svg><g/></svg><pre> a</pre>\
             <img alt=x><!-- c --><td>d</td>&copy; &notanentity; \u{1f600}</body>";
         let words: [&[u8]; 7] =
-            [b"<!--", b"-->", b"<svg>", b"</svg>", b"</", b"&#x", b"\xe2\x80\x8b"]; 14] = [
-            b"<!--",
-            b"-->",
-            b"<svg>",
-            b"</svg>",
-            b"<script>",
-            b"</script>",
-            b"<a href=",
-            b"</a>",
-            b"&#x",
-            b"<pre>",
-            b"</",
-            b"<textarea",
-            b"\xe2\x80\x8b",
-            b"<img alt='",
-        ];
+            [b"<!--", b"-->", b"<svg>", b"</svg>", b"</", b"&#x", b"\xe2\x80\x8b"];
         fuzz::with_words("html-text", &[seed.as_bytes()], &words, |bytes, dice| {
             let page = String::from_utf8_lossy(bytes);
             let max = if dice.below(4) == 0 { dice.below(200) } else { 1 << 20 };
