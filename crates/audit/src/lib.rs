@@ -28,6 +28,8 @@ pub mod client;
 mod commit;
 mod connection;
 pub mod entry;
+#[cfg(test)]
+mod fuzz;
 pub mod log;
 pub mod merkle;
 pub mod note;

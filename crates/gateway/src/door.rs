@@ -21,7 +21,8 @@ use crate::http::head::{Head, Version};
 use crate::modelapi::route::Model;
 use crate::modelapi::serve;
 use crate::modelapi::spend::Spend;
-use crate::quota::{Quota, Rates};
+use crate::quota::Quota;
+use crate::rates::Rates;
 use crate::resolve::Resolver;
 use crate::retry::RetryPolicy;
 use crate::room::{Full, Room};
@@ -169,7 +170,7 @@ pub(crate) struct DoorState {
     pub(crate) authority: Option<Arc<Authority>>,
     pub(crate) links: egress::link::Links,
     pub(crate) asks: Asks,
-    pub(crate) quota: Arc<Quota>,
+    pub(crate) quota: Quota,
     pub(crate) rates: Rates,
     pub(crate) names: egress::name::Refused,
     pub(crate) tools: crate::mcp::DoorTools,

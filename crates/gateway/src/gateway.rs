@@ -11,7 +11,8 @@ use crate::mcp::{
 use crate::modelapi::route::{Backend, Model};
 use crate::modelapi::serve::BODY_PERMITS;
 use crate::modelapi::spend::Spend;
-use crate::quota::{Quota, Rates};
+use crate::quota::Quota;
+use crate::rates::Rates;
 use crate::resolve::{Resolver, SystemResolver};
 use crate::retry::RetryPolicy;
 use crate::room::{self, Room};
@@ -104,7 +105,7 @@ pub struct Gateway {
     plain_http_hosts: Vec<String>,
     approver: Arc<dyn Approver>,
     authority: Option<Arc<Authority>>,
-    quota: Result<Arc<Quota>, String>,
+    quota: Result<Quota, String>,
     ledger: Arc<Ledger>,
     notices: Option<Notices>,
     stdio_servers: Arc<dyn StdioServers>,
@@ -120,7 +121,7 @@ impl Gateway {
     #[must_use]
     pub fn new(config: GatewayConfig) -> Self {
         let quota = Quota::open(config.state_dir.as_deref(), (config.clock)());
-        let quota = quota.map(Arc::new).map_err(|e| e.to_string());
+        let quota = quota.map_err(|e| e.to_string());
         Self {
             sink: config.sink,
             vault: Arc::new(config.vault),

@@ -21,8 +21,6 @@ mod counters;
 mod door;
 mod egress;
 mod endpoint;
-#[cfg(test)]
-mod fuzz;
 mod gateway;
 mod http;
 mod inject;
@@ -30,6 +28,7 @@ mod mask;
 pub mod mcp;
 mod modelapi;
 mod quota;
+mod rates;
 mod resolve;
 mod retry;
 mod room;

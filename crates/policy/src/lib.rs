@@ -30,6 +30,8 @@ mod egress_section;
 mod environment;
 mod error;
 mod explain;
+#[cfg(test)]
+mod fuzz;
 mod host;
 mod keys;
 pub mod learn;

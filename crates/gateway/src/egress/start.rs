@@ -48,7 +48,7 @@ pub(crate) async fn start(
     let mut allowance = Allowance::new(door, rule);
     let head_bytes = head_bytes(head, &judged.cleared.target);
     let body_bytes = if let Framing::Length(n) = head.framing { n } else { 0 };
-    allowance.reserve(head_bytes + body_bytes)?;
+    allowance.reserve(head_bytes + body_bytes).await?;
     let request = line(&head.method, &judged.cleared.target);
     let reusable = judged.secret.is_none() && !judged.websocket && !judged.ask && !fresh;
     let sharing = match (judged.websocket, reusable) {
@@ -73,7 +73,7 @@ pub(crate) async fn start(
             (link, carried, false)
         }
     };
-    allowance.spend(head_bytes)?;
+    allowance.spend(head_bytes).await?;
     let built = build(letter, upload, link.sender.is_h2());
     let request = built.inspect_err(|refusal| carried.fail(refusal.reason.as_str()))?;
     let masker = Masker::new(judged.secret.as_ref().map(|s| s.bytes.expose()));
