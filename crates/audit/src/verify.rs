@@ -42,6 +42,19 @@ pub struct Finding {
     pub offset: u64,
     /// What is wrong, in words.
     pub what: String,
+    /// Whether that speaks against the log.
+    pub sort: Sort,
+}
+
+/// What a [`Finding`] says about the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sort {
+    /// It is not what was signed, or not under the key that was given.
+    Tampered,
+    /// Nothing: the system did not let it be read.
+    Unreadable,
+    /// Nothing: the key that was given is none.
+    BadKey,
 }
 
 /// A log that is whole.
@@ -65,7 +78,7 @@ pub struct Report {
 }
 
 fn finding(file: impl Into<PathBuf>, offset: u64, what: impl Into<String>) -> Finding {
-    Finding { file: file.into(), offset, what: what.into() }
+    Finding { file: file.into(), offset, what: what.into(), sort: Sort::Tampered }
 }
 
 fn io_finding(file: &Path) -> impl Fn(io::Error) -> Finding {
@@ -74,7 +87,10 @@ fn io_finding(file: &Path) -> impl Fn(io::Error) -> Finding {
         io::ErrorKind::NotFound => finding(&file, 0, "it is missing"),
         // Our own way of naming a file that should not be there.
         io::ErrorKind::InvalidData => finding(e.to_string(), 0, "it does not belong in a log"),
-        _ => finding(&file, 0, format!("it cannot be read: {e}")),
+        _ => Finding {
+            sort: Sort::Unreadable,
+            ..finding(&file, 0, format!("it cannot be read: {e}"))
+        },
     }
 }
 
@@ -112,13 +128,11 @@ pub fn verify_dir(dir: &Path, vkey: Option<&str>) -> Result<Report, Finding> {
 
 fn verifier(dir: &Path, given: Option<&str>) -> Result<Verifier, Finding> {
     let path = dir.join("vkey");
-    let found = read_small(&path).map_err(io_finding(&path))?;
+    let bad = |e: String| Finding { sort: Sort::BadKey, ..finding("(the key given)", 0, e) };
     let given = given
-        .map(|text| {
-            Verifier::parse(text.trim_end())
-                .map_err(|e| finding("(the key given)", 0, e.to_string()))
-        })
+        .map(|text| Verifier::parse(text.trim_end()).map_err(|e| bad(e.to_string())))
         .transpose()?;
+    let found = read_small(&path).map_err(io_finding(&path))?;
     let Some(bytes) = found else {
         return given
             .ok_or_else(|| finding(&path, 0, "it is missing, and no verifier key was given"));
