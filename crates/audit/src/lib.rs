@@ -28,6 +28,7 @@ pub mod client;
 mod commit;
 mod connection;
 pub mod entry;
+mod finding;
 pub mod log;
 pub mod merkle;
 pub mod note;

@@ -61,8 +61,8 @@ the message is kept for the next chat, and the exit code is 1.")]
   nanoclaw run --workspace . --allow api.github.com -- ./script.sh
   nanoclaw run -t -- bash
 
-The exit code is the command's own, 128 + N when signal N ended it, 124 at its --timeout. What policy
-refused is listed on standard error at the end, unless --quiet.")]
+The exit code is the command's own, 128 + N when signal N ended it, 124 at its --timeout.
+What policy refused is listed on standard error at the end, unless --quiet.")]
     Run(RunArgs),
     /// Read and verify the audit log
     #[command(subcommand)]
@@ -240,9 +240,9 @@ from what was signed, or another key signed it), 7 a file cannot be read, so not
     },
     /// Tell what happened, as a story
     #[command(after_help = "Examples:
-  nanoclaw audit show                          the newest session, in short
+  nanoclaw audit show                               the newest session, in short
   nanoclaw audit show s19a1b2c3d4e-0f1e2d3c --all   every record of one session, in full
-  nanoclaw audit show --all                    every record of every session")]
+  nanoclaw audit show --all                         every record of every session")]
     Show {
         /// The session [default: the newest]
         session: Option<String>,

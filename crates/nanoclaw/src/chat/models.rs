@@ -33,7 +33,8 @@ pub(super) fn no_model() -> Failure {
              [models.claude]\n   api = \"anthropic\"\n   model = \"MODEL\"\n   secret = \"anthropic\"\n\
              {ollama}\n\
              3. A scripted model, for trying things out:\n   \
-             [models.demo]\n   api = \"script\"\n   script = \"FILE.toml\"   (its format: docs/scripted-model.md)\n\
+             [models.demo]\n   api = \"script\"\n   script = \"FILE.toml\"   \
+             (its format: docs/scripted-model.md)\n\
              Or see it work at once, without any: `nanoclaw demo`"
         ),
     )
