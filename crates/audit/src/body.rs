@@ -166,6 +166,7 @@ pub(crate) fn write(out: &mut Vec<u8>, body: &Body, turn: Option<&TurnId>) -> Wr
         | Body::SandboxStarted { .. }
         | Body::SandboxStopped { .. } => of_lives(f, kind, body),
         Body::Message { .. }
+        | Body::MessageWithdrawn { .. }
         | Body::TurnStarted { .. }
         | Body::TurnFinished { .. }
         | Body::ToolCalled { .. }
@@ -237,6 +238,9 @@ fn of_turn(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
             };
             salted(f.text("channel", channel).text("chat", chat).key("digest"), digest)?;
             f.text("direction", way).text("kind", kind).text("message", message.as_str()).turn()
+        }
+        Body::MessageWithdrawn { message, reason } => {
+            f.text("kind", kind).text("message", message.as_str()).text("reason", reason).turn()
         }
         Body::TurnStarted { message } => {
             f.text("kind", kind).text("message", message.as_str()).turn()

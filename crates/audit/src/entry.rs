@@ -145,7 +145,7 @@ fn shape(body: &Body) -> Shape {
         Body::ClientLost { .. } => s(APPLICATION_LIFECYCLE, OTHER, MEDIUM, FAILURE),
         Body::SandboxStarted { .. } => s(PROCESS_ACTIVITY, 1, INFORMATIONAL, SUCCESS),
         Body::SandboxStopped { .. } => s(PROCESS_ACTIVITY, 2, INFORMATIONAL, SUCCESS),
-        Body::Message { .. } | Body::TurnFinished { .. } => {
+        Body::Message { .. } | Body::MessageWithdrawn { .. } | Body::TurnFinished { .. } => {
             s(API_ACTIVITY, OTHER, INFORMATIONAL, SUCCESS)
         }
         Body::TurnStarted { .. }

@@ -30,6 +30,7 @@ mod connection;
 pub mod entry;
 #[cfg(test)]
 mod fuzz;
+mod finding;
 pub mod log;
 pub mod merkle;
 pub mod note;

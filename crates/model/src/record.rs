@@ -125,6 +125,8 @@ pub enum Body {
         chat: String,
         digest: SaltedDigest,
     },
+    /// A message was taken back before it was answered: it is never worked on again.
+    MessageWithdrawn { message: MessageId, reason: String },
     /// A turn began.
     TurnStarted { message: MessageId },
     /// A turn ended.
@@ -221,6 +223,7 @@ impl Body {
             Self::SandboxStarted { .. } => "sandbox_started",
             Self::SandboxStopped { .. } => "sandbox_stopped",
             Self::Message { .. } => "message",
+            Self::MessageWithdrawn { .. } => "message_withdrawn",
             Self::TurnStarted { .. } => "turn_started",
             Self::TurnFinished { .. } => "turn_finished",
             Self::ModelRequest { .. } => "model_request",

@@ -128,6 +128,7 @@ fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
     let s = |t: &str| t.to_owned();
     let digest = || Sha256Hex("ab".repeat(32));
     vec![
+        Body::MessageWithdrawn { message: message.clone(), reason: s("SIGTERM") },
         Body::TurnStarted { message },
         Body::TurnFinished { outcome: s("ok"), duration_ms: 10 },
         Body::ModelRequest {
