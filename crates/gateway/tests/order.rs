@@ -5,7 +5,6 @@
 mod common;
 
 use common::ways::*;
-use common::*;
 use model::{AskTerms, Body, Effect, EgressRule, HostPattern, RuleLimits, Sight};
 use nanoclaw_gateway::{Answer, Approver, Question, Resolver, Resolving};
 use std::sync::atomic::Ordering;

@@ -4,7 +4,6 @@
 mod common;
 
 use common::ways::*;
-use common::*;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
