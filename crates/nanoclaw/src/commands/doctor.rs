@@ -3,16 +3,20 @@
 
 mod state;
 
-use crate::failure::{Kind, Result};
+use crate::failure::{Failure, Kind, Result};
 use crate::home::Home;
 use crate::ui::{self, Paint};
 use sandbox::{Check, Status};
 use serde_json::json;
 
-/// Exit code 4 when something required is missing, 5 when the log is not intact.
-pub(crate) fn run(home: &Home, as_json: bool) -> Result<u8> {
+/// Exit code 4 when something required is missing, 5 when the log is not intact. Without a home the
+/// machine is looked at all the same.
+pub(crate) fn run(home: Result<Home>, as_json: bool) -> Result<u8> {
     let machine = sandbox::inspect();
-    let (state, log_broken) = state::inspect(home);
+    let (state, log_broken) = match home {
+        Ok(home) => state::inspect(&home),
+        Err(e) => (vec![homeless(e)], false),
+    };
     if as_json {
         let all: Vec<_> = machine.iter().chain(&state).map(as_value).collect();
         ui::json_line(&json!(all).to_string());
@@ -25,6 +29,11 @@ pub(crate) fn run(home: &Home, as_json: bool) -> Result<u8> {
         (true, false) => Kind::Protection.exit_code(),
         (false, false) => 0,
     })
+}
+
+fn homeless(e: Failure) -> Check {
+    let (status, remedy) = (Status::Missing, e.remedy.unwrap_or_default());
+    Check { name: "home".to_owned(), status, found: e.cause, remedy }
 }
 
 fn word(status: Status) -> &'static str {
