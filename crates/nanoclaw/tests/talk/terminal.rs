@@ -22,7 +22,7 @@ fn two_turns_and_every_command() {
         assert!(!status.contains("not known"), "{status}");
     }
     chat.line("/help");
-    chat.expect("/new  /status  /quit");
+    chat.expect("/new  /status  /queue (what waits)  /drop [N] (take it back)  /quit");
     chat.line("/nonsense");
     chat.expect("/nonsense is not known. /help lists what is.");
     chat.line("");
