@@ -45,9 +45,13 @@ impl Tracked {
     /// # Errors
     /// When the recorder is gone, or does not answer within `limit`.
     pub fn flush(&self, limit: Duration) -> Result<(), RecordError> {
+        let mark = self.shared.lock().next;
+        self.flush_to(mark, limit)
+    }
+
+    fn flush_to(&self, mark: u64, limit: Duration) -> Result<(), RecordError> {
         let until = Instant::now() + limit;
         let mut state = self.shared.lock();
-        let mark = state.next;
         loop {
             if let Some(error) = &state.gone {
                 return Err(error.clone());
@@ -125,19 +129,13 @@ mod tests {
         submit();
         let short = Duration::from_millis(20);
         assert!(tracked.flush(short).is_err(), "the first record has no answer yet");
-        let (flushing, busy) = (Arc::clone(&tracked), Arc::clone(&slow));
-        let flushed = std::thread::spawn(move || flushing.flush(Duration::from_secs(30)));
         // Another session goes on and on; only the first record is answered.
-        for n in 0..100 {
-            submit();
-            if n == 50 {
-                let first = busy.0.lock().expect("lock").remove(0);
-                first(Ok(0));
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let begun = Instant::now();
-        flushed.join().expect("thread").expect("what came before is answered");
-        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        let mark = tracked.shared.lock().next;
+        (0..100).for_each(|_| submit());
+        assert!(tracked.flush_to(mark, short).is_err(), "still none");
+        let first = slow.0.lock().expect("lock").remove(0);
+        first(Ok(0));
+        tracked.flush_to(mark, short).expect("what came before is answered");
+        assert!(tracked.flush(short).is_err(), "the others are not");
     }
 }
