@@ -163,10 +163,13 @@ mod tests {
         assert_eq!(quoted("http://u:hidden@e.com/p?key=hidden"), "…@e.com/p");
     }
 
-    /// What another reader makes of a target: host and port.
+    /// What another reader makes of a target: host and port. The name's root, a dot at its end, may
+    /// be written or not (RFC 1034 §3.1).
     fn elsewhere(text: &str) -> Option<(String, Option<u16>)> {
         let uri: hyper::Uri = text.parse().ok()?;
-        Some((uri.host()?.to_ascii_lowercase(), uri.port_u16()))
+        let host = uri.host()?;
+        let host = host.strip_suffix('.').unwrap_or(host);
+        Some((host.to_ascii_lowercase(), uri.port_u16()))
     }
 
     #[test]
