@@ -17,6 +17,7 @@ use crate::egress;
 use crate::endpoint::EndpointError;
 use crate::http::conn::{AnswerBody, Conn, answer};
 use crate::http::head::{Head, Version};
+use crate::memory::Memory;
 use crate::modelapi::route::Model;
 use crate::modelapi::serve;
 use crate::modelapi::spend::Spend;
@@ -70,6 +71,9 @@ pub struct DoorGrant {
     /// Tools of the host that may be called, and the servers they come from.
     #[serde(default)]
     pub tools: model::HostTools,
+    /// Tools of the models' providers that requests may turn on.
+    #[serde(default)]
+    pub provider_tools: BTreeSet<String>,
     /// What the agent may spend on models.
     #[serde(default)]
     pub budget: Budget,
@@ -166,7 +170,8 @@ pub(crate) struct DoorState {
     pub(crate) pool: Pool,
     pub(crate) retry: RetryPolicy,
     pub(crate) spend: Spend,
-    pub(crate) bodies: Arc<Semaphore>,
+    pub(crate) memory: Memory,
+    pub(crate) provider_tools: BTreeSet<String>,
     pub(crate) authority: Option<Arc<Authority>>,
     pub(crate) links: egress::link::Links,
     pub(crate) asks: Asks,

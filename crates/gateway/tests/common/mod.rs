@@ -172,6 +172,7 @@ impl RigPlan {
             scripts: Default::default(),
             plain_http_hosts: Vec::new(),
             tools: Default::default(),
+            provider_tools: Default::default(),
             stdin_secrets: Default::default(),
         };
         let door = gateway.open_door(grant, listener).unwrap();
