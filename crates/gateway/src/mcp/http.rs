@@ -281,7 +281,7 @@ fn answer_to(
     bytes: &[u8],
     held: &mut Held,
 ) -> Result<Option<Result<Value, Value>>, McpError> {
-    rpc::charge(bytes, held).map_err(McpError::Full)?;
+    rpc::charge(bytes, held).map_err(|(_, why)| McpError::Full(why))?;
     Ok(match rpc::parse(bytes) {
         Ok(Message::Response { id: found, result }) if found.as_u64() == Some(id) => Some(result),
         _ => None,

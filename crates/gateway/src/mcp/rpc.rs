@@ -30,13 +30,13 @@ pub(crate) const TREE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How often a part of a message is copied on its way, at most: taken apart, put together, written.
 const COPIES: usize = 4;
 
-/// Charges for a message before it is understood; `Err` says why it is not.
-pub(crate) fn charge(bytes: &[u8], held: &mut Held) -> Result<(), String> {
+/// Charges for a message before it is understood; `Err` says why it is not, with its status.
+pub(crate) fn charge(bytes: &[u8], held: &mut Held) -> Result<(), (u16, String)> {
     let tree = weight(bytes);
     if tree > TREE_BYTES_MAX {
-        return Err("the message has too many values; put less into it".into());
+        return Err((413, "the message has too many values; put less into it".into()));
     }
-    held.grow(COPIES * tree).map_err(|full| full.to_string())
+    held.grow(COPIES * tree).map_err(|full| (503, full.to_string()))
 }
 
 /// The parameters of a message.

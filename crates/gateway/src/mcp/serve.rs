@@ -126,8 +126,8 @@ async fn read(conn: &mut Conn, head: &Head, held: &mut Held) -> Result<Vec<u8>, 
 }
 
 async fn respond(door: &Arc<DoorState>, head: &Head, body: &[u8], held: &mut Held) -> Reply {
-    if let Err(why) = rpc::charge(body, held) {
-        let fault = Fault::new(INVALID_REQUEST, why).status(503);
+    if let Err((status, why)) = rpc::charge(body, held) {
+        let fault = Fault::new(INVALID_REQUEST, why).status(status);
         return Reply::fault(&Value::Null, &fault);
     }
     match rpc::parse(body) {

@@ -161,9 +161,10 @@ fn gemini_place(within: Place, key: &str) -> Place {
 fn top_place(wire: Wire, key: &str) -> Option<Place> {
     let wish = match (wire, key) {
         (Wire::Anthropic, "container") => "code_execution",
-        (Wire::OpenAi, "web_search_options" | "search_parameters" | "enable_search" | "plugins") => {
-            "web_search"
-        }
+        (
+            Wire::OpenAi,
+            "web_search_options" | "search_parameters" | "enable_search" | "plugins",
+        ) => "web_search",
         (Wire::Responses, "background") => "background",
         (Wire::Responses, "prompt") => "stored_prompt",
         _ => return None,
@@ -285,10 +286,10 @@ impl<'de> serde::Deserialize<'de> for Key<'de> {
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a key")
             }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Key<'de>, E> {
+            fn visit_borrowed_str<E: serde::de::Error>(self, text: &'de str) -> Result<Key<'de>, E> {
                 Ok(Key(Cow::Borrowed(text)))
             }
-            fn visit_str<E>(self, text: &str) -> Result<Key<'de>, E> {
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Key<'de>, E> {
                 Ok(Key(Cow::Owned(text.to_owned())))
             }
         }
@@ -345,7 +346,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
         f.write_str("JSON")
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<(), E> {
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<(), E> {
         if let Place::Wish(tool) = self.place
             && value
         {
@@ -354,23 +355,23 @@ impl<'de> Visitor<'de> for Walk<'_> {
         Ok(())
     }
 
-    fn visit_unit<E>(self) -> Result<(), E> {
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
         Ok(())
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+    fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<(), E> {
         self.visit_bool(true)
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+    fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<(), E> {
         self.visit_bool(true)
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+    fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<(), E> {
         self.visit_bool(true)
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<(), E> {
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
         self.text(text);
         Ok(())
     }

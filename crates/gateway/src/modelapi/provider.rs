@@ -48,7 +48,9 @@ pub(crate) fn granted_betas<'a>(value: &'a str, granted: &BTreeSet<String>) -> C
     if value.split(',').all(may) {
         return Cow::Borrowed(value);
     }
-    Cow::Owned(value.split(',').filter(|beta| may(beta)).map(str::trim).collect::<Vec<_>>().join(","))
+    Cow::Owned(
+        value.split(',').filter(|beta| may(beta)).map(str::trim).collect::<Vec<_>>().join(","),
+    )
 }
 
 #[cfg(test)]
@@ -59,7 +61,10 @@ mod tests {
     fn betas_that_open_something_need_its_grant() {
         let none = BTreeSet::new();
         assert_eq!(granted_betas("context-1m, x-2025", &none), "context-1m, x-2025");
-        assert_eq!(granted_betas("a-1,MCP-client-2025-04-04, web-fetch-2025-09-10,b", &none), "a-1,b");
+        assert_eq!(
+            granted_betas("a-1,MCP-client-2025-04-04, web-fetch-2025-09-10,b", &none),
+            "a-1,b"
+        );
         let some = BTreeSet::from(["urls".to_owned()]);
         assert_eq!(granted_betas("mcp-client-2,web-fetch-1", &some), "web-fetch-1");
         assert_eq!(granted_betas("mcp-client-2", &none), "");

@@ -358,7 +358,7 @@ mod tests {
             (Wire::Anthropic, r#"{"content_block":{"input":{"message":{"usage":@}}}}"#),
             (Wire::Anthropic, r#"{"usage":{"input_tokens":"900"},"x":["usage",@]}"#),
             (Wire::OpenAi, r#"{"choices":[{"usage":@}],"message":{"usage":@}}"#),
-            (Wire::OpenAi, r#"{"choices":"\"usage\":@","us\u0061ge":@,"usage":[@]}"#),
+            (Wire::OpenAi, r#"{"choices":"\"usage\":{}","us\u0061ge":@,"usage":[@]}"#),
             (Wire::Gemini, r#"{"candidates":[{"usageMetadata":@}],"usage":@}"#),
         ] {
             assert_eq!(of(wire, &text.replace('@', false_counts)), 0, "{text}");
