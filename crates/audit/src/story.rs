@@ -201,7 +201,11 @@ fn of_model(body: &Body) -> String {
         Body::ModelRequest { model, host, bytes, provider_tools, .. } => {
             let tools: String =
                 provider_tools.iter().map(|t| format!(", with the provider tool {t}")).collect();
-            format!("The model {} at {} was asked, {bytes} bytes{tools}.", quote(model), quote(host))
+            format!(
+                "The model {} at {} was asked, {bytes} bytes{tools}.",
+                quote(model),
+                quote(host)
+            )
         }
         Body::ModelResponse {
             model,

@@ -210,7 +210,13 @@ impl Gateway {
     /// # Errors
     /// When the record cannot be written, or the server cannot be reached or does not speak MCP.
     pub async fn describe_mcp(&self, server: McpServer) -> Result<Vec<Described>, McpError> {
-        mcp::describe(server, self.mcp_means(Memory::new(self.memory.clone())), &self.sink, (self.clock)()).await
+        mcp::describe(
+            server,
+            self.mcp_means(Memory::new(self.memory.clone())),
+            &self.sink,
+            (self.clock)(),
+        )
+        .await
     }
 
     fn check_model(

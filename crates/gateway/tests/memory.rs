@@ -5,9 +5,7 @@ mod common;
 
 use common::*;
 use model::{AgentName, ModelApi, SessionId};
-use nanoclaw_gateway::{
-    Door, DoorGrant, Gateway, GatewayConfig, Roots, Sealer, Vault, bind_door,
-};
+use nanoclaw_gateway::{Door, DoorGrant, Gateway, GatewayConfig, Roots, Sealer, Vault, bind_door};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +15,8 @@ use tokio::net::UnixStream;
 const ANSWER: &str = r#"{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}"#;
 
 fn doors(dir: &TempDir, port: u16, names: &[&str]) -> Vec<Door> {
-    let mut config = GatewayConfig::new(Arc::new(MemorySink::default()), Vault::open(&dir.0).unwrap());
+    let mut config =
+        GatewayConfig::new(Arc::new(MemorySink::default()), Vault::open(&dir.0).unwrap());
     config.roots = Roots::Only(vec![]);
     let gateway = Gateway::new(config);
     std::fs::create_dir_all(dir.0.join("doors")).unwrap();

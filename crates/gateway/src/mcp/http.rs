@@ -16,6 +16,7 @@ use super::rpc::{self, Message};
 use super::sse::Events;
 use crate::address;
 use crate::mask::Masker;
+use crate::memory::{Held, Memory};
 use crate::resolve::{self, ADDRESSES_MAX, Resolver};
 use crate::upstream::Tls;
 use crate::vault::{Secret, Vault};
@@ -28,7 +29,6 @@ use hyper::{Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use model::{AgentName, HostName};
 use rustls::pki_types::ServerName;
-use crate::memory::{Held, Memory};
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -104,11 +104,7 @@ impl HttpLink {
         self.post(message).await.map(drop)
     }
 
-    pub(crate) async fn request(
-        &self,
-        id: u64,
-        message: &Value,
-    ) -> Result<Charged, McpError> {
+    pub(crate) async fn request(&self, id: u64, message: &Value) -> Result<Charged, McpError> {
         let (response, secret) = self.post(message).await?;
         let kind = response.headers().get("content-type").and_then(|v| v.to_str().ok());
         let streamed = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));

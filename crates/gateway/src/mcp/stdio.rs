@@ -11,8 +11,8 @@
 use super::http::Charged;
 use super::link::{ANSWER_BYTES_MAX, McpError};
 use super::rpc::{self, METHOD_NOT_FOUND, Message};
-use model::{AgentName, SessionId};
 use crate::memory::{Held, Memory};
+use model::{AgentName, SessionId};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::future::Future;
@@ -101,11 +101,7 @@ impl StdioLink {
         self.lines.send(line(message)).await.map_err(|_| McpError::Ended)
     }
 
-    pub(crate) async fn request(
-        &self,
-        id: u64,
-        message: &Value,
-    ) -> Result<Charged, McpError> {
+    pub(crate) async fn request(&self, id: u64, message: &Value) -> Result<Charged, McpError> {
         let (answer, answered) = oneshot::channel();
         lock(&self.waiting).insert(id, answer);
         let _forget = Forget { waiting: &self.waiting, id };
@@ -135,9 +131,7 @@ impl Drop for Forget<'_> {
     }
 }
 
-fn lock(
-    waiting: &Waiting,
-) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Charged>>> {
+fn lock(waiting: &Waiting) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Charged>>> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -5,10 +5,10 @@ use super::http::{HttpLink, Reach};
 use super::link::{HELLO_TIME, Link, McpError};
 use super::pins::Described;
 use super::stdio::{StdioAsk, StdioLink, StdioServers};
+use crate::memory::Held;
 use model::{
     AgentName, Body, Durability, McpReach, McpServer, Record, RecordError, RecordSink, SessionId,
 };
-use crate::memory::Held;
 use serde_json::Value;
 use std::future::Future;
 use std::sync::Arc;
@@ -79,7 +79,11 @@ impl Upstream {
     }
 
     /// Calls a tool.
-    pub(crate) async fn call(&self, params: &Value, time: Duration) -> Result<(Value, Held), McpError> {
+    pub(crate) async fn call(
+        &self,
+        params: &Value,
+        time: Duration,
+    ) -> Result<(Value, Held), McpError> {
         let link = self.connected(&mut *self.state.lock().await).await?;
         within(time, link.request("tools/call", params)).await
     }

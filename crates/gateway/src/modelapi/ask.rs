@@ -152,7 +152,8 @@ async fn play(
         Err(failure) => return Ok(Turned::Failed(failure)),
     };
     let (host, bytes) = (script.model_name(), asked.body.bytes());
-    let recorded = call::record_intent(door, model, ("script", host.as_str()), bytes, &asked.body).await;
+    let recorded =
+        call::record_intent(door, model, ("script", host.as_str()), bytes, &asked.body).await;
     if let Err(failure) = recorded {
         if let Some(bill) = bill {
             bill.release();

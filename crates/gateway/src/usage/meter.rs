@@ -349,8 +349,14 @@ mod tests {
             whole.tokens()
         };
         for (wire, text) in [
-            (Wire::Responses, r#"{"response":{"tools":[{"parameters":{"usage":@}}],"usage":null}}"#),
-            (Wire::Responses, r#"{"object":"response","tools":[{"usage":@}],"metadata":{"usage":@}}"#),
+            (
+                Wire::Responses,
+                r#"{"response":{"tools":[{"parameters":{"usage":@}}],"usage":null}}"#,
+            ),
+            (
+                Wire::Responses,
+                r#"{"object":"response","tools":[{"usage":@}],"metadata":{"usage":@}}"#,
+            ),
             (Wire::Responses, r#"{"response":{"response":{"usage":@}}}"#),
             (Wire::Responses, r#"{"message":{"usage":@}}"#),
             (Wire::Responses, r#"[[{"usage":@}]]"#),
@@ -364,7 +370,10 @@ mod tests {
             assert_eq!(of(wire, &text.replace('@', false_counts)), 0, "{text}");
         }
         for (wire, text) in [
-            (Wire::Responses, r#" {"a":{"b":["}{"]},"response":{"tools":[{"usage":9}],"usage" : @}}"#),
+            (
+                Wire::Responses,
+                r#" {"a":{"b":["}{"]},"response":{"tools":[{"usage":9}],"usage" : @}}"#,
+            ),
             (Wire::Responses, r#"{"tools":[{}],"usage":@}"#),
             (Wire::Anthropic, r#"{"message":{"usage":@}}"#),
             (Wire::Anthropic, r#"{"message":7,"usage":@}"#),
@@ -392,8 +401,16 @@ mod tests {
     #[test]
     fn random_bytes_never_break_the_meter() {
         let mut state = 0x2545_F491_4F6C_DD1D_u64;
-        let words: [&[u8]; 8] =
-            [b"{\"usage\":{", b"\"response\":{", b"]", b"}", b"\\", b",", b"\"output_tokens\":", b"9"];
+        let words: [&[u8]; 8] = [
+            b"{\"usage\":{",
+            b"\"response\":{",
+            b"]",
+            b"}",
+            b"\\",
+            b",",
+            b"\"output_tokens\":",
+            b"9",
+        ];
         let mut meter = Meter::new(Wire::Responses, Line::Whole);
         for _ in 0..100_000 {
             state ^= state << 13;

@@ -147,7 +147,10 @@ fn explain(home: &Home, agent: &str, method: &str, url: &str, as_json: bool) -> 
     if !agent.provider_tools.is_empty() {
         let named: Vec<&str> = agent.provider_tools.iter().map(String::as_str).collect();
         let why = "may be reached by the model's provider, whatever the rules say";
-        ui::line(paint.red(&format!("  this and other hosts {why}: provider tools {}", named.join(", "))));
+        ui::line(
+            paint
+                .red(&format!("  this and other hosts {why}: provider tools {}", named.join(", "))),
+        );
     }
     ui::line(paint.dim("  where the name leads is judged after resolution, when it is asked for"));
     Ok(0)
