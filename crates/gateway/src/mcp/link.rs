@@ -138,7 +138,7 @@ impl Link {
     /// Every tool that could be offered, in the server's order. What is no tool is left out.
     pub(crate) async fn tools(&self) -> Result<Vec<Described>, McpError> {
         let (mut all, mut names) = (Vec::new(), HashSet::new());
-        let (mut params, mut listed) = (json!({}), 0);
+        let (mut params, mut listed) = (json!({}), 0_usize);
         for _ in 0..PAGES_MAX {
             let (page, held) = self.request("tools/list", &params).await?;
             listed = listed.saturating_add(weight_of(&page));
