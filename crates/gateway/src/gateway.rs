@@ -11,9 +11,11 @@ use crate::mcp::{
 use crate::memory::{Memory, SharedMemory};
 use crate::modelapi::route::{Backend, Model};
 use crate::modelapi::spend::Spend;
-use crate::quota::{Quota, Rates};
+use crate::quota::Quota;
+use crate::rates::Rates;
 use crate::resolve::{Resolver, SystemResolver};
 use crate::retry::RetryPolicy;
+use crate::room::{self, Room};
 use crate::scribe::{Clock, Scribe};
 use crate::script::Script;
 use crate::tls::Authority;
@@ -27,6 +29,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 /// What a gateway is made of.
 pub struct GatewayConfig {
@@ -59,6 +62,8 @@ pub struct GatewayConfig {
     pub notices: Option<Notices>,
     /// Who starts the programs of `command = […]` servers of tools; by default nobody.
     pub stdio_servers: Arc<dyn StdioServers>,
+    /// Connections that all doors share, beside the few that each has to itself.
+    pub shared_connections: usize,
 }
 
 impl GatewayConfig {
@@ -79,6 +84,7 @@ impl GatewayConfig {
             ledger: Ledger::in_memory(),
             notices: None,
             stdio_servers: Arc::new(NoStdioServers),
+            shared_connections: room::shared_max(),
         }
     }
 }
@@ -99,11 +105,12 @@ pub struct Gateway {
     plain_http_hosts: Vec<String>,
     approver: Arc<dyn Approver>,
     authority: Option<Arc<Authority>>,
-    quota: Result<Arc<Quota>, String>,
+    quota: Result<Quota, String>,
     ledger: Arc<Ledger>,
     notices: Option<Notices>,
     stdio_servers: Arc<dyn StdioServers>,
     memory: SharedMemory,
+    connections: Arc<Semaphore>,
     runtime: Handle,
 }
 
@@ -115,7 +122,7 @@ impl Gateway {
     #[must_use]
     pub fn new(config: GatewayConfig) -> Self {
         let quota = Quota::open(config.state_dir.as_deref(), (config.clock)());
-        let quota = quota.map(Arc::new).map_err(|e| e.to_string());
+        let quota = quota.map_err(|e| e.to_string());
         Self {
             sink: config.sink,
             vault: Arc::new(config.vault),
@@ -131,6 +138,7 @@ impl Gateway {
             notices: config.notices,
             stdio_servers: config.stdio_servers,
             memory: SharedMemory::default(),
+            connections: Arc::new(Semaphore::new(config.shared_connections)),
             runtime: Handle::current(),
         }
     }
@@ -190,6 +198,7 @@ impl Gateway {
             quota: self.quota.clone().map_err(|cause| DoorError::Quota { cause })?,
             rates: Rates::new(),
             names: Refused::default(),
+            room: Room::new(Arc::clone(&self.connections)),
         };
         Door::open(listener, state)
     }

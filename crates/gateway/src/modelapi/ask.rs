@@ -103,8 +103,9 @@ async fn forward(
         Err(failure) => return Ok(Turned::Failed(failure)),
     };
     let wire = ask.wire().name();
-    let place = (wire, endpoint.host.as_str());
-    let recorded = call::record_intent(door, model, place, &q.body, &asked.body).await;
+    let to = (wire, endpoint.host.as_str());
+    let recorded =
+        call::record_intent(door, model, to, (&q.body, &asked.body), bill.as_ref()).await;
     if let Err(failure) = recorded {
         if let Some(bill) = bill {
             bill.release();
@@ -152,8 +153,8 @@ async fn play(
         Err(failure) => return Ok(Turned::Failed(failure)),
     };
     let (host, bytes) = (script.model_name(), asked.body.bytes());
-    let recorded =
-        call::record_intent(door, model, ("script", host.as_str()), bytes, &asked.body).await;
+    let to = ("script", host.as_str());
+    let recorded = call::record_intent(door, model, to, (bytes, &asked.body), bill.as_ref()).await;
     if let Err(failure) = recorded {
         if let Some(bill) = bill {
             bill.release();

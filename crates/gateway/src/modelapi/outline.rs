@@ -255,7 +255,9 @@ impl<'de> Visitor<'de> for Top<'_> {
                 key => {
                     let lower = key.to_ascii_lowercase();
                     match top_place(wire, &lower).or_else(|| top_any(wire, key)) {
-                        None => drop(map.next_value::<IgnoredAny>()?),
+                        None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
                         Some(place) => map.next_value_seed(Walk { wire, found, place })?,
                     }
                     continue;
@@ -392,10 +394,12 @@ impl<'de> Visitor<'de> for Walk<'_> {
         }
         while let Some(Key(key)) = map.next_key()? {
             match place(self.wire, self.place, &key) {
-                None => drop(map.next_value::<IgnoredAny>()?),
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
                 Some(Place::Kind) if self.wire == Wire::Gemini => {
                     self.found.borrow_mut().unknown(&key);
-                    drop(map.next_value::<IgnoredAny>()?);
+                    map.next_value::<IgnoredAny>()?;
                 }
                 Some(place) => map.next_value_seed(Self { place, ..self })?,
             }
