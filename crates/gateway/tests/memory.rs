@@ -87,3 +87,30 @@ async fn a_message_of_many_values_is_refused_before_it_is_a_tree() {
     let ping = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
     assert_eq!(parts(&post(&doors[0], "/mcp", "", ping).await).0, 200);
 }
+
+/// The most memory this process ever had, in KiB.
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn options_of_many_values_are_refused_before_they_are_a_tree() {
+    let dir = TempDir::new();
+    Sealer::open_or_create(&dir.0).unwrap();
+    let server = FakeServer::start(vec![json_answer(200, "", ANSWER)]).await;
+    let doors = doors(&dir, server.port, &["s1"]);
+    // As a tree each of these takes about 400 MB, a hundred times its size.
+    let many = vec![r#"{"":0}"#; 4_000_000 / 7].join(",");
+    let body = format!(r#"{{"model":"m","stream":true,"stream_options":{{"a":[{many}]}}}}"#);
+    let ask = || post(&doors[0], "/v1/chat/completions", "", &body);
+    let answers = tokio::join!(ask(), ask(), ask(), ask());
+    for answer in <[String; 4]>::from(answers) {
+        let (status, text) = parts(&answer);
+        assert!(status == 400 && text.contains("stream_options"), "{status}: {text}");
+    }
+    assert!(server.requests().is_empty());
+    // The other tests of this file, in the same process, take less than half of that.
+    assert!(peak_kib() < 768 * 1024, "{} KiB", peak_kib());
+}

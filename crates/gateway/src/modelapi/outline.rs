@@ -256,8 +256,8 @@ impl<'de> Visitor<'de> for Top<'_> {
                     let lower = key.to_ascii_lowercase();
                     match top_place(wire, &lower).or_else(|| top_any(wire, key)) {
                         None => {
-                    map.next_value::<IgnoredAny>()?;
-                }
+                            map.next_value::<IgnoredAny>()?;
+                        }
                         Some(place) => map.next_value_seed(Walk { wire, found, place })?,
                     }
                     continue;
