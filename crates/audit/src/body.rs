@@ -277,14 +277,17 @@ fn of_turn(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
 
 fn of_models(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
     match body {
-        Body::ModelRequest { model, api, host, bytes, sha256 } => f
-            .text("api", api)
-            .uint("bytes", *bytes)?
-            .text("host", host)
-            .text("kind", kind)
-            .text("model", model)
-            .text("sha256", &sha256.0)
-            .turn(),
+        Body::ModelRequest { model, api, host, bytes, sha256, provider_tools } => {
+            f.text("api", api)
+                .uint("bytes", *bytes)?
+                .text("host", host)
+                .text("kind", kind)
+                .text("model", model);
+            if !provider_tools.is_empty() {
+                f.list("provider_tools", provider_tools, |out, tool| canonical::string(out, tool));
+            }
+            f.text("sha256", &sha256.0).turn()
+        }
         Body::ModelResponse {
             model,
             status,

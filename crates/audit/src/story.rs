@@ -246,8 +246,14 @@ fn of_turn(body: &Body) -> String {
 
 fn of_model(body: &Body) -> String {
     match body {
-        Body::ModelRequest { model, host, bytes, .. } => {
-            format!("The model {} at {} was asked, {bytes} bytes.", quote(model), quote(host))
+        Body::ModelRequest { model, host, bytes, provider_tools, .. } => {
+            let tools: String =
+                provider_tools.iter().map(|t| format!(", with the provider tool {t}")).collect();
+            format!(
+                "The model {} at {} was asked, {bytes} bytes{tools}.",
+                quote(model),
+                quote(host)
+            )
         }
         Body::ModelResponse {
             model,

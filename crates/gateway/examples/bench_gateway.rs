@@ -120,6 +120,7 @@ fn open(home: &Path, port: u16) -> Result<nanoclaw_gateway::Door, Box<dyn Error>
         budget: Default::default(),
         scripts: Default::default(),
         plain_http_hosts: Vec::new(),
+        provider_tools: Default::default(),
         stdin_secrets: Default::default(),
     };
     Ok(gateway.open_door(grant, bind_door(&home.join("vault/door.sock"))?)?)

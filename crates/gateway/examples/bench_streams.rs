@@ -97,6 +97,7 @@ fn open(gateway: &Gateway, home: &Path, port: u16, n: usize) -> Result<Door, Box
         budget: Budget { tokens_per_day: Some(u64::MAX), ..Budget::default() },
         scripts: Default::default(),
         plain_http_hosts: Vec::new(),
+        provider_tools: Default::default(),
         stdin_secrets: Default::default(),
     };
     Ok(gateway.open_door(grant, listener)?)

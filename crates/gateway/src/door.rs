@@ -18,6 +18,7 @@ use crate::egress;
 use crate::endpoint::EndpointError;
 use crate::http::conn::{AnswerBody, Conn, answer};
 use crate::http::head::{Head, Version};
+use crate::memory::Memory;
 use crate::modelapi::route::Model;
 use crate::modelapi::serve;
 use crate::modelapi::spend::Spend;
@@ -41,7 +42,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 
 /// After a failed accept (no descriptors left) the door rests so long.
@@ -70,6 +70,9 @@ pub struct DoorGrant {
     /// Tools of the host that may be called, and the servers they come from.
     #[serde(default)]
     pub tools: model::HostTools,
+    /// Tools of the models' providers that requests may turn on.
+    #[serde(default)]
+    pub provider_tools: BTreeSet<String>,
     /// What the agent may spend on models.
     #[serde(default)]
     pub budget: Budget,
@@ -166,7 +169,8 @@ pub(crate) struct DoorState {
     pub(crate) pool: Pool,
     pub(crate) retry: RetryPolicy,
     pub(crate) spend: Spend,
-    pub(crate) bodies: Arc<Semaphore>,
+    pub(crate) memory: Memory,
+    pub(crate) provider_tools: BTreeSet<String>,
     pub(crate) authority: Option<Arc<Authority>>,
     pub(crate) links: egress::link::Links,
     pub(crate) asks: Asks,

@@ -8,8 +8,8 @@ use crate::endpoint::Endpoint;
 use crate::mcp::{
     self, Described, DoorTools, McpError, Means, NoStdioServers, Reach, StdioServers,
 };
+use crate::memory::{Memory, SharedMemory};
 use crate::modelapi::route::{Backend, Model};
-use crate::modelapi::serve::BODY_PERMITS;
 use crate::modelapi::spend::Spend;
 use crate::quota::Quota;
 use crate::rates::Rates;
@@ -110,6 +110,7 @@ pub struct Gateway {
     ledger: Arc<Ledger>,
     notices: Option<Notices>,
     stdio_servers: Arc<dyn StdioServers>,
+    memory: SharedMemory,
     connections: Arc<Semaphore>,
     runtime: Handle,
 }
@@ -137,6 +138,7 @@ impl Gateway {
             ledger: config.ledger,
             notices: config.notices,
             stdio_servers: config.stdio_servers,
+            memory: SharedMemory::default(),
             connections: Arc::new(Semaphore::new(config.shared_connections)),
             runtime: Handle::current(),
         }
@@ -171,8 +173,9 @@ impl Gateway {
             turn: grant.turn,
             counters: Arc::new(Counters::default()),
         };
+        let memory = Memory::new(self.memory.clone());
         let state = DoorState {
-            tools: DoorTools::new(grant.tools, &scribe, self.mcp_means()),
+            tools: DoorTools::new(grant.tools, &scribe, self.mcp_means(memory.clone())),
             scribe: Arc::new(scribe),
             rules: grant.egress,
             stdin_secrets: grant.stdin_secrets,
@@ -188,7 +191,8 @@ impl Gateway {
                 budget: grant.budget,
                 notices: self.notices.clone(),
             },
-            bodies: Arc::new(Semaphore::new(BODY_PERMITS)),
+            memory,
+            provider_tools: grant.provider_tools,
             authority: self.authority.clone(),
             links: Links::new(Arc::clone(&self.tls)),
             asks: Asks::new(Arc::clone(&self.approver)),
@@ -200,11 +204,12 @@ impl Gateway {
         Door::open(listener, state)
     }
 
-    fn mcp_means(&self) -> Means {
+    fn mcp_means(&self, memory: Memory) -> Means {
         let reach = Reach {
             vault: Arc::clone(&self.vault),
             resolver: Arc::clone(&self.resolver),
             tls: Arc::clone(&self.tls),
+            memory,
         };
         Means { session: None, agent: None, reach, programs: Arc::clone(&self.stdio_servers) }
     }
@@ -215,7 +220,13 @@ impl Gateway {
     /// # Errors
     /// When the record cannot be written, or the server cannot be reached or does not speak MCP.
     pub async fn describe_mcp(&self, server: McpServer) -> Result<Vec<Described>, McpError> {
-        mcp::describe(server, self.mcp_means(), &self.sink, (self.clock)()).await
+        mcp::describe(
+            server,
+            self.mcp_means(Memory::new(self.memory.clone())),
+            &self.sink,
+            (self.clock)(),
+        )
+        .await
     }
 
     fn check_model(

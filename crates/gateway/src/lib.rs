@@ -26,6 +26,7 @@ mod http;
 mod inject;
 mod mask;
 pub mod mcp;
+mod memory;
 mod modelapi;
 mod quota;
 mod rates;

@@ -8,7 +8,8 @@
 //! 1. A reservation is in the file before its request leaves; concurrent calls, also of several
 //!    gateways over one file, see each other's.
 //! 2. What was reserved and never settled counts as spent.
-//! 3. An answer whose counts did not come is charged by its bytes, never as nothing.
+//! 3. An answer whose counts did not come, or that was left before its end, is charged in full at
+//!    what was set aside for it.
 
 mod ledger;
 mod lines;

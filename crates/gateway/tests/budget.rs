@@ -126,7 +126,7 @@ async fn failures_cost_nothing_and_hanging_up_early_is_not_free() {
     tokio::io::AsyncReadExt::read_exact(&mut stream, &mut piece).await.unwrap();
     drop(stream);
     match rig.sink.wait_for("model_response").await {
-        Body::ModelResponse { cost_micro_usd: Some(cost), .. } => assert!(cost >= 50, "{cost}"),
+        Body::ModelResponse { cost_micro_usd: Some(cost), .. } => assert!(cost >= 125, "{cost}"),
         other => panic!("{other:?}"),
     }
     let all = totals(&dir.0).unwrap();

@@ -132,7 +132,16 @@ pub enum Body {
     /// A turn ended.
     TurnFinished { outcome: String, duration_ms: u64 },
     /// A model is about to be asked.
-    ModelRequest { model: String, api: String, host: String, bytes: u64, sha256: Sha256Hex },
+    ModelRequest {
+        model: String,
+        api: String,
+        host: String,
+        bytes: u64,
+        sha256: Sha256Hex,
+        /// Tools of the provider's own that the request turns on, by the agent file's names.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        provider_tools: Vec<String>,
+    },
     /// It answered, or did not.
     ModelResponse {
         model: String,

@@ -338,6 +338,7 @@ fn open_door(
         default_model: None,
         placeholder: "placeholder".into(),
         tools: Default::default(),
+        provider_tools: Default::default(),
         budget: Default::default(),
         scripts: Default::default(),
         plain_http_hosts: Vec::new(),

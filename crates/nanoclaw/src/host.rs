@@ -123,6 +123,7 @@ impl Host {
             budget: agent.budget,
             scripts: BTreeMap::new(),
             plain_http_hosts: product::plain_http_hosts(&self.product.config),
+            provider_tools: agent.provider_tools.clone(),
             stdin_secrets: BTreeSet::new(),
         };
         let socket = self.product.home.door(&seed.session).map_err(|e| lasting(&e))?;

@@ -187,6 +187,7 @@ impl<'a> OneRun<'a> {
             budget: agent.budget,
             scripts: BTreeMap::new(),
             plain_http_hosts: product::plain_http_hosts(&product.config),
+            provider_tools: agent.provider_tools.clone(),
             stdin_secrets: agent.stdin_secrets.clone(),
         };
         let socket = product.home.door(&session)?;

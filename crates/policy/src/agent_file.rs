@@ -60,6 +60,7 @@ pub struct AgentFile {
     pub(crate) budget: Budget,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) tools: BTreeSet<String>,
+    pub(crate) provider_tools: BTreeSet<String>,
 }
 
 impl AgentFile {
@@ -80,6 +81,7 @@ impl AgentFile {
             budget: Budget::default(),
             env: BTreeMap::new(),
             tools: tools_section::all(),
+            provider_tools: BTreeSet::new(),
         }
     }
 
@@ -109,6 +111,7 @@ impl AgentFile {
             budget: budget::read_budget(&top)?,
             env: read_env(&top)?,
             tools: tools_section::read(&top)?,
+            provider_tools: tools_section::read_provider(&top)?,
         })
     }
 

@@ -24,6 +24,7 @@ pub(crate) fn grants(agent: &ResolvedAgent) -> Vec<String> {
              can then hold it"
         )
     }));
+    lines.extend(agent.provider_tools.iter().map(|tool| provider_tool(tool)));
     let (host, own): (Vec<_>, Vec<_>) =
         agent.tools.iter().partition(|tool| !BUILTIN_TOOLS.contains(&tool.as_str()));
     lines.extend(host.iter().map(|tool| format!("tool of the host {tool}")));
@@ -57,6 +58,14 @@ pub(crate) fn grants(agent: &ResolvedAgent) -> Vec<String> {
     lines.extend(usd(budget.micro_usd_per_turn, "turn"));
     lines.extend(budget.tokens_per_day.map(|n| format!("models for up to {n} tokens a day")));
     lines
+}
+
+/// What a provider's own tool means.
+pub(crate) fn provider_tool(tool: &str) -> String {
+    format!(
+        "{LOUD}provider tool {tool}: the model's PROVIDER does it at the agent's word, where no \
+         egress rule sees it"
+    )
 }
 
 /// Thousandths of a CPU: `1.500`.

@@ -56,6 +56,8 @@ fn gained(old: &ResolvedAgent, new: &ResolvedAgent) -> Vec<String> {
         new.difference(old).map(|name| format!("{what} {name}")).collect()
     };
     lines.extend(names("tool", &old.tools, &new.tools));
+    let provided = new.provider_tools.difference(&old.provider_tools);
+    lines.extend(provided.map(|tool| describe::provider_tool(tool)));
     lines.extend(
         new.stdin_secrets.difference(&old.stdin_secrets).map(|name| {
             format!("{}secret {name} is HANDED TO THE AGENT on its stdin", crate::LOUD)

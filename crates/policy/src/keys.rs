@@ -114,7 +114,7 @@ pub(crate) const PROPOSAL: Keys =
 
 pub(crate) const PROPOSED: Keys = Keys { known: &["host", "port", "methods", "paths"], later: &[] };
 
-pub(crate) const TOOLS: Keys = Keys { known: &["allow"], later: &[] };
+pub(crate) const TOOLS: Keys = Keys { known: &["allow", "provider"], later: &[] };
 
 impl Keys {
     /// The known or later key nearest to `key`, if near enough to be what was meant.
@@ -217,5 +217,7 @@ mod tests {
         let tools = agent.pointer("/properties/tools/properties/allow/items/anyOf/0/enum");
         let all: Vec<_> = crate::BUILTIN_TOOLS.into_iter().chain(crate::HOST_TOOLS).collect();
         assert_eq!(tools, Some(&serde_json::json!(all)));
+        let tools = agent.pointer("/properties/tools/properties/provider/items/enum");
+        assert_eq!(tools, Some(&serde_json::json!(crate::PROVIDER_TOOLS)));
     }
 }

@@ -60,7 +60,7 @@ pub use keys::SCHEMA_VERSION;
 pub use mounts::MountContext;
 pub use resolve::{Additions, ResolveContext, ResolvedAgent};
 pub use sandbox_section::DEFAULT_TURN_TIMEOUT;
-pub use tools_section::{HOST_TOOLS, has_host_tools, host_tools, sandbox_tools};
+pub use tools_section::{HOST_TOOLS, PROVIDER_TOOLS, has_host_tools, host_tools, sandbox_tools};
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 pub use verdict::{
     ConnectVerdict, DEFAULT_DENY, Denial, Verdict, connect_verdict, request_verdict,

@@ -63,6 +63,9 @@ pub struct ResolvedAgent {
     /// The tools it is offered, by name: [`crate::sandbox_tools`] for the built-in agent, which
     /// whoever starts it must pass on, and [`crate::host_tools`] for its door.
     pub tools: BTreeSet<String>,
+    /// What model providers may run or fetch themselves for its requests, by the names of
+    /// [`crate::PROVIDER_TOOLS`]. No egress rule sees what their servers reach.
+    pub provider_tools: BTreeSet<String>,
     /// Secrets whose bytes are written to the agent's standard input (`deliver = "stdin"`). The
     /// agent's memory and its children can then hold them.
     pub stdin_secrets: BTreeSet<String>,
@@ -105,6 +108,7 @@ impl AgentFile {
             egress: self.egress.clone(),
             env: self.env.clone(),
             tools: self.tools.clone(),
+            provider_tools: self.provider_tools.clone(),
             stdin_secrets: self.stdin_secrets.clone(),
             budget: self.budget,
             grants_text: Vec::new(),
@@ -231,6 +235,7 @@ impl ResolvedAgent {
             "egress": self.egress.iter().map(rule).collect::<Vec<_>>(),
             "env": self.env,
             "tools": self.tools,
+            "provider_tools": self.provider_tools,
             "stdin_secrets": self.stdin_secrets,
             "budget": {
                 "micro_usd_per_day": self.budget.micro_usd_per_day,

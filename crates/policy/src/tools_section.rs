@@ -20,10 +20,26 @@ use std::collections::BTreeSet;
 /// The tools of the host that NanoClaw brings itself.
 pub const HOST_TOOLS: [&str; 1] = ["web_fetch"];
 
+/// What model providers do themselves when a request says so: most of it carries data to hosts
+/// that no egress rule names. None is granted by default.
+pub const PROVIDER_TOOLS: [&str; 9] = [
+    "background",
+    "code_execution",
+    "computer_use",
+    "file_search",
+    "image_generation",
+    "mcp",
+    "stored_prompt",
+    "urls",
+    "web_search",
+];
+
 /// Most tools of one agent: a longer list is not read by models any more.
 const TOOLS_MAX: usize = 512;
 /// Longest name of a server's tool (MCP 2025-11-25, tool names).
 const TOOL_CHARS_MAX: usize = 128;
+
+const PROVIDER: &str = "provider = [\"web_search\"]";
 
 /// Every tool that acts inside the sandbox only.
 pub(crate) fn all() -> BTreeSet<String> {
@@ -34,8 +50,12 @@ pub(crate) fn all() -> BTreeSet<String> {
 pub(crate) fn read(top: &Section<'_, '_>) -> Result<BTreeSet<String>, PolicyError> {
     let example = "allow = [\"bash\", \"read_file\"]";
     let Some(section) = top.section("tools", &keys::TOOLS)? else { return Ok(all()) };
-    let allow = section.strings("allow", example)?;
-    let allow = allow.ok_or_else(|| section.missing("allow", "allow = [\"bash\"]"))?;
+    let Some(allow) = section.strings("allow", example)? else {
+        if section.strings("provider", PROVIDER)?.is_some() {
+            return Ok(all());
+        }
+        return Err(section.missing("allow", "allow = [\"bash\"]"));
+    };
     if allow.value.len() > TOOLS_MAX {
         let problem = Problem::bad("allow", "names more than 512 tools", "name fewer");
         return Err(problem.at(&allow.place));
@@ -43,6 +63,25 @@ pub(crate) fn read(top: &Section<'_, '_>) -> Result<BTreeSet<String>, PolicyErro
     let mut tools = BTreeSet::new();
     for At { place, value } in allow.value {
         check(&value).map_err(|p| p.at(&place))?;
+        tools.insert(value);
+    }
+    Ok(tools)
+}
+
+/// Reads `provider` of the section.
+pub(crate) fn read_provider(top: &Section<'_, '_>) -> Result<BTreeSet<String>, PolicyError> {
+    let Some(section) = top.section("tools", &keys::TOOLS)? else { return Ok(BTreeSet::new()) };
+    let Some(named) = section.strings("provider", PROVIDER)? else { return Ok(BTreeSet::new()) };
+    let mut tools = BTreeSet::new();
+    for At { place, value } in named.value {
+        if !PROVIDER_TOOLS.contains(&value.as_str()) {
+            let why = format!("names the unknown provider tool {}", quote(&value));
+            let remedy = match nearest(&value, PROVIDER_TOOLS.into_iter()) {
+                Some(near) => format!("did you mean {near:?}?"),
+                None => format!("there are {}", PROVIDER_TOOLS.join(", ")),
+            };
+            return Err(Problem::bad("provider", why, remedy).at(&place));
+        }
         tools.insert(value);
     }
     Ok(tools)

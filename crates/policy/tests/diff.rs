@@ -24,6 +24,20 @@ fn told(old: &str, new: &str) -> Diff {
 }
 
 #[test]
+fn a_provider_s_own_tool_widens_what_an_agent_may_do() {
+    let with = agent("[tools]\nprovider = ['web_search']");
+    assert_eq!(with.tools, agent("").tools, "its own tools stay");
+    let line = "! provider tool web_search: the model's PROVIDER does it at the agent's word, where \
+                no egress rule sees it";
+    assert_eq!(told("", "[tools]\nprovider = ['web_search']").gained, [line]);
+    assert!(with.grants_text.iter().any(|text| text == line), "{:?}", with.grants_text);
+    assert_ne!(with.policy_bytes, agent("").policy_bytes);
+    for bad in ["[tools]", "[tools]\nprovider = ['web_serch']", "[tools]\nprovider = ['*']"] {
+        assert!(AgentFile::parse("agents/x.toml", &format!("schema = 1\n{bad}")).is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn each_kind_of_grant_is_told_in_words() {
     let base = "[[egress]]\nhost = 'a.org'\nmethods = ['GET']\npaths = ['/v1/**']\n";
     for (old, new, gained) in [

@@ -137,6 +137,7 @@ fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
             host: s("h"),
             bytes: 1,
             sha256: digest(),
+            provider_tools: vec![s("web_search")],
         },
         Body::ModelResponse {
             model: s("m"),

@@ -9,6 +9,7 @@ use super::upstream::Upstream;
 use crate::authority::quoted;
 use crate::counters::Counters;
 use crate::door::DoorState;
+use crate::memory::Held;
 use crate::modelapi::outcome::sha256_hex;
 use crate::scribe::Scribe;
 use model::{Body, Durability, MAX_INLINE_BYTES, ToolGrant, TurnId};
@@ -146,7 +147,11 @@ async fn tools_of(door: &DoorState, upstream: &Upstream) -> Result<Arc<Vec<Descr
 /// # Errors
 /// For calls that are none, and for tools that are not granted or not approved; what a tool itself
 /// refuses is a result with `isError`, for the model to read.
-pub(crate) async fn call(door: &Arc<DoorState>, params: &Params) -> Result<Value, Fault> {
+pub(crate) async fn call(
+    door: &Arc<DoorState>,
+    params: &Params,
+    held: &mut Held,
+) -> Result<Value, Fault> {
     let bad = |why: &str| Fault::new(INVALID_PARAMS, why);
     let name = params.get("name").and_then(Value::as_str);
     let name = name.ok_or_else(|| bad("the tool's name is missing"))?;
@@ -162,7 +167,7 @@ pub(crate) async fn call(door: &Arc<DoorState>, params: &Params) -> Result<Value
         door.scribe.refused(format!("tool {name}"), "tools", why.into()).await;
         return Err(bad(&format!("unknown tool: {name}: {why}")));
     };
-    let text = Value::Object(arguments.clone()).to_string();
+    let text = serde_json::to_string(arguments).map_err(|_| bad("arguments must be JSON"))?;
     if text.len() > ARGUMENTS_BYTES_MAX {
         return Err(bad("the arguments are longer than 256 KiB; put less into one call"));
     }
@@ -174,7 +179,7 @@ pub(crate) async fn call(door: &Arc<DoorState>, params: &Params) -> Result<Value
     let done = if grant.server == ToolGrant::OWN {
         own(door, grant, arguments, &text).await
     } else {
-        passed_on(door, grant, arguments, &text).await
+        passed_on(door, grant, arguments, &text, held).await
     };
     done.map_err(|e| match e {
         Stop::Fault(fault) => fault,
@@ -230,6 +235,7 @@ async fn passed_on(
     grant: &ToolGrant,
     map: &Params,
     text: &str,
+    held: &mut Held,
 ) -> Result<Value, Stop> {
     let name = &grant.server;
     let refused = |why: String| async move {
@@ -254,7 +260,9 @@ async fn passed_on(
     let mut running = Running::begin(door, grant, text.as_bytes(), text).await?;
     let params = json!({"name": grant.tool, "arguments": map});
     Ok(match upstream.call(&params, CALL_TIME).await {
-        Ok(result) => {
+        Ok((result, charge)) => {
+            // It is held until the agent has it.
+            held.absorb(charge);
             let result = bounded(&result);
             let said = result["isError"] == Value::Bool(true);
             let error = said.then(|| "the tool reported an error".to_owned());

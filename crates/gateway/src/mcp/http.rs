@@ -16,6 +16,7 @@ use super::rpc::{self, Message};
 use super::sse::Events;
 use crate::address;
 use crate::mask::Masker;
+use crate::memory::{Held, Memory};
 use crate::resolve::{self, ADDRESSES_MAX, Resolver};
 use crate::upstream::Tls;
 use crate::vault::{Secret, Vault};
@@ -47,7 +48,12 @@ pub(crate) struct Reach {
     pub(crate) vault: Arc<Vault>,
     pub(crate) resolver: Arc<dyn Resolver>,
     pub(crate) tls: Arc<Tls>,
+    /// Where answers are charged.
+    pub(crate) memory: Memory,
 }
+
+/// An answer with what it is charged at.
+pub(crate) type Charged = (Result<Value, Value>, Held);
 
 /// A server's address, taken apart.
 struct Place {
@@ -98,36 +104,36 @@ impl HttpLink {
         self.post(message).await.map(drop)
     }
 
-    pub(crate) async fn request(
-        &self,
-        id: u64,
-        message: &Value,
-    ) -> Result<Result<Value, Value>, McpError> {
+    pub(crate) async fn request(&self, id: u64, message: &Value) -> Result<Charged, McpError> {
         let (response, secret) = self.post(message).await?;
         let kind = response.headers().get("content-type").and_then(|v| v.to_str().ok());
         let streamed = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
         let mut body = response.into_body();
         let (mut masker, mut events) = (masker(secret.as_ref()), Events::default());
-        let (mut seen, mut whole) = (0, Vec::new());
+        let (mut seen, mut whole, mut held) = (0, Vec::new(), self.reach.memory.hold());
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(|_| McpError::Ended)?.into_data() else { continue };
             seen += data.len();
             if seen > ANSWER_BYTES_MAX {
                 return Err(McpError::Protocol("its answer is too large".into()));
             }
+            // Once masked, and once in a buffer that doubles.
+            held.grow(3 * data.len()).map_err(|full| McpError::Full(full.to_string()))?;
             let clean = masker.feed(&data);
             if !streamed {
                 whole.extend_from_slice(&clean);
                 continue;
             }
             for event in events.push(&clean) {
-                if let Some(answer) = answer_to(id, &event) {
-                    return Ok(answer);
+                if let Some(answer) = answer_to(id, &event, &mut held)? {
+                    return Ok((answer, held));
                 }
             }
         }
         whole.extend(masker.finish());
-        answer_to(id, &whole).ok_or_else(|| McpError::Protocol("it did not answer".into()))
+        let answer = answer_to(id, &whole, &mut held)?;
+        let answer = answer.ok_or_else(|| McpError::Protocol("it did not answer".into()))?;
+        Ok((answer, held))
     }
 
     async fn post(
@@ -266,11 +272,16 @@ fn masker(secret: Option<&Secret>) -> Masker {
 }
 
 /// The answer to `id`, if that is what the bytes are.
-fn answer_to(id: u64, bytes: &[u8]) -> Option<Result<Value, Value>> {
-    match rpc::parse(bytes) {
+fn answer_to(
+    id: u64,
+    bytes: &[u8],
+    held: &mut Held,
+) -> Result<Option<Result<Value, Value>>, McpError> {
+    rpc::charge(bytes, held).map_err(|(_, why)| McpError::Full(why))?;
+    Ok(match rpc::parse(bytes) {
         Ok(Message::Response { id: found, result }) if found.as_u64() == Some(id) => Some(result),
         _ => None,
-    }
+    })
 }
 
 async fn exchange<T>(

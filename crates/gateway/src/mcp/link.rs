@@ -5,6 +5,7 @@ use super::pins::Described;
 use super::protocol::HANDSHAKE;
 use super::rpc;
 use super::stdio::StdioLink;
+use crate::memory::{Held, weight};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +17,8 @@ pub(crate) const ANSWER_BYTES_MAX: usize = 4 << 20;
 pub(crate) const HELLO_TIME: Duration = Duration::from_secs(30);
 /// Tools of one server; more are a mistake, or a flood.
 const TOOLS_MAX: usize = 512;
+/// What all pages of one list may take together; it is kept as long as the session lives.
+const LIST_BYTES_MAX: usize = 8 << 20;
 /// Pages of one list.
 const PAGES_MAX: usize = 32;
 /// As much of a server's own words as helps.
@@ -42,12 +45,19 @@ pub enum McpError {
     /// It took too long.
     #[error("the server did not answer within {} s", .0.as_secs())]
     Slow(Duration),
+    /// Its answer has no room.
+    #[error("the server's answer is not taken: {0}")]
+    Full(String),
     /// There is no such server.
     #[error("there is no server {0:?}; write [mcp.{0}] into nanoclaw.toml")]
     Unknown(String),
     /// The record of what was to be done could not be written.
     #[error("nothing was done, for {0}")]
     Unrecorded(#[from] model::RecordError),
+}
+
+fn weight_of(value: &Value) -> usize {
+    weight(value.to_string().as_bytes())
 }
 
 enum Way {
@@ -78,7 +88,7 @@ impl Link {
             "capabilities": {},
             "clientInfo": {"name": "nanoclaw", "version": env!("CARGO_PKG_VERSION")},
         });
-        let result = self.request("initialize", &params).await?;
+        let (result, _held) = self.request("initialize", &params).await?;
         let version = result.get("protocolVersion").and_then(Value::as_str).unwrap_or("");
         if !HANDSHAKE.contains(&version) {
             let version: String = version.chars().take(40).collect();
@@ -104,15 +114,19 @@ impl Link {
     }
 
     /// Asks and waits; the result is an object.
-    pub(crate) async fn request(&self, method: &str, params: &Value) -> Result<Value, McpError> {
+    pub(crate) async fn request(
+        &self,
+        method: &str,
+        params: &Value,
+    ) -> Result<(Value, Held), McpError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let message = rpc::request(id, method, params);
-        let answer = match &self.way {
+        let (answer, held) = match &self.way {
             Way::Http(link) => link.request(id, &message).await?,
             Way::Stdio(link) => link.request(id, &message).await?,
         };
         match answer {
-            Ok(result) if result.is_object() => Ok(result),
+            Ok(result) if result.is_object() => Ok((result, held)),
             Ok(_) => Err(McpError::Protocol("a result is no object".into())),
             Err(error) => {
                 let words = error.get("message").and_then(Value::as_str).unwrap_or("no reason");
@@ -124,9 +138,13 @@ impl Link {
     /// Every tool that could be offered, in the server's order. What is no tool is left out.
     pub(crate) async fn tools(&self) -> Result<Vec<Described>, McpError> {
         let (mut all, mut names) = (Vec::new(), HashSet::new());
-        let mut params = json!({});
+        let (mut params, mut listed) = (json!({}), 0_usize);
         for _ in 0..PAGES_MAX {
-            let page = self.request("tools/list", &params).await?;
+            let (page, held) = self.request("tools/list", &params).await?;
+            listed = listed.saturating_add(weight_of(&page));
+            if listed > LIST_BYTES_MAX {
+                return Err(McpError::Protocol("its list of tools is too large".into()));
+            }
             let tools = page.get("tools").and_then(Value::as_array);
             let tools = tools.ok_or_else(|| McpError::Protocol("it lists no tools".into()))?;
             for tool in tools.iter().filter_map(Described::new) {
@@ -138,6 +156,7 @@ impl Link {
                 Some(cursor) if all.len() < TOOLS_MAX => params = json!({"cursor": cursor}),
                 _ => return Ok(all),
             }
+            drop(held);
         }
         Ok(all)
     }

@@ -3,6 +3,7 @@
 //!
 //! Source: JSON-RPC 2.0; MCP 2025-06-18 onwards (no batches, params are objects, ids never null).
 
+use crate::memory::{Held, weight};
 use serde_json::{Map, Value, json};
 
 /// The bytes are not JSON.
@@ -22,6 +23,21 @@ pub(crate) const UNSUPPORTED_VERSION: i64 = -32_022;
 
 /// Longest id that is answered to; clients count or use UUIDs.
 const ID_BYTES_MAX: usize = 256;
+
+/// Most that one message may take as a tree, beside its bytes: an honest one has few values, and
+/// the largest arguments are one long text.
+pub(crate) const TREE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How often a part of a message is copied on its way, at most: taken apart, put together, written.
+const COPIES: usize = 4;
+
+/// Charges for a message before it is understood; `Err` says why it is not, with its status.
+pub(crate) fn charge(bytes: &[u8], held: &mut Held) -> Result<(), (u16, String)> {
+    let tree = weight(bytes);
+    if tree > TREE_BYTES_MAX {
+        return Err((413, "the message has too many values; put less into it".into()));
+    }
+    held.grow(COPIES * tree).map_err(|full| (503, full.to_string()))
+}
 
 /// The parameters of a message.
 pub(crate) type Params = Map<String, Value>;

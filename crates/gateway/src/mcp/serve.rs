@@ -9,6 +9,7 @@ use crate::authority::quoted;
 use crate::door::DoorState;
 use crate::http::conn::{AnswerBody, BodyReader, Conn, answer};
 use crate::http::head::{Framing, Head};
+use crate::memory::Held;
 use serde_json::{Value, json};
 use std::io;
 use std::net::IpAddr;
@@ -39,11 +40,12 @@ pub(crate) async fn serve(
         let busy = Fault::new(INVALID_REQUEST, "too many requests at once; send fewer").status(503);
         return send(conn, false, &Reply::fault(&Value::Null, &busy)).await;
     };
-    let body = match read(conn, head).await {
+    let mut held = door.memory.hold();
+    let body = match read(conn, head, &mut held).await {
         Ok(body) => body,
         Err(fault) => return send(conn, false, &Reply::fault(&Value::Null, &fault)).await,
     };
-    let Some(reply) = conn.unless_gone(respond(door, head, &body)).await else {
+    let Some(reply) = conn.unless_gone(respond(door, head, &body, &mut held)).await else {
         return Err(io::ErrorKind::BrokenPipe.into());
     };
     send(conn, head.keep_alive, &reply).await
@@ -101,7 +103,7 @@ fn is_local(origin: &str) -> bool {
     (loopback || host.eq_ignore_ascii_case("localhost")) && port.parse::<u16>().is_ok()
 }
 
-async fn read(conn: &mut Conn, head: &Head) -> Result<Vec<u8>, Fault> {
+async fn read(conn: &mut Conn, head: &Head, held: &mut Held) -> Result<Vec<u8>, Fault> {
     let failed = |status, why: String| Fault::new(INVALID_REQUEST, why).status(status);
     let mut reader = BodyReader::new(head.framing, MESSAGE_BYTES_MAX)
         .map_err(|e| failed(e.status(), e.to_string()))?;
@@ -112,14 +114,22 @@ async fn read(conn: &mut Conn, head: &Head) -> Result<Vec<u8>, Fault> {
     let mut body = Vec::new();
     loop {
         match conn.read_body(&mut reader).await {
-            Ok(Some(piece)) => body.extend_from_slice(&piece),
+            Ok(Some(piece)) => {
+                // The buffer doubles when it is full.
+                held.grow(2 * piece.len()).map_err(|full| failed(503, full.to_string()))?;
+                body.extend_from_slice(&piece);
+            }
             Ok(None) => return Ok(body),
             Err(e) => return Err(failed(e.status(), e.to_string())),
         }
     }
 }
 
-async fn respond(door: &Arc<DoorState>, head: &Head, body: &[u8]) -> Reply {
+async fn respond(door: &Arc<DoorState>, head: &Head, body: &[u8], held: &mut Held) -> Reply {
+    if let Err((status, why)) = rpc::charge(body, held) {
+        let fault = Fault::new(INVALID_REQUEST, why).status(status);
+        return Reply::fault(&Value::Null, &fault);
+    }
     match rpc::parse(body) {
         Err((id, fault)) => Reply::fault(&id, &fault),
         // Nothing was asked of the client, and its notices change nothing here: a call is given up
@@ -128,7 +138,7 @@ async fn respond(door: &Arc<DoorState>, head: &Head, body: &[u8]) -> Reply {
             Reply { status: 202, body: None }
         }
         Ok(Message::Request { id, method, params }) => {
-            match request(door, head, &method, &params).await {
+            match request(door, head, &method, &params, held).await {
                 Ok(result) => Reply { status: 200, body: Some(rpc::result(&id, &result)) },
                 Err(fault) => Reply::fault(&id, &fault),
             }
@@ -141,6 +151,7 @@ async fn request(
     head: &Head,
     method: &str,
     params: &Params,
+    held: &mut Held,
 ) -> Result<Value, Fault> {
     let era = protocol::era(head, method, params)?;
     let result = match (method, era) {
@@ -154,7 +165,7 @@ async fn request(
             };
             protocol::tool_list(&call::list(door).await, cursor)?
         }
-        ("tools/call", _) => call::call(door, params).await?,
+        ("tools/call", _) => call::call(door, params, held).await?,
         _ => {
             let method: String = method.chars().take(80).collect();
             let unknown = Fault::new(METHOD_NOT_FOUND, format!("method not found: {method:?}"));

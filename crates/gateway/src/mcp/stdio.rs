@@ -8,8 +8,10 @@
 //! 1. What a program writes is untrusted: lines are bounded, and what fits nothing is dropped.
 //! 2. When it ends or breaks the protocol, every waiting call ends at once.
 
+use super::http::Charged;
 use super::link::{ANSWER_BYTES_MAX, McpError};
 use super::rpc::{self, METHOD_NOT_FOUND, Message};
+use crate::memory::{Held, Memory};
 use model::{AgentName, SessionId};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -64,7 +66,7 @@ impl StdioServers for NoStdioServers {
     }
 }
 
-type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Value, Value>>>>>;
+type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Charged>>>>;
 
 /// A running program.
 pub(crate) struct StdioLink {
@@ -74,7 +76,7 @@ pub(crate) struct StdioLink {
 }
 
 impl StdioLink {
-    pub(crate) fn new(stream: Box<dyn Duplex>) -> Self {
+    pub(crate) fn new(stream: Box<dyn Duplex>, memory: Memory) -> Self {
         let (lines, queue) = mpsc::channel(QUEUE);
         let waiting = Waiting::default();
         let (kept, back) = (Arc::clone(&waiting), lines.downgrade());
@@ -83,7 +85,7 @@ impl StdioLink {
             // Whichever side ends first ends both, and with them the program.
             tokio::select! {
                 () = write(writer, queue) => {}
-                () = read(reader, &kept, &back) => {}
+                () = read(reader, &kept, &back, &memory) => {}
             }
             lock(&kept).clear();
         });
@@ -99,11 +101,7 @@ impl StdioLink {
         self.lines.send(line(message)).await.map_err(|_| McpError::Ended)
     }
 
-    pub(crate) async fn request(
-        &self,
-        id: u64,
-        message: &Value,
-    ) -> Result<Result<Value, Value>, McpError> {
+    pub(crate) async fn request(&self, id: u64, message: &Value) -> Result<Charged, McpError> {
         let (answer, answered) = oneshot::channel();
         lock(&self.waiting).insert(id, answer);
         let _forget = Forget { waiting: &self.waiting, id };
@@ -133,9 +131,7 @@ impl Drop for Forget<'_> {
     }
 }
 
-fn lock(
-    waiting: &Waiting,
-) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Result<Value, Value>>>> {
+fn lock(waiting: &Waiting) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Charged>>> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -154,9 +150,14 @@ async fn write(mut writer: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver<Ve
     }
 }
 
-async fn read(reader: impl AsyncRead + Unpin, waiting: &Waiting, out: &mpsc::WeakSender<Vec<u8>>) {
+async fn read(
+    reader: impl AsyncRead + Unpin,
+    waiting: &Waiting,
+    out: &mpsc::WeakSender<Vec<u8>>,
+    memory: &Memory,
+) {
     let mut reader = BufReader::new(reader);
-    let mut line_so_far = Vec::new();
+    let (mut line_so_far, mut held) = (Vec::new(), memory.hold());
     loop {
         let (used, ended) = match reader.fill_buf().await {
             Ok([]) | Err(_) => return,
@@ -166,22 +167,31 @@ async fn read(reader: impl AsyncRead + Unpin, waiting: &Waiting, out: &mpsc::Wea
                 if line_so_far.len() + part.len() > ANSWER_BYTES_MAX {
                     return;
                 }
+                // The buffer doubles. A line without room ends the program, and every call of it.
+                if held.grow(2 * part.len()).is_err() {
+                    return;
+                }
                 line_so_far.extend_from_slice(part);
                 (part.len() + usize::from(end.is_some()), end.is_some())
             }
         };
         reader.consume(used);
         if ended {
-            take(&std::mem::take(&mut line_so_far), waiting, out);
+            let line = std::mem::take(&mut line_so_far);
+            let mut charge = std::mem::replace(&mut held, memory.hold());
+            if rpc::charge(&line, &mut charge).is_err() {
+                return;
+            }
+            take(&line, charge, waiting, out);
         }
     }
 }
 
-fn take(bytes: &[u8], waiting: &Waiting, out: &mpsc::WeakSender<Vec<u8>>) {
+fn take(bytes: &[u8], held: Held, waiting: &Waiting, out: &mpsc::WeakSender<Vec<u8>>) {
     match rpc::parse(bytes) {
         Ok(Message::Response { id, result }) => {
             if let Some(waiter) = id.as_u64().and_then(|id| lock(waiting).remove(&id)) {
-                let _ = waiter.send(result);
+                let _ = waiter.send((result, held));
             }
         }
         // Nothing was offered to the server, so all but a ping is unknown. A full queue drops the
@@ -208,7 +218,8 @@ mod tests {
 
     fn linked() -> (Arc<StdioLink>, DuplexStream) {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
-        (Arc::new(StdioLink::new(Box::new(ours))), theirs)
+        let memory = Memory::new(crate::memory::SharedMemory::default());
+        (Arc::new(StdioLink::new(Box::new(ours), memory)), theirs)
     }
 
     #[tokio::test]
@@ -227,8 +238,8 @@ mod tests {
             .await
             .expect("w");
         server.write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{}}\n").await.expect("w");
-        assert_eq!(two.await.expect("no panic").expect("answered"), Ok(json!({"n": 2})));
-        assert_eq!(one.await.expect("no panic").expect("answered"), Err(json!({})));
+        assert_eq!(two.await.expect("no panic").expect("answered").0, Ok(json!({"n": 2})));
+        assert_eq!(one.await.expect("no panic").expect("answered").0, Err(json!({})));
         server
             .write_all(b"{\"jsonrpc\":\"2.0\",\"id\":\"p\",\"method\":\"ping\"}\n")
             .await

@@ -5,6 +5,7 @@ use super::http::{HttpLink, Reach};
 use super::link::{HELLO_TIME, Link, McpError};
 use super::pins::Described;
 use super::stdio::{StdioAsk, StdioLink, StdioServers};
+use crate::memory::Held;
 use model::{
     AgentName, Body, Durability, McpReach, McpServer, Record, RecordError, RecordSink, SessionId,
 };
@@ -78,7 +79,11 @@ impl Upstream {
     }
 
     /// Calls a tool.
-    pub(crate) async fn call(&self, params: &Value, time: Duration) -> Result<Value, McpError> {
+    pub(crate) async fn call(
+        &self,
+        params: &Value,
+        time: Duration,
+    ) -> Result<(Value, Held), McpError> {
         let link = self.connected(&mut *self.state.lock().await).await?;
         within(time, link.request("tools/call", params)).await
     }
@@ -108,7 +113,7 @@ impl Upstream {
                 };
                 let opened = programs.open(ask).await;
                 let stream = opened.map_err(|e| McpError::Unreachable(e.to_string()))?;
-                Link::stdio(StdioLink::new(stream)).await
+                Link::stdio(StdioLink::new(stream, self.means.reach.memory.clone())).await
             }
         }
     }

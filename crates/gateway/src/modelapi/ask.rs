@@ -4,6 +4,7 @@ use super::body::AskBody;
 use super::call::{self, Question, Reply};
 use super::operation::Ask;
 use super::outcome::Outcome;
+use super::provider;
 use super::relay::{self, Relayed};
 use super::route::{self, Backend, Model};
 use super::serve::{KeepAlive, fail, json, read_whole};
@@ -13,6 +14,7 @@ use crate::door::DoorState;
 use crate::endpoint::Endpoint;
 use crate::http::conn::{AnswerBody, Conn, answer};
 use crate::http::head::Head;
+use crate::memory::weight;
 use crate::script::{self, Script};
 use std::io;
 use std::sync::Arc;
@@ -41,7 +43,7 @@ pub(crate) async fn serve(
     ask: Ask,
     in_path: Option<&str>,
 ) -> io::Result<KeepAlive> {
-    let (body, _held) = match read_whole(conn, head, &door.bodies).await {
+    let (body, mut held) = match read_whole(conn, head, &door.memory).await {
         Ok(read) => read,
         Err(failure) => {
             // The rest of the body is still coming, so this connection is of no further use.
@@ -50,12 +52,22 @@ pub(crate) async fn serve(
     };
     let chosen = AskBody::parse(body, ask, in_path).and_then(|body| {
         let model = route::choose(&door.models, door.default_model, &body.model, ask)?;
+        // What goes upstream is a copy; a script is asked with the body as a tree.
+        held.grow(match model.backend {
+            Backend::Http(_) => body.bytes().len(),
+            Backend::Script(_) => weight(body.bytes()),
+        })?;
         Ok((body, model))
     });
     let (body, first) = match chosen {
         Err(failure) => return fail(conn, head.keep_alive, ask, &failure).await,
         Ok(chosen) => chosen,
     };
+    if let Some(why) = provider::refused(door, &body.provider_tools) {
+        let target = format!("model {}", first.config.name);
+        door.scribe.refused(target, provider::RULE, why.clone()).await;
+        return fail(conn, head.keep_alive, ask, &Failure::new(403, why)).await;
+    }
     let asked = Asked { door, head, ask, body };
     let mut others = route::in_order(&door.models, first, ask).into_iter().peekable();
     while let Some(model) = others.next() {
@@ -92,7 +104,9 @@ async fn forward(
     };
     let wire = ask.wire().name();
     let to = (wire, endpoint.host.as_str());
-    if let Err(failure) = call::record_intent(door, model, to, &q.body, bill.as_ref()).await {
+    let recorded =
+        call::record_intent(door, model, to, (&q.body, &asked.body), bill.as_ref()).await;
+    if let Err(failure) = recorded {
         if let Some(bill) = bill {
             bill.release();
         }
@@ -140,7 +154,8 @@ async fn play(
     };
     let (host, bytes) = (script.model_name(), asked.body.bytes());
     let to = ("script", host.as_str());
-    if let Err(failure) = call::record_intent(door, model, to, bytes, bill.as_ref()).await {
+    let recorded = call::record_intent(door, model, to, (bytes, &asked.body), bill.as_ref()).await;
+    if let Err(failure) = recorded {
         if let Some(bill) = bill {
             bill.release();
         }

@@ -4,10 +4,13 @@
 //! every other byte goes on as it came, so that prompt caches keep hitting.
 
 use super::operation::Ask;
+use super::outline::Fields;
 use super::wire::Failure;
 use bytes::Bytes;
+use model::ModelConfig;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// Longest model name; providers' longest have about 80 characters.
@@ -18,31 +21,8 @@ const BYTES_PER_TOKEN: u64 = 3;
 /// Most answers to one question that are reckoned with; providers allow fewer.
 const ANSWERS_MAX: u64 = 128;
 
-/// The parts of a request body that are needed.
-#[derive(Deserialize)]
-struct Outline<'a> {
-    #[serde(borrow)]
-    model: Option<&'a RawValue>,
-    #[serde(borrow)]
-    stream: Option<&'a RawValue>,
-    // `null` is there too, and must be replaced rather than doubled.
-    #[serde(borrow, default, deserialize_with = "present")]
-    stream_options: Option<&'a RawValue>,
-    #[serde(borrow)]
-    max_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    max_completion_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    max_output_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    n: Option<&'a RawValue>,
-    #[serde(borrow, rename = "generationConfig", alias = "generation_config")]
-    generation: Option<&'a RawValue>,
-}
-
-fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
-    <&RawValue>::deserialize(from).map(Some)
-}
+/// Longest `stream_options`; the known ones have thirty characters.
+const STREAM_OPTIONS_BYTES_MAX: usize = 4 * 1024;
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
@@ -64,6 +44,10 @@ pub(crate) struct AskBody {
     pub(crate) stream: bool,
     /// Longest answer that is asked for, in tokens, over all candidates.
     max_output: Option<u64>,
+    /// What it wants its provider to do itself, by the names of agent files.
+    pub(crate) provider_tools: BTreeSet<&'static str>,
+    /// Whether the model reads more than stands here: a kept conversation, a fetched page.
+    beyond: bool,
 }
 
 fn bad(why: impl std::fmt::Display) -> Failure {
@@ -81,7 +65,13 @@ impl AskBody {
         if body.trim_ascii_start().first() != Some(&b'{') {
             return Err(bad("it is no JSON object"));
         }
-        let outline: Outline<'_> = serde_json::from_slice(&body).map_err(bad)?;
+        let mut outline = Fields::read(&body, ask.wire()).map_err(bad)?;
+        if let Some(kind) = outline.unknown_tool.take() {
+            return Err(bad(format_args!(
+                "its tool of the type {kind:?} is not known here, and may be the provider's own; \
+                 leave it out"
+            )));
+        }
         // A raw value borrows from the body, so its place follows from the two addresses.
         let place = |raw: &RawValue| {
             let start = raw.get().as_ptr() as usize - body.as_ptr() as usize;
@@ -108,11 +98,14 @@ impl AskBody {
             },
         };
         let counts = match (ask, stream) {
-            (Ask::Chat, true) => with_counts(&body, outline.stream_options, place),
+            (Ask::Chat, true) => with_counts(&body, outline.stream_options, place)?,
             _ => None,
         };
         let max_output = max_output(&outline, ask);
-        Ok(Self { model_at, counts, model, stream, max_output, body: body.clone() })
+        let provider_tools = std::mem::take(&mut outline.provider_tools);
+        let beyond = outline.continued || !provider_tools.is_empty();
+        let body = body.clone();
+        Ok(Self { model_at, counts, model, stream, max_output, provider_tools, beyond, body })
     }
 
     /// The body with the provider's own name for the model.
@@ -138,15 +131,19 @@ impl AskBody {
     }
 
     /// The most tokens this is expected to take: of the prompt, of the answer.
-    pub(crate) fn estimate(&self, ask: Ask, answer_tokens: u32) -> (u64, u64) {
+    pub(crate) fn estimate(&self, ask: Ask, model: &ModelConfig) -> (u64, u64) {
         if ask.is_count() {
             return (0, 0);
         }
-        let prompt = (self.body.len() as u64).div_ceil(BYTES_PER_TOKEN);
+        let mut prompt = (self.body.len() as u64).div_ceil(BYTES_PER_TOKEN);
+        if self.beyond {
+            // It cannot be more than the model holds.
+            prompt = prompt.max(u64::from(model.context_tokens));
+        }
         if ask == Ask::Embeddings {
             return (prompt, 0);
         }
-        (prompt, self.max_output.unwrap_or(u64::from(answer_tokens)))
+        (prompt, self.max_output.unwrap_or(u64::from(model.max_tokens)))
     }
 
     pub(crate) fn bytes(&self) -> &Bytes {
@@ -156,7 +153,7 @@ impl AskBody {
 
 /// Only the fields of the format at hand count: others would be ignored by the provider. Where
 /// two say the same thing the larger does.
-fn max_output(outline: &Outline<'_>, ask: Ask) -> Option<u64> {
+fn max_output(outline: &Fields<'_>, ask: Ask) -> Option<u64> {
     let generation = outline.generation.and_then(|raw| serde_json::from_str(raw.get()).ok());
     let generation: Generation = generation.unwrap_or_default();
     let (max, answers) = match ask {
@@ -172,27 +169,47 @@ fn max_output(outline: &Outline<'_>, ask: Ask) -> Option<u64> {
 }
 
 /// OpenAI's streams end with counts only if asked; every current client accepts the additional
-/// chunk, whose `choices` are empty, so it is passed on.
+/// chunk, whose `choices` are empty, so it is passed on. Nothing of the options is kept or copied.
 fn with_counts(
     body: &[u8],
     options: Option<&RawValue>,
     place: impl Fn(&RawValue) -> Range<usize>,
-) -> Option<(Range<usize>, String)> {
-    type Options = serde_json::Map<String, serde_json::Value>;
-    let Some(raw) = options else {
-        let at = body.iter().position(|&b| b == b'{')? + 1;
-        return Some((at..at, r#""stream_options":{"include_usage":true},"#.to_owned()));
-    };
-    let mut options: Options = match raw.get() {
-        "null" => Options::new(),
-        // What is no object is the provider's to refuse.
-        text => serde_json::from_str(text).ok()?,
-    };
-    if options.get("include_usage") == Some(&serde_json::Value::Bool(true)) {
-        return None;
+) -> Result<Option<(Range<usize>, String)>, Failure> {
+    #[derive(Deserialize)]
+    struct Options<'a> {
+        #[serde(borrow, default, deserialize_with = "present")]
+        include_usage: Option<&'a RawValue>,
     }
-    options.insert("include_usage".into(), true.into());
-    Some((place(raw), serde_json::Value::Object(options).to_string()))
+    let Some(raw) = options else {
+        let at = body.iter().position(|&b| b == b'{').map_or(0, |at| at + 1);
+        let comma = if body[at..].trim_ascii_start().first() == Some(&b'}') { "" } else { "," };
+        let text = format!(r#""stream_options":{{"include_usage":true}}{comma}"#);
+        return Ok(Some((at..at, text)));
+    };
+    let (text, at) = (raw.get(), place(raw));
+    if text == "null" {
+        return Ok(Some((at, r#"{"include_usage":true}"#.to_owned())));
+    }
+    if text.len() > STREAM_OPTIONS_BYTES_MAX {
+        return Err(bad("its stream_options are longer than 4 KiB"));
+    }
+    // What is no object is the provider's to refuse.
+    let Some(inner) = text.strip_prefix('{') else { return Ok(None) };
+    let options: Options<'_> =
+        serde_json::from_str(text).map_err(|e| bad(format_args!("its stream_options: {e}")))?;
+    Ok(match options.include_usage {
+        Some(wish) if wish.get() == "true" => None,
+        Some(wish) => Some((place(wish), "true".to_owned())),
+        None => {
+            let comma = if inner.trim_ascii_start().starts_with('}') { "" } else { "," };
+            Some((at.start + 1..at.start + 1, format!(r#""include_usage":true{comma}"#)))
+        }
+    })
+}
+
+/// `null` is there too, and must be replaced rather than doubled.
+fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(from).map(Some)
 }
 
 #[cfg(test)]
@@ -220,7 +237,7 @@ mod tests {
             ),
             (
                 r#"{"stream_options":{"x":1,"include_usage":false},"stream":true,"model":"a"}"#,
-                r#"{"stream_options":{"include_usage":true,"x":1},"stream":true,"model":"b"}"#,
+                r#"{"stream_options":{"x":1,"include_usage":true},"stream":true,"model":"b"}"#,
             ),
             (
                 r#"{"model":"a","stream":true,"stream_options":null}"#,
@@ -237,11 +254,67 @@ mod tests {
         }
     }
 
+    fn config() -> ModelConfig {
+        ModelConfig {
+            name: "m".into(),
+            api: model::ModelApi::OpenAi,
+            also: Vec::new(),
+            base_url: String::new(),
+            model: "m".into(),
+            secret: None,
+            script: None,
+            max_tokens: 100,
+            context_tokens: 10_000,
+            fallbacks: Vec::new(),
+            price: None,
+        }
+    }
+
+    #[test]
+    fn what_the_provider_adds_to_a_prompt_is_reserved_at_what_the_model_holds() {
+        let of = |ask, body: &'static str| {
+            AskBody::parse(Bytes::from(body), ask, None).expect(body).estimate(ask, &config()).0
+        };
+        let small = r#"{"model":"m","input":"hi"}"#;
+        assert!(of(Ask::Responses, small) < 20);
+        for body in [
+            r#"{"model":"m","input":"hi","previous_response_id":"r"}"#,
+            r#"{"model":"m","input":"hi","conversation":{"id":"c"}}"#,
+            r#"{"model":"m","input":[{"type":"input_image","image_url":"https://e.org/i"}]}"#,
+            r#"{"model":"m","tools":[{"type":"web_search"}]}"#,
+        ] {
+            assert_eq!(of(Ask::Responses, body), 10_000, "{body}");
+        }
+        assert!(of(Ask::Responses, r#"{"model":"m","previous_response_id":null}"#) < 20);
+    }
+
+    #[test]
+    fn stream_options_are_bounded_and_never_a_tree() {
+        let many = vec![r#"{"":0}"#; 1000].join(",");
+        let big = format!(r#"{{"model":"a","stream":true,"stream_options":{{"a":[{many}]}}}}"#);
+        let refused = AskBody::parse(Bytes::from(big), Ask::Chat, None);
+        assert!(refused.is_err_and(|e| e.status == 400 && e.message.contains("stream_options")));
+        for (text, want) in [
+            (r#"{}"#, r#"{"include_usage":true}"#),
+            (r#"{ "x":[{}] }"#, r#"{"include_usage":true, "x":[{}] }"#),
+            (r#"{"include_\u0075sage":false}"#, r#"{"include_\u0075sage":true}"#),
+        ] {
+            let body = format!(r#"{{"model":"a","stream":true,"stream_options":{text}}}"#);
+            let made = chat(&body).with_model("a");
+            let want = format!(r#"{{"model":"a","stream":true,"stream_options":{want}}}"#);
+            assert_eq!(made, want);
+        }
+        let twice = r#"{"include_usage":true,"include_usage":false}"#;
+        let body = format!(r#"{{"model":"a","stream":true,"stream_options":{twice}}}"#);
+        assert!(AskBody::parse(Bytes::from(body), Ask::Chat, None).is_err());
+    }
+
     #[test]
     fn estimates_follow_what_is_asked_for_in_every_format() {
+        let limits = config();
         let of = |ask, body: &'static str| {
             let path = matches!(ask, Ask::Generate).then_some("g");
-            AskBody::parse(Bytes::from(body), ask, path).expect(body).estimate(ask, 100).1
+            AskBody::parse(Bytes::from(body), ask, path).expect(body).estimate(ask, &limits).1
         };
         assert_eq!(of(Ask::Messages { beta: false }, r#"{"model":"m","max_tokens":7}"#), 7);
         assert_eq!(of(Ask::Chat, r#"{"model":"m","max_completion_tokens":7,"n":3}"#), 21);
@@ -336,12 +409,12 @@ mod tests {
                 }
                 Ok(asked) => {
                     only_what_must_change(ask, &asked, in_path);
-                    let (_, answer) = asked.estimate(ask, 7);
+                    let (_, answer) = asked.estimate(ask, &config());
                     fuzz::outcome((
                         format!("{ask:?}"),
                         asked.stream,
                         asked.counts.is_some(),
-                        answer != 7,
+                        answer != 100,
                     ))
                 }
             }

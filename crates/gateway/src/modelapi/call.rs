@@ -1,7 +1,9 @@
 //! Asks a model server: key, records, attempts; ends with an answer whose body is still to come.
 
+use super::body::AskBody;
 use super::operation::Ask;
 use super::outcome::{Outcome, sha256_hex};
+use super::provider;
 use super::route::Model;
 use super::wire::{Failure, PASSED_REQUEST_FIELDS};
 use crate::counters::Counters;
@@ -19,6 +21,11 @@ use hyper::Request;
 use hyper::body::Incoming;
 use hyper::header::{HeaderName, HeaderValue};
 use model::{Body, Durability};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
@@ -85,11 +92,11 @@ pub(crate) async fn record_intent(
     door: &DoorState,
     model: &Model,
     (api, host): (&str, &str),
-    body: &[u8],
+    what: (&[u8], &AskBody),
     bill: Option<&Reservation>,
 ) -> Result<(), Failure> {
     let (written, reserved) =
-        tokio::join!(biased; written(door, model, (api, host), body), reserved(bill));
+        tokio::join!(biased; written(door, model, (api, host), what), reserved(bill));
     written.and(reserved)
 }
 
@@ -97,7 +104,7 @@ async fn written(
     door: &DoorState,
     model: &Model,
     (api, host): (&str, &str),
-    body: &[u8],
+    (body, asked): (&[u8], &AskBody),
 ) -> Result<(), Failure> {
     let request = door.scribe.write(
         Body::ModelRequest {
@@ -106,6 +113,7 @@ async fn written(
             host: host.to_owned(),
             bytes: body.len() as u64,
             sha256: sha256_hex(body),
+            provider_tools: asked.provider_tools.iter().map(|t| (*t).to_owned()).collect(),
         },
         Durability::Durable,
     );
@@ -131,7 +139,7 @@ pub(crate) async fn attempt_all(
     secret: Option<&Secret>,
     outcome: &mut Outcome,
 ) -> Result<Reply, Failure> {
-    let prototype = build(q, secret)?;
+    let prototype = build(q, secret, &door.provider_tools)?;
     let request = || clone_request(&prototype);
     let (mut attempt, started) = (0, Instant::now());
     loop {
@@ -173,7 +181,11 @@ fn with_attempts(mut failure: Failure, attempts: u32) -> Failure {
     failure
 }
 
-fn build(q: &Question<'_>, secret: Option<&Secret>) -> Result<Request<Full<Bytes>>, Failure> {
+fn build(
+    q: &Question<'_>,
+    secret: Option<&Secret>,
+    provider_tools: &BTreeSet<String>,
+) -> Result<Request<Full<Bytes>>, Failure> {
     let broken = |what: &str| Failure::new(400, format!("the request cannot be built: {what}"));
     let wire = q.ask.wire();
     let path = q.ask.path(&q.model.config.model);
@@ -184,8 +196,14 @@ fn build(q: &Question<'_>, secret: Option<&Secret>) -> Result<Request<Full<Bytes
         .map_err(|_| broken("its path"))?;
     for &name in PASSED_REQUEST_FIELDS {
         if let Some(value) = q.head.field(name) {
-            let value = HeaderValue::from_str(value).map_err(|_| broken(name))?;
-            request.headers_mut().insert(HeaderName::from_static(name), value);
+            let value = match name {
+                "anthropic-beta" => provider::granted_betas(value, provider_tools),
+                _ => Cow::Borrowed(value),
+            };
+            let value = HeaderValue::from_str(&value).map_err(|_| broken(name))?;
+            if !value.is_empty() {
+                request.headers_mut().insert(HeaderName::from_static(name), value);
+            }
         }
     }
     if let Some(secret) = secret {
@@ -231,16 +249,29 @@ fn own_words(status: u16, body: &[u8]) -> Option<Reply> {
     let about_request = (400..500).contains(&status)
         && !retry::is_passing(status)
         && !matches!(status, 401 | 403 | 407);
-    let json = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(body).is_ok();
+    // Only looked at: as a tree a page of 64 KiB may take megabytes.
+    let json = body.trim_ascii_start().first() == Some(&b'{')
+        && serde_json::from_slice::<IgnoredAny>(body).is_ok();
     let unknown_model = status == 404 && provider_words(body).is_none();
     (about_request && json && !unknown_model)
         .then(|| Reply::Refused { status, body: body.to_vec() })
 }
 
 fn provider_words(body: &[u8]) -> Option<String> {
-    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
-    let error = value.get("error")?;
-    let text = error.get("message").unwrap_or(error).as_str()?;
+    /// What stands under `error`, or under `message` in it; all else takes no memory.
+    #[derive(Deserialize)]
+    struct Told<'a> {
+        #[serde(borrow)]
+        error: &'a RawValue,
+    }
+    #[derive(Deserialize)]
+    struct Inner<'a> {
+        #[serde(borrow)]
+        message: &'a RawValue,
+    }
+    let error = serde_json::from_slice::<Told<'_>>(body).ok()?.error;
+    let told = serde_json::from_str::<Inner<'_>>(error.get()).map_or(error, |e| e.message);
+    let text: String = serde_json::from_str(told.get()).ok()?;
     Some(text.chars().take(QUOTED_CHARS_MAX).collect())
 }
 

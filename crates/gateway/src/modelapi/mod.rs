@@ -23,6 +23,8 @@ pub(crate) mod call;
 pub(crate) mod credential;
 pub(crate) mod operation;
 pub(crate) mod outcome;
+pub(crate) mod outline;
+pub(crate) mod provider;
 pub(crate) mod relay;
 pub(crate) mod route;
 pub(crate) mod serve;

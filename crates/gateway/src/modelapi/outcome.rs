@@ -9,10 +9,6 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Bytes of an answer that count as one token where the provider's counts did not come: with the
-/// frames of a stream around every few words that is rather too many tokens.
-const BYTES_PER_TOKEN: u64 = 8;
-
 /// SHA-256 as lower-case hex.
 pub(crate) fn sha256_hex(bytes: &[u8]) -> Sha256Hex {
     hex(digest(&SHA256, bytes).as_ref())
@@ -91,11 +87,11 @@ impl Outcome {
             End::Complete if !self.usage.is_none() => bill.settle(self.usage, false),
             // Refused or not reached: nobody charges for that.
             End::Failed(_) if !answered => bill.settle(Usage::default(), false),
-            // Counts come last, so hanging up early must not make an answer free.
+            // Counts come last, and a provider may go on writing for nobody (Anthropic's first
+            // event counts one token): what was set aside is what it may have cost.
             _ => {
-                let said = (self.bytes / BYTES_PER_TOKEN).min(most.output);
                 let mut usage = if self.usage.prompt() == 0 { most } else { self.usage };
-                usage.output = self.usage.output.max(said);
+                usage.output = self.usage.output.max(most.output);
                 bill.settle(usage, true)
             }
         }

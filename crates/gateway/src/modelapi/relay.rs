@@ -6,11 +6,12 @@ use super::wire::{Failure, passes_answer_field};
 use crate::door::DoorState;
 use crate::http::conn::{AnswerBody, Conn, answer};
 use crate::mask::Masker;
+use crate::memory::{Full, Held};
 use crate::upstream::{Exchange, Lease};
 use crate::usage::{Meter, looks_like_sse};
 use crate::vault::Secret;
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
 use hyper::HeaderMap;
 use hyper::body::Incoming;
 use std::io;
@@ -110,13 +111,15 @@ async fn whole(
     keep_alive: bool,
 ) -> io::Result<Relayed> {
     let fields = reply.fields();
-    let read = Limited::new(reply.body, JSON_BYTES_MAX).collect();
+    let mut held = door.memory.hold();
+    let read = collect(&mut reply.body, &mut held);
     let Some(read) = conn.unless_gone(tokio::time::timeout(JSON_TIME, read)).await else {
         return Err(io::ErrorKind::BrokenPipe.into());
     };
     let body = match read {
-        Ok(Ok(collected)) => collected.to_bytes(),
-        Ok(Err(e)) => return Ok(nonsense(q, &format!("it ended early ({e})"))),
+        Ok(Ok(body)) => body,
+        Ok(Err(Broken::Full(full))) => return Ok(Relayed::Failed(full.into())),
+        Ok(Err(Broken::Other(why))) => return Ok(nonsense(q, &why)),
         Err(_) => return Ok(nonsense(q, "it did not end")),
     };
     door.pool.give_back(lease);
@@ -124,12 +127,34 @@ async fn whole(
     if !q.ask.wire().is_answer(q.ask, &body) {
         return Ok(nonsense(q, "its JSON has another shape"));
     }
-    outcome.usage = Meter::of(&body);
+    outcome.usage = Meter::of(q.ask.wire(), &body);
     let masked = reply.masker.whole(&body);
     outcome.complete();
     let head = answer(reply.status, &as_refs(&fields), &AnswerBody::Whole(&masked), keep_alive);
     conn.write(&head).await?;
     Ok(Relayed::Done { keep_alive })
+}
+
+/// Why a whole answer was not read.
+enum Broken {
+    Full(Full),
+    Other(String),
+}
+
+/// Reads a whole answer. It is charged four times: for a buffer that grows by doubling, for the
+/// masked text, and for that text with its head.
+async fn collect(body: &mut Incoming, held: &mut Held) -> Result<Bytes, Broken> {
+    let mut all = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| Broken::Other(format!("it ended early ({e})")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if all.len() + data.len() > JSON_BYTES_MAX {
+            return Err(Broken::Other(format!("it is longer than {JSON_BYTES_MAX} bytes")));
+        }
+        held.grow(4 * data.len()).map_err(Broken::Full)?;
+        all.extend_from_slice(&data);
+    }
+    Ok(all.freeze())
 }
 
 /// The next piece of a stream; `Err` says how it broke.
@@ -170,7 +195,7 @@ async fn stream(
         Err(why) => return Ok(nonsense(q, &why)),
     };
     conn.write(&answer(reply.status, &as_refs(&fields), &AnswerBody::Chunks, keep_alive)).await?;
-    let mut meter = Meter::default();
+    let mut meter = Meter::of_events(q.ask.wire());
     let broke = loop {
         outcome.saw(&piece);
         meter.feed(&piece);

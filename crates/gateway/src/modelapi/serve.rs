@@ -8,17 +8,12 @@ use crate::authority::quoted;
 use crate::door::DoorState;
 use crate::http::conn::{AnswerBody, BodyReader, Conn, ReadError, answer};
 use crate::http::head::{Framing, Head};
+use crate::memory::{Full, Held, Memory};
 use bytes::{Bytes, BytesMut};
 use std::io;
-use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Largest request to a model: what Anthropic's API itself accepts.
 pub(crate) const REQUEST_BYTES_MAX: u64 = 32 * 1024 * 1024;
-/// Bodies are accounted in units of this.
-const PERMIT_BYTES: u64 = 64 * 1024;
-/// Request bodies held in memory for one door at a time: two of the largest.
-pub(crate) const BODY_PERMITS: usize = (2 * REQUEST_BYTES_MAX / PERMIT_BYTES) as usize;
 
 /// Whether the connection can serve another request.
 pub(crate) type KeepAlive = bool;
@@ -148,12 +143,18 @@ async fn fail_as(
     json(conn, keep_alive, failure.status, error.as_bytes()).await
 }
 
+impl From<Full> for Failure {
+    fn from(full: Full) -> Self {
+        Self::new(503, full.to_string())
+    }
+}
+
 /// Reads a request body into memory, within what the door may hold.
 pub(crate) async fn read_whole(
     conn: &mut Conn,
     head: &Head,
-    permits: &Arc<Semaphore>,
-) -> Result<(Bytes, Vec<OwnedSemaphorePermit>), Failure> {
+    memory: &Memory,
+) -> Result<(Bytes, Held), Failure> {
     if head.field("content-encoding").is_some_and(|v| !v.eq_ignore_ascii_case("identity")) {
         return Err(Failure::new(415, "compressed request bodies are not accepted"));
     }
@@ -164,17 +165,10 @@ pub(crate) async fn read_whole(
         go_on.map_err(|e| failure(ReadError::Io(e)))?;
     }
     let mut body = BytesMut::new();
-    let mut held = Vec::new();
+    let mut held = memory.hold();
     while let Some(piece) = conn.read_body(&mut reader).await.map_err(failure)? {
-        if body.len() + piece.len() > held.len() * PERMIT_BYTES as usize {
-            let permit = Arc::clone(permits).try_acquire_owned().map_err(|_| {
-                Failure::new(
-                    503,
-                    "too many large requests of this session are under way; send fewer at once",
-                )
-            })?;
-            held.push(permit);
-        }
+        // The buffer doubles when it is full.
+        held.grow(2 * piece.len())?;
         body.extend_from_slice(&piece);
     }
     Ok((body.freeze(), held))

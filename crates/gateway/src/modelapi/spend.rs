@@ -21,7 +21,7 @@ const FREE: Price = Price { input: 0, cached_input: 0, cache_write: 0, output: 0
 
 /// The most a request is expected to take: prompt tokens at the dearest way to be charged for.
 fn estimate(body: &AskBody, ask: Ask, model: &Model, price: Option<Price>) -> Usage {
-    let (prompt, output) = body.estimate(ask, model.config.max_tokens);
+    let (prompt, output) = body.estimate(ask, &model.config);
     let written = price.is_some_and(|p| p.cache_write > p.input);
     let (input, cache_write) = if written { (0, prompt) } else { (prompt, 0) };
     Usage { input, cache_read: 0, cache_write, output }

@@ -111,8 +111,8 @@ impl Wire {
     pub(crate) fn is_answer(self, ask: Ask, body: &[u8]) -> bool {
         let gemini = |s: &Shape| s.candidates.is_some() || s.prompt_feedback.is_some();
         if ask == (Ask::StreamGenerate { sse: false }) {
-            return serde_json::from_slice::<Vec<Shape>>(body)
-                .is_ok_and(|all| all.first().is_some_and(gemini));
+            return serde_json::from_slice::<FirstShape>(body)
+                .is_ok_and(|all| all.0.as_ref().is_some_and(gemini));
         }
         let Ok(shape) = serde_json::from_slice::<Shape>(body) else { return false };
         match ask {
@@ -126,6 +126,30 @@ impl Wire {
             // A prompt that was blocked has no candidates.
             Ask::Generate | Ask::StreamGenerate { .. } => gemini(&shape),
         }
+    }
+}
+
+/// The first of a list of answers; takes no memory for the others.
+struct FirstShape(Option<Shape>);
+
+impl<'de> Deserialize<'de> for FirstShape {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> serde::de::Visitor<'de> for List {
+            type Value = FirstShape;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list of answers")
+            }
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                self,
+                mut all: A,
+            ) -> Result<FirstShape, A::Error> {
+                let first = all.next_element()?;
+                while all.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(FirstShape(first))
+            }
+        }
+        from.deserialize_seq(List)
     }
 }
 

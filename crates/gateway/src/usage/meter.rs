@@ -1,17 +1,18 @@
 //! Token counts out of an answer as it streams by, without keeping it. Pure.
 //!
-//! All four formats put their counts into an object called `usage` or `usageMetadata`, whole or
-//! in an event, at whatever depth. Only that object is kept, so that an event which repeats a
-//! whole conversation (Responses' last one does) costs no memory. Inside a JSON string the
-//! quotes of a key are escaped, so that words of the model are never taken for one.
+//! Each format has its counts in one place, an object called `usage` or `usageMetadata` near the top
+//! of an answer or an event; only there they are taken, for what stands deeper may be the agent's own
+//! words, repeated. Only that object is kept, so that an event which repeats a whole conversation
+//! (Responses' last one does) costs no memory.
 
 use super::Usage;
+use crate::modelapi::wire::Wire;
 use serde::Deserialize;
 
 /// Largest object of counts; the largest seen has 600 bytes.
 const OBJECT_BYTES_MAX: usize = 8 * 1024;
-const KEY: &[u8] = b"\"usage";
-const TAIL: &[u8] = b"Metadata\"";
+/// Longer keys than this are none of ours.
+const KEY_BYTES_MAX: usize = 16;
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
@@ -64,45 +65,99 @@ impl Counts {
     }
 }
 
+/// Where the counts of a format stand: their key, and the object of the top that may hold them
+/// too. Nothing else is a count, for answers repeat what the agent wrote (Responses' its tools).
+#[derive(Clone, Copy)]
+struct Path {
+    inner: &'static [u8],
+    key: &'static [u8],
+}
+
+impl Path {
+    fn of(wire: Wire) -> Self {
+        match wire {
+            // `message_start` has a message, `message_delta` and a whole answer have them at the top.
+            Wire::Anthropic => Self { inner: b"message", key: b"usage" },
+            Wire::OpenAi => Self { inner: b"", key: b"usage" },
+            // Events about the whole have a response; a whole answer is one.
+            Wire::Responses => Self { inner: b"response", key: b"usage" },
+            Wire::Gemini => Self { inner: b"", key: b"usageMetadata" },
+        }
+    }
+}
+
+/// How the JSON of an answer is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// So much of [`KEY`] was seen.
-    Key(usize),
-    /// So much of [`TAIL`].
-    Tail(usize),
-    Colon,
-    Brace,
-    Inside {
-        depth: u32,
-        string: bool,
-        escaped: bool,
-    },
+enum Line {
+    /// It is one text.
+    Whole,
+    /// So much of `data:` was seen at a line's beginning.
+    Start(usize),
+    /// The rest of a line with data.
+    Data,
+    /// The rest of another line.
+    Other,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Text {
+    No,
+    Yes,
+    Escape,
 }
 
 /// Reads an answer in pieces of any size.
 pub(crate) struct Meter {
-    state: State,
+    path: Path,
+    line: Line,
+    /// Containers that are open.
+    depth: u32,
+    /// How many of them lead to counts: the list of a whole stream, the top, the inner object.
+    on: u32,
+    /// Whether the outermost is a list of answers.
+    list: bool,
+    text: Text,
+    /// In an object that leads to counts: whether a key comes next, and the last one.
+    key_next: bool,
+    key: Vec<u8>,
+    /// The object of counts, while it is read; it began at this depth.
     object: Vec<u8>,
+    from: Option<u32>,
     usage: Usage,
-}
-
-impl Default for Meter {
-    fn default() -> Self {
-        Self { state: State::Key(0), object: Vec::new(), usage: Usage::default() }
-    }
 }
 
 impl Meter {
     /// The counts of a whole answer.
-    pub(crate) fn of(body: &[u8]) -> Usage {
-        let mut meter = Self::default();
+    pub(crate) fn of(wire: Wire, body: &[u8]) -> Usage {
+        let mut meter = Self::new(wire, Line::Whole);
         meter.feed(body);
         meter.usage
     }
 
+    /// For a stream of events.
+    pub(crate) fn of_events(wire: Wire) -> Self {
+        Self::new(wire, Line::Start(0))
+    }
+
+    fn new(wire: Wire, line: Line) -> Self {
+        Self {
+            path: Path::of(wire),
+            line,
+            depth: 0,
+            on: 0,
+            list: false,
+            text: Text::No,
+            key_next: false,
+            key: Vec::new(),
+            object: Vec::new(),
+            from: None,
+            usage: Usage::default(),
+        }
+    }
+
     pub(crate) fn feed(&mut self, input: &[u8]) {
         for &b in input {
-            self.state = self.step(b);
+            self.byte(b);
         }
     }
 
@@ -111,55 +166,138 @@ impl Meter {
         self.usage
     }
 
-    fn step(&mut self, b: u8) -> State {
-        let seek = if b == b'"' { State::Key(1) } else { State::Key(0) };
-        match self.state {
-            State::Key(n) if n < KEY.len() => {
-                if b == KEY[n] {
-                    State::Key(n + 1)
-                } else {
-                    seek
-                }
+    /// Takes events apart: their data is JSON, one text each.
+    fn byte(&mut self, b: u8) {
+        const DATA: &[u8] = b"data:";
+        let end = matches!(b, b'\r' | b'\n');
+        self.line = match self.line {
+            Line::Whole => {
+                self.json(b);
+                Line::Whole
             }
-            State::Key(_) if b == b'"' => State::Colon,
-            State::Key(_) if b == TAIL[0] => State::Tail(1),
-            State::Key(_) => seek,
-            State::Tail(n) if b != TAIL[n] => seek,
-            State::Tail(n) if n + 1 == TAIL.len() => State::Colon,
-            State::Tail(n) => State::Tail(n + 1),
-            State::Colon | State::Brace if b.is_ascii_whitespace() => self.state,
-            State::Colon if b == b':' => State::Brace,
-            State::Brace if b == b'{' => {
-                self.object.clear();
-                self.object.push(b);
-                State::Inside { depth: 1, string: false, escaped: false }
+            // An empty line ends an event, and what it left open.
+            Line::Start(0) if end => {
+                self.begin();
+                Line::Start(0)
             }
-            State::Colon | State::Brace => seek,
-            State::Inside { depth, string, escaped } => self.inside(b, depth, string, escaped),
+            _ if end => Line::Start(0),
+            Line::Start(n) if b != DATA[n] => Line::Other,
+            Line::Start(n) if n + 1 == DATA.len() => Line::Data,
+            Line::Start(n) => Line::Start(n + 1),
+            Line::Data => {
+                self.json(b);
+                Line::Data
+            }
+            Line::Other => Line::Other,
+        };
+    }
+
+    fn begin(&mut self) {
+        (self.depth, self.on, self.list) = (0, 0, false);
+        (self.text, self.key_next, self.from) = (Text::No, false, None);
+    }
+
+    fn json(&mut self, b: u8) {
+        if self.from.is_some() {
+            self.object.push(b);
+            if self.object.len() > OBJECT_BYTES_MAX {
+                (self.object, self.from) = (Vec::new(), None);
+            }
+        }
+        match self.text {
+            Text::Escape => self.text = Text::Yes,
+            Text::Yes => self.in_text(b),
+            Text::No => self.between(b),
         }
     }
 
-    fn inside(&mut self, b: u8, depth: u32, string: bool, escaped: bool) -> State {
-        if self.object.len() == OBJECT_BYTES_MAX {
-            self.object = Vec::new();
-            return State::Key(0);
+    fn in_text(&mut self, b: u8) {
+        match b {
+            b'"' => self.text = Text::No,
+            b'\\' => {
+                self.text = Text::Escape;
+                // No provider escapes these keys; one that is escaped is none of them.
+                if self.key_next && self.key.len() <= KEY_BYTES_MAX {
+                    self.key.push(b);
+                }
+            }
+            _ if self.key_next && self.key.len() < KEY_BYTES_MAX => self.key.push(b),
+            _ => {}
         }
-        self.object.push(b);
-        let depth = match b {
-            b'{' if !string => depth + 1,
-            b'}' if !string => depth - 1,
-            _ => depth,
+    }
+
+    /// Whether the object or list at hand leads to counts.
+    fn here(&self) -> bool {
+        self.depth == self.on
+    }
+
+    /// Whether the object at hand is the top, not the inner one.
+    fn top(&self) -> bool {
+        self.on == 1 + u32::from(self.list)
+    }
+
+    fn between(&mut self, b: u8) {
+        match b {
+            b'"' => {
+                self.text = Text::Yes;
+                if self.here() && self.key_next {
+                    self.key.clear();
+                }
+            }
+            b':' if self.here() => self.key_next = false,
+            b',' => self.key_next = self.here() && !self.in_list(),
+            b'{' | b'[' => self.open(b),
+            b'}' | b']' => self.close(),
+            _ => {}
+        }
+    }
+
+    fn in_list(&self) -> bool {
+        self.list && self.on == 1
+    }
+
+    fn open(&mut self, b: u8) {
+        let object = b == b'{';
+        if !self.here() {
+            self.depth = self.depth.saturating_add(1);
+            return;
+        }
+        let leads = match self.depth {
+            0 => {
+                self.list = !object;
+                true
+            }
+            _ if self.in_list() => object,
+            _ => {
+                let counts = object && self.key == self.path.key;
+                if counts && self.from.is_none() {
+                    self.object.clear();
+                    self.object.push(b);
+                    self.from = Some(self.depth);
+                }
+                let inner = !self.path.inner.is_empty() && self.key == self.path.inner;
+                object && !counts && self.top() && inner
+            }
         };
-        if depth == 0 {
+        self.depth += 1;
+        if leads {
+            self.on = self.depth;
+            self.key.clear();
+        }
+        self.key_next = leads && object;
+    }
+
+    fn close(&mut self) {
+        if self.here() {
+            self.on = self.on.saturating_sub(1);
+        }
+        self.depth = self.depth.saturating_sub(1);
+        self.key_next = false;
+        if self.from == Some(self.depth) {
+            self.from = None;
             if let Ok(counts) = serde_json::from_slice::<Counts>(&self.object) {
                 self.usage.keep_most(&counts.usage());
             }
-            return State::Key(0);
-        }
-        State::Inside {
-            depth,
-            string: string != (b == b'"' && !escaped),
-            escaped: string && b == b'\\' && !escaped,
         }
     }
 }
@@ -186,16 +324,16 @@ mod tests {
 
     #[test]
     fn every_format_is_metered_in_pieces_of_any_size() {
-        for (text, counts) in [
-            (ANTHROPIC, [10, 5, 2, 42]),
-            (OPENAI, [3, 4, 0, 3]),
-            (RESPONSES, [1, 8, 0, 5]),
-            (GEMINI, [4, 2, 0, 7]),
+        for (wire, text, counts) in [
+            (Wire::Anthropic, ANTHROPIC, [10, 5, 2, 42]),
+            (Wire::OpenAi, OPENAI, [3, 4, 0, 3]),
+            (Wire::Responses, RESPONSES, [1, 8, 0, 5]),
+            (Wire::Gemini, GEMINI, [4, 2, 0, 7]),
         ] {
             let [input, cache_read, cache_write, output] = counts;
             let want = Usage { input, cache_read, cache_write, output };
             for size in 1..text.len() {
-                let mut meter = Meter::default();
+                let mut meter = Meter::of_events(wire);
                 text.as_bytes().chunks(size).for_each(|piece| meter.feed(piece));
                 assert_eq!(meter.usage(), want, "size {size} of {text}");
             }
@@ -203,13 +341,61 @@ mod tests {
     }
 
     #[test]
+    fn counts_are_taken_at_the_format_s_own_place_only() {
+        let false_counts = r#"{"input_tokens":900,"output_tokens":900}"#;
+        let of = |wire, text: &str| {
+            let whole = Meter::of(wire, text.as_bytes());
+            let mut events = Meter::of_events(wire);
+            events.feed(format!("event: x\ndata: {text}\n\n").as_bytes());
+            assert_eq!(whole, events.usage(), "{text}");
+            whole.tokens()
+        };
+        for (wire, text) in [
+            (
+                Wire::Responses,
+                r#"{"response":{"tools":[{"parameters":{"usage":@}}],"usage":null}}"#,
+            ),
+            (
+                Wire::Responses,
+                r#"{"object":"response","tools":[{"usage":@}],"metadata":{"usage":@}}"#,
+            ),
+            (Wire::Responses, r#"{"response":{"response":{"usage":@}}}"#),
+            (Wire::Responses, r#"{"message":{"usage":@}}"#),
+            (Wire::Responses, r#"[[{"usage":@}]]"#),
+            (Wire::Anthropic, r#"{"content":[{"type":"tool_use","input":{"usage":@}}]}"#),
+            (Wire::Anthropic, r#"{"content_block":{"input":{"message":{"usage":@}}}}"#),
+            (Wire::Anthropic, r#"{"usage":{"input_tokens":"900"},"x":["usage",@]}"#),
+            (Wire::OpenAi, r#"{"choices":[{"usage":@}],"message":{"usage":@}}"#),
+            (Wire::OpenAi, r#"{"choices":"\"usage\":{}","us\u0061ge":@,"usage":[@]}"#),
+            (Wire::Gemini, r#"{"candidates":[{"usageMetadata":@}],"usage":@}"#),
+        ] {
+            assert_eq!(of(wire, &text.replace('@', false_counts)), 0, "{text}");
+        }
+        for (wire, text) in [
+            (
+                Wire::Responses,
+                r#" {"a":{"b":["}{"]},"response":{"tools":[{"usage":9}],"usage" : @}}"#,
+            ),
+            (Wire::Responses, r#"{"tools":[{}],"usage":@}"#),
+            (Wire::Anthropic, r#"{"message":{"usage":@}}"#),
+            (Wire::Anthropic, r#"{"message":7,"usage":@}"#),
+            (Wire::OpenAi, r#"{"usage":@,"a":"\\"}"#),
+        ] {
+            assert_eq!(of(wire, &text.replace('@', false_counts)), 1800, "{text}");
+        }
+        let list = br#"[{"candidates":[]},{"usageMetadata":{"promptTokenCount":6}}]"#;
+        assert_eq!(Meter::of(Wire::Gemini, list).input, 6);
+    }
+
+    #[test]
     fn an_object_without_end_is_not_kept() {
-        let mut meter = Meter::default();
-        meter.feed(b"{\"usage\":{\"a\":\"");
+        let mut meter = Meter::of_events(Wire::OpenAi);
+        meter.feed(b"data: {\"usage\":{\"a\":\"");
         for _ in 0..1000 {
             meter.feed(&[b'x'; 1024]);
             assert!(meter.object.capacity() <= 2 * OBJECT_BYTES_MAX);
         }
+        meter.feed(b"\n\n");
         meter.feed(OPENAI.as_bytes());
         assert_eq!(meter.usage().output, 3);
     }
@@ -227,8 +413,11 @@ mod tests {
             GEMINI.as_bytes(),
             whole,
         ];
-        let words: [&[u8]; 9] = [
+        let words: [&[u8]; 12] = [
             b"\"usage\":{",
+            b"\"response\":{",
+            b"[",
+            b"]",
             b"\"usage",
             b"Metadata\":{",
             b"{",
@@ -240,12 +429,17 @@ mod tests {
         ];
         let asks = [Ask::Messages { beta: false }, Ask::Chat, Ask::Responses, Ask::Generate];
         fuzz::with_words("model-stream", &seeds, &words, |bytes, dice| {
-            let usage = Meter::of(bytes);
-            let (mut meter, mut masker) = (Meter::default(), Masker::new(Some(b"output_tokens")));
+            let wire = asks[dice.below(asks.len())].wire();
+            let line = [Line::Whole, Line::Start(0)][dice.below(2)];
+            let (mut whole, mut meter) = (Meter::new(wire, line), Meter::new(wire, line));
+            whole.feed(bytes);
+            let usage = whole.usage();
+            let mut masker = Masker::new(Some(b"output_tokens"));
             let mut masked = Vec::new();
             for piece in dice.pieces(bytes, 50) {
                 meter.feed(piece);
                 assert!(meter.object.len() <= OBJECT_BYTES_MAX);
+                assert!(meter.key.len() <= KEY_BYTES_MAX + 1);
                 masked.extend(masker.feed(piece));
             }
             masked.extend(masker.finish());

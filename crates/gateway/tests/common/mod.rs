@@ -136,6 +136,7 @@ pub struct RigPlan {
     pub budget: Budget,
     pub ledger: Option<Arc<Ledger>>,
     pub notices: Option<Notices>,
+    pub provider_tools: Vec<String>,
 }
 
 impl Default for RigPlan {
@@ -152,6 +153,7 @@ impl Default for RigPlan {
             budget: Budget::default(),
             ledger: None,
             notices: None,
+            provider_tools: Vec::new(),
         }
     }
 }
@@ -183,6 +185,7 @@ impl RigPlan {
             scripts: Default::default(),
             plain_http_hosts: Vec::new(),
             tools: Default::default(),
+            provider_tools: self.provider_tools.into_iter().collect(),
             stdin_secrets: Default::default(),
         };
         let door = gateway.open_door(grant, listener).unwrap();

@@ -127,7 +127,7 @@ fn explain(home: &Home, agent: &str, method: &str, url: &str, as_json: bool) -> 
             told.near.iter().map(|n| json!({"rule": n.rule, "why_not": n.why_not})).collect();
         let value = json!({"agent": name.as_str(), "method": method, "host": host.as_str(),
             "port": port, "path": path, "verdict": told.outcome.word(), "rule": told.rule,
-            "why": told.why, "near": near});
+            "why": told.why, "near": near, "provider_tools": agent.provider_tools});
         ui::json_line(&value.to_string());
         return Ok(0);
     }
@@ -144,6 +144,14 @@ fn explain(home: &Home, agent: &str, method: &str, url: &str, as_json: bool) -> 
     }
     for near in &told.near {
         ui::line(ui::harmless(&format!("    {}  {}", near.rule, near.why_not)));
+    }
+    if !agent.provider_tools.is_empty() {
+        let named: Vec<&str> = agent.provider_tools.iter().map(String::as_str).collect();
+        let why = "may be reached by the model's provider, whatever the rules say";
+        ui::line(
+            paint
+                .red(&format!("  this and other hosts {why}: provider tools {}", named.join(", "))),
+        );
     }
     ui::line(paint.dim("  where the name leads is judged after resolution, when it is asked for"));
     Ok(0)
