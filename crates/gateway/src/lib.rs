@@ -28,6 +28,7 @@ mod http;
 mod inject;
 mod mask;
 pub mod mcp;
+mod metered;
 mod modelapi;
 mod quota;
 mod resolve;

@@ -2,11 +2,13 @@
 //!
 //! Pipeline: grants ─► door ─► spec ─► prepared sandbox ─► its record, durably ─► start ─► ACP.
 
+use crate::crosscheck;
 use crate::failure::{self, Kind};
 use crate::product::{self, Product};
 use crate::sandboxes::{self, Parts, WORKSPACE_INSIDE};
 use crate::scribe::{Scribe, inline, sha256_hex};
 use crate::timer::Timer;
+use crate::ui;
 use agent::client::{AcpClient, CancelHandle, PromptError, StopReason, Update};
 use gateway::control::{ControlError, Door};
 use gateway::{DoorGrant, TurnCell};
@@ -75,7 +77,7 @@ impl Host {
         let door = self.door(seed, &agent, &model)?;
         let spec = self.spec(seed, &agent, &model, &door)?;
         opened(&scribe, &agent, seed.resumed)?;
-        let (sandbox, pipes) = self.launch(&scribe, &spec)?;
+        let (sandbox, pipes) = self.launch(&scribe, &spec, &door)?;
         let words = last_words(pipes.stderr);
         let mut client = AcpClient::start(pipes.stdout, pipes.stdin).map_err(fail)?;
         let hello = client
@@ -137,6 +139,7 @@ impl Host {
         &self,
         scribe: &Scribe,
         spec: &SandboxSpec,
+        door: &Door,
     ) -> Result<(Sandbox, sandbox::Pipes), Failure> {
         let (stdio, pipes) = Stdio::piped().map_err(fail)?;
         let start = |e| lasting(&product::start_failure(e));
@@ -149,6 +152,7 @@ impl Host {
             limits: report.limits.clone(),
         };
         scribe.write(None, body, Durability::Durable).map_err(fail)?;
+        door.only_from(report.pid).map_err(|e| without_gateway(&e))?;
         *self.last_report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
         Ok((prepared.start().map_err(start)?, pipes))
     }
@@ -285,11 +289,11 @@ impl AgentLink for Link {
             cpu_ms: ended.usage.cpu_ms,
             peak_memory_bytes: ended.usage.peak_memory_bytes,
         };
-        let counts = door.counts().unwrap_or_default();
-        let closed = Body::SessionClosed { reason: reason.to_owned(), counts };
         // Nothing follows that could be withheld; a log that is gone shows its missing tail.
-        drop(scribe.write(None, stopped, Durability::Ordered));
-        drop(scribe.write(None, closed, Durability::Durable));
+        let closed = crosscheck::close(&scribe, door, &ended, stopped, reason.to_owned());
+        if closed == Ok(false) {
+            ui::note(format!("nanoclaw: {} {}`", crosscheck::DISAGREED, scribe.session));
+        }
     }
 }
 

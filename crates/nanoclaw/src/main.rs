@@ -6,6 +6,7 @@
 mod args;
 mod chat;
 mod commands;
+mod crosscheck;
 mod demo;
 mod failure;
 mod gatekeeper;

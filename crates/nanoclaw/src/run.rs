@@ -11,7 +11,7 @@ use crate::product::{self, Product};
 use crate::sandboxes::{self, Parts};
 use crate::scribe::{Scribe, inline, sha256_hex};
 use crate::watch::{self, Asking, Watch};
-use crate::{host, removal, signals, ui, world};
+use crate::{crosscheck, host, removal, signals, ui, world};
 use gateway::control::Door;
 use gateway::{DoorGrant, TurnCell};
 use model::{AgentName, Body, Command, Durability, RecordError, SandboxSpec, SessionId};
@@ -226,6 +226,7 @@ impl<'a> OneRun<'a> {
             limits: report.limits.clone(),
         };
         self.scribe.write(None, started, Durability::Durable).map_err(|e| unrecorded(&e))?;
+        self.door.only_from(report.pid).map_err(Failure::other)?;
         let forwarder = Forwarder::watch()?;
         let sandbox = Arc::new(prepared.start().map_err(product::start_failure)?);
         forwarder.to(&sandbox);
@@ -239,8 +240,9 @@ impl<'a> OneRun<'a> {
         follow_window(streams.master())?;
         let (ended, late) = wait(&sandbox, timeout);
         streams.finish();
+        let product = self.product;
         let code = self.close(&ended, late)?;
-        match self.product.watch.gone() {
+        match product.watch.gone() {
             None => Ok(code),
             Some(cause) => Err(Failure::new(
                 Kind::Protection,
@@ -273,7 +275,7 @@ impl<'a> OneRun<'a> {
         Ok(())
     }
 
-    fn close(&self, ended: &Ended, late: bool) -> Result<u8> {
+    fn close(self, ended: &Ended, late: bool) -> Result<u8> {
         let outcome =
             if late { "stopped at its time limit".into() } else { ended.outcome.to_string() };
         let stopped = Body::SandboxStopped {
@@ -281,19 +283,17 @@ impl<'a> OneRun<'a> {
             cpu_ms: ended.usage.cpu_ms,
             peak_memory_bytes: ended.usage.peak_memory_bytes,
         };
-        // A gateway that is gone cannot say what it counted; the log shows that it is gone.
-        let counts = self.door.counts().unwrap_or_default();
-        let closed = Body::SessionClosed { reason: outcome, counts };
-        let recorded = self
-            .scribe
-            .write(None, stopped, Durability::Ordered)
-            .and_then(|_| self.scribe.write(None, closed, Durability::Durable));
-        recorded.map_err(|e| {
+        let recorded = crosscheck::close(&self.scribe, self.door, ended, stopped, outcome);
+        let agreed = recorded.map_err(|e| {
             Failure::new(
                 Kind::Audit,
                 format!("the command ended, but its end is not on record: {e}"),
             )
         })?;
+        if !agreed {
+            let session = &self.scribe.session;
+            ui::note(format!("nanoclaw: {} {session}`", crosscheck::DISAGREED));
+        }
         if let sandbox::Outcome::Killed(why) = &ended.outcome {
             ui::note(format!("nanoclaw: the command was killed: {why}"));
         }
