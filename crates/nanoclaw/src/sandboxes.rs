@@ -118,7 +118,9 @@ fn base_env(session: &SessionId, workspace: Option<&Path>) -> BTreeMap<String, S
         ("ANTHROPIC_API_KEY", key.clone()),
         ("OPENAI_BASE_URL", format!("{door}/v1")),
         ("OPENAI_API_BASE", format!("{door}/v1")),
-        ("OPENAI_API_KEY", key),
+        ("OPENAI_API_KEY", key.clone()),
+        ("GOOGLE_GEMINI_BASE_URL", door.clone()),
+        ("GEMINI_API_KEY", key),
         ("NANOCLAW_DOOR_PORT", DOOR_PORT.to_string()),
     ]
     .into_iter()
