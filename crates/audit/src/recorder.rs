@@ -78,6 +78,20 @@ pub fn recorder_main(home: &Path, ready: OwnedFd) -> ExitCode {
     }
 }
 
+/// Makes the folders that a recorder of `home` needs, for one that is about to put walls around
+/// itself and could not make them any more.
+///
+/// # Errors
+/// As the operating system says, with the folder.
+pub fn prepare(home: &Path) -> Result<(), OpenError> {
+    let run = socket_path(home).parent().map(Path::to_owned);
+    for path in std::iter::once(log_dir(home)).chain(run) {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(|error| OpenError::Io { path, error })?;
+    }
+    Ok(())
+}
+
 /// Opens the log, listens, and writes the recorder's first record: a log that takes no record any
 /// more is found out before anybody is told that it is ready.
 fn start(home: &Path) -> Result<(Arc<Hub>, UnixListener), OpenError> {
