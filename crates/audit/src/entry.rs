@@ -146,7 +146,7 @@ fn shape(body: &Body) -> Shape {
         Body::TotalsDisagree { .. } => s(COMPLIANCE_FINDING, 1, CRITICAL, FAILURE),
         Body::SandboxStarted { .. } => s(PROCESS_ACTIVITY, 1, INFORMATIONAL, SUCCESS),
         Body::SandboxStopped { .. } => s(PROCESS_ACTIVITY, 2, INFORMATIONAL, SUCCESS),
-        Body::Message { .. } | Body::TurnFinished { .. } => {
+        Body::Message { .. } | Body::MessageWithdrawn { .. } | Body::TurnFinished { .. } => {
             s(API_ACTIVITY, OTHER, INFORMATIONAL, SUCCESS)
         }
         Body::TurnStarted { .. }
@@ -157,7 +157,9 @@ fn shape(body: &Body) -> Shape {
             s(API_ACTIVITY, OTHER, INFORMATIONAL, done(error.is_none()))
         }
         Body::ToolFinished { ok, .. } => s(API_ACTIVITY, OTHER, INFORMATIONAL, done(*ok)),
-        Body::EgressIntent { .. } => s(NETWORK_ACTIVITY, 1, INFORMATIONAL, UNKNOWN),
+        Body::EgressIntent { .. } | Body::EgressPinned { .. } => {
+            s(NETWORK_ACTIVITY, 1, INFORMATIONAL, UNKNOWN)
+        }
         Body::EgressResult { error: None, .. } => s(NETWORK_ACTIVITY, 2, INFORMATIONAL, SUCCESS),
         Body::EgressResult { error: Some(_), .. } => s(NETWORK_ACTIVITY, 4, INFORMATIONAL, FAILURE),
         Body::EgressRefused { .. } => s(NETWORK_ACTIVITY, 5, MEDIUM, FAILURE),

@@ -266,6 +266,7 @@ fn a_door_that_is_settled_tells_its_final_counts_and_takes_its_relay_along_to_th
     let counts = door.settle().unwrap();
     assert_eq!((counts["door_connections"], counts["door_unread"]), (1, 0));
     assert_eq!(counts["door_down"], asked.len() as u64);
+    drop(door);
     assert!(!socket.exists() && client.ping() == Ok(0));
     // The next gateway knows who alone may connect.
     let door = client.open_door(grant(&home, "s2", json!({})), &socket).unwrap();

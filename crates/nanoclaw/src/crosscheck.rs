@@ -18,10 +18,11 @@
 //! 4. `kernel_other_packets == 0`: there is no other interface.
 //!
 //! A gateway that was started again has lost its counts, and a kernel may not count: then nothing
-//! is compared, and `totals_compared` is lower in the record.
+//! is compared, and `totals_compared` is lower in the record. A gateway that is gone has none to
+//! tell, which the record says as well (`gateway_counts_missing`).
 
 use crate::scribe::Scribe;
-use gateway::control::Door;
+use gateway::control::{ControlError, Door};
 use model::{Body, Durability, RecordError};
 use sandbox::{Ended, NetworkCounts, Traffic};
 use std::collections::BTreeMap;
@@ -34,13 +35,16 @@ pub(crate) const DISAGREED: &str =
 /// or a question for a name (a few kilobytes), and the relay's buffer for a program that left.
 const OVERHEAD: u64 = 24 << 10;
 
+/// Stands in the closing record in place of the gateway's counts when it could not be asked.
+const MISSING: &str = "gateway_counts_missing";
+
 /// The counts of a session, with the kernel's, and what does not fit.
 pub(crate) struct Checked {
     pub(crate) counts: BTreeMap<String, u64>,
     pub(crate) findings: Vec<Body>,
 }
 
-/// Compares. `counts` are the gateway's, or none when it is gone.
+/// Compares. `counts` are the gateway's, as [`counts`] has them.
 pub(crate) fn check(mut counts: BTreeMap<String, u64>, traffic: Option<&Traffic>) -> Checked {
     let traffic = traffic.copied().unwrap_or_default();
     let Traffic { door_up, door_down, network } = traffic;
@@ -78,24 +82,27 @@ pub(crate) fn check(mut counts: BTreeMap<String, u64>, traffic: Option<&Traffic>
     Checked { counts, findings: found.0 }
 }
 
-/// Closes the door of a sandbox that is gone and puts the session's end on record: `stopped`, what
-/// does not fit, the totals. False when something does not fit.
-pub(crate) fn close(
+/// The gateway's counts for a closing record, which says so where they could not be had.
+pub(crate) fn counts(said: Result<BTreeMap<String, u64>, ControlError>) -> BTreeMap<String, u64> {
+    said.unwrap_or_else(|_| BTreeMap::from([(MISSING.to_owned(), 1)]))
+}
+
+/// Closes the door of a sandbox that is gone and compares what went through.
+pub(crate) fn settle(door: &Door, ended: &Ended) -> Checked {
+    check(counts(door.settle()), ended.traffic.as_ref())
+}
+
+/// Puts a session's end on record: `stopped`, what does not fit, the totals.
+pub(crate) fn record(
     scribe: &Scribe,
-    door: Door,
-    ended: &Ended,
+    Checked { counts, findings }: Checked,
     stopped: Body,
     reason: String,
-) -> Result<bool, RecordError> {
-    // A gateway that is gone cannot say what it counted; the log shows that it is gone.
-    let Checked { counts, findings } =
-        check(door.settle().unwrap_or_default(), ended.traffic.as_ref());
-    let agreed = findings.is_empty();
+) -> Result<u64, RecordError> {
     for body in std::iter::once(stopped).chain(findings) {
         scribe.write(None, body, Durability::Ordered)?;
     }
-    scribe.write(None, Body::SessionClosed { reason, counts }, Durability::Durable)?;
-    Ok(agreed)
+    scribe.write(None, Body::SessionClosed { reason, counts }, Durability::Durable)
 }
 
 fn add(
@@ -196,5 +203,14 @@ mod tests {
         let checked = check(said(1, 0, 1), None);
         assert_eq!((checked.findings.len(), checked.counts["totals_compared"]), (0, 0));
         assert!(!checked.counts.contains_key("kernel_door_up"), "unknown is not zero");
+    }
+
+    #[test]
+    fn a_gateway_that_cannot_be_asked_is_said() {
+        let gone = Err(ControlError::Gone { cause: "it stopped".into() });
+        let checked = check(counts(gone), Some(&counted(100, 50)));
+        assert_eq!((checked.findings.len(), checked.counts["totals_compared"]), (0, 1));
+        assert_eq!((checked.counts[MISSING], checked.counts["kernel_door_up"]), (1, 100));
+        assert!(!counts(Ok(said(1, 0, 1))).contains_key(MISSING));
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Pipeline: grants ─► session on record ─► door ─► prepared ─► on record ─► start ─► exit code.
 
+mod refusals;
 mod streams;
 
 use crate::args::RunArgs;
@@ -17,6 +18,7 @@ use gateway::{DoorGrant, TurnCell};
 use model::{AgentName, Body, Command, Durability, RecordError, SandboxSpec, SessionId};
 use policy::{Additions, MountContext, ResolvedAgent};
 use sandbox::{Ended, Sandbox};
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -150,6 +152,8 @@ struct OneRun<'a> {
     door: Door,
     dirs: SessionDirs,
     _folders: Folders,
+    /// The counts that the session ended with, once its end is on record.
+    closed: OnceCell<BTreeMap<String, u64>>,
 }
 
 /// What a person should know where a record could not be written.
@@ -188,7 +192,8 @@ impl<'a> OneRun<'a> {
         let socket = product.home.door(&session)?;
         let door = product.gateway.open_door(grant, &socket).map_err(Failure::other)?;
         let scribe = Scribe { sink: product.records(), session, agent: name };
-        Ok(Self { product, agent, scribe, door, dirs, _folders: folders })
+        let closed = OnceCell::new();
+        Ok(Self { product, agent, scribe, door, dirs, _folders: folders, closed })
     }
 
     fn spec(&self, args: &RunArgs, workspace: Option<&Path>) -> SandboxSpec {
@@ -212,7 +217,32 @@ impl<'a> OneRun<'a> {
 
     fn go(self, args: &RunArgs, workspace: Option<&Path>, timeout: Option<Duration>) -> Result<u8> {
         let opened = host::opened(&self.scribe, self.agent, false);
-        opened.map_err(|f| Failure::new(Kind::Audit, f.sentence).remedy(NOTHING_STARTED))?;
+        let first =
+            opened.map_err(|f| Failure::new(Kind::Audit, f.sentence).remedy(NOTHING_STARTED))?;
+        let code = self.live(args, workspace, timeout);
+        if let Err(failure) = &code
+            && self.closed.get().is_none()
+        {
+            // The failure itself is what the person must hear of.
+            drop(host::closed_early(&self.scribe, &failure.cause, self.counts()));
+        }
+        if !args.quiet && self.counts().get("refused").is_some_and(|n| *n > 0) {
+            refusals::tell(&self.product.home, &self.scribe.session, first);
+        }
+        code
+    }
+
+    fn counts(&self) -> BTreeMap<String, u64> {
+        let closed = self.closed.get().cloned();
+        closed.unwrap_or_else(|| crosscheck::counts(self.door.counts()))
+    }
+
+    fn live(
+        &self,
+        args: &RunArgs,
+        workspace: Option<&Path>,
+        timeout: Option<Duration>,
+    ) -> Result<u8> {
         let own_input = !self.agent.stdin_secrets.is_empty();
         let (stdio, mut streams) = Streams::open(args.tty, own_input)?;
         let spec = self.spec(args, workspace);
@@ -275,7 +305,7 @@ impl<'a> OneRun<'a> {
         Ok(())
     }
 
-    fn close(self, ended: &Ended, late: bool) -> Result<u8> {
+    fn close(&self, ended: &Ended, late: bool) -> Result<u8> {
         let outcome =
             if late { "stopped at its time limit".into() } else { ended.outcome.to_string() };
         let stopped = Body::SandboxStopped {
@@ -283,8 +313,11 @@ impl<'a> OneRun<'a> {
             cpu_ms: ended.usage.cpu_ms,
             peak_memory_bytes: ended.usage.peak_memory_bytes,
         };
-        let recorded = crosscheck::close(&self.scribe, self.door, ended, stopped, outcome);
-        let agreed = recorded.map_err(|e| {
+        let totals = crosscheck::settle(&self.door, ended);
+        let agreed = totals.findings.is_empty();
+        // Set once: a session ends once.
+        drop(self.closed.set(totals.counts.clone()));
+        crosscheck::record(&self.scribe, totals, stopped, outcome).map_err(|e| {
             Failure::new(
                 Kind::Audit,
                 format!("the command ended, but its end is not on record: {e}"),

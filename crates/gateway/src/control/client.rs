@@ -302,7 +302,7 @@ impl Door {
     ///
     /// # Errors
     /// When there is no gateway any more, it stopped meanwhile, or its records cannot be written.
-    pub fn settle(self) -> Result<BTreeMap<String, u64>, ControlError> {
+    pub fn settle(&self) -> Result<BTreeMap<String, u64>, ControlError> {
         self.counted(&|id| ToGateway::SettleDoor { id, door: self.key }, true)
     }
 

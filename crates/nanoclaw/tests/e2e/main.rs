@@ -15,6 +15,7 @@
 
 #[macro_use]
 mod lab;
+mod afterwards;
 mod asks;
 mod audit;
 mod binary;
