@@ -1,14 +1,14 @@
 //! `__recorder`: the process that alone writes the log and signs it, behind walls of its own.
 //!
 //! ```text
-//! exec ─► nothing inherited ─► folders ─► walls, measured ─► log opened ─► ready ─► serve
+//! exec ─► nothing inherited ─► folders, socket ─► walls, measured ─► log opened ─► ready ─► serve
 //! ```
 //!
 //! 1. The walls stand before the log's key is read and before anybody is heard.
 //! 2. It reads and writes below the log's folder alone, recovery and evidence included; beside it,
 //!    it may make and remove a socket in the folder of sockets. It has no network.
 
-use audit::recorder::{prepare, recorder_main};
+use audit::recorder::{Place, prepare, recorder_run};
 use sandbox::role::{RoleWalls, confine, detach};
 use std::error::Error;
 use std::fs::File;
@@ -28,7 +28,7 @@ pub(crate) fn main(home: &str) -> ExitCode {
     let Ok(ready) = io::stdout().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
     let home = Path::new(home);
     match walled(home) {
-        Ok(()) => recorder_main(home, ready),
+        Ok(place) => recorder_run(home, place, ready),
         Err(e) => {
             // The starter may be gone; then nobody needs to hear it.
             drop(writeln!(File::from(ready), "{}", e.to_string().replace('\n', " ")));
@@ -37,8 +37,8 @@ pub(crate) fn main(home: &str) -> ExitCode {
     }
 }
 
-fn walled(home: &Path) -> Result<(), Box<dyn Error>> {
-    prepare(home)?;
+fn walled(home: &Path) -> Result<Place, Box<dyn Error>> {
+    let place = prepare(home)?;
     confine(&RoleWalls {
         read: Vec::new(),
         keep: vec![audit::log_dir(home)],
@@ -52,5 +52,5 @@ fn walled(home: &Path) -> Result<(), Box<dyn Error>> {
             home.join("sessions"),
         ],
     })?;
-    Ok(())
+    Ok(place)
 }
