@@ -163,6 +163,7 @@ pub(crate) fn write(out: &mut Vec<u8>, body: &Body, turn: Option<&TurnId>) -> Wr
         | Body::ClientLost { .. }
         | Body::SessionOpened { .. }
         | Body::SessionClosed { .. }
+        | Body::TotalsDisagree { .. }
         | Body::SandboxStarted { .. }
         | Body::SandboxStopped { .. } => of_lives(f, kind, body),
         Body::Message { .. }
@@ -211,6 +212,13 @@ fn of_lives(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
             counts(f.key("counts"), all)?;
             f.text("kind", kind).text("reason", reason).turn()
         }
+        Body::TotalsDisagree { total, relation, gateway, kernel } => f
+            .uint("gateway", *gateway)?
+            .uint("kernel", *kernel)?
+            .text("kind", kind)
+            .text("relation", relation)
+            .text("total", total)
+            .turn(),
         Body::SandboxStarted { plan_sha256, program, walls, limits } => f
             .text("kind", kind)
             .list("limits", limits, limit)

@@ -329,13 +329,15 @@ pub(crate) fn short_path(path: &Path) -> io::Result<ShortPath> {
 }
 
 /// Starts `program args…`, which is to end in [`crate::recorder::recorder_main`] with its
-/// standard output as the ready descriptor, and waits until it is ready. It detaches itself.
+/// standard output as the ready descriptor, and waits until it is ready. It detaches itself and
+/// gets nothing of our environment.
 ///
 /// # Errors What the recorder said, when it could not start. That another one is running already is
 /// no error.
 pub fn start_recorder(program: &Path, args: &[&OsStr]) -> io::Result<()> {
     let mut child = Command::new(program)
         .args(args)
+        .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

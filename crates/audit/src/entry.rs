@@ -143,6 +143,7 @@ fn shape(body: &Body) -> Shape {
             s(APPLICATION_LIFECYCLE, 4, INFORMATIONAL, SUCCESS)
         }
         Body::ClientLost { .. } => s(APPLICATION_LIFECYCLE, OTHER, MEDIUM, FAILURE),
+        Body::TotalsDisagree { .. } => s(COMPLIANCE_FINDING, 1, CRITICAL, FAILURE),
         Body::SandboxStarted { .. } => s(PROCESS_ACTIVITY, 1, INFORMATIONAL, SUCCESS),
         Body::SandboxStopped { .. } => s(PROCESS_ACTIVITY, 2, INFORMATIONAL, SUCCESS),
         Body::Message { .. } | Body::MessageWithdrawn { .. } | Body::TurnFinished { .. } => {

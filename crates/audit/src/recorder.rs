@@ -25,7 +25,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
@@ -59,8 +59,20 @@ pub fn recorder_main(home: &Path, ready: OwnedFd) -> ExitCode {
     // A session of its own, so that no terminal's Ctrl-C ends it; it fails only for a leader of a
     // process group, which is nobody's foreground then.
     let _ = rustix::process::setsid();
+    match prepare(home) {
+        Ok(place) => recorder_run(home, place, ready),
+        Err(e) => {
+            let _ = writeln!(File::from(ready), "{}", e.to_string().replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// As [`recorder_main`], for one that has prepared its place and put walls around itself since.
+#[must_use]
+pub fn recorder_run(home: &Path, place: Place, ready: OwnedFd) -> ExitCode {
     let mut ready = File::from(ready);
-    match start(home) {
+    match start(home, place) {
         Ok((hub, listener)) => {
             // The starter may be gone; whoever connects finds us all the same.
             let _ = ready.write_all(READY.as_bytes());
@@ -78,13 +90,48 @@ pub fn recorder_main(home: &Path, ready: OwnedFd) -> ExitCode {
     }
 }
 
+/// A listening socket that nobody finds yet: it gets its name with the log's lock in hand.
+#[derive(Debug)]
+pub struct Place {
+    listener: UnixListener,
+    staged: PathBuf,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Gone already when it got its name.
+        let _ = fs::remove_file(&self.staged);
+    }
+}
+
+/// Makes the folders and the listening socket that a recorder of `home` needs, for one that is
+/// about to put walls around itself and could make neither any more.
+///
+/// # Errors
+/// As the operating system says, with the path.
+pub fn prepare(home: &Path) -> Result<Place, OpenError> {
+    let socket = socket_path(home);
+    let run = socket.parent().map(Path::to_owned);
+    for path in std::iter::once(log_dir(home)).chain(run) {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(|error| OpenError::Io { path, error })?;
+    }
+    let staged = socket.with_extension(format!("{}.sock", std::process::id()));
+    match listen(&staged) {
+        Ok(listener) => Ok(Place { listener, staged }),
+        Err(error) => Err(OpenError::Io { path: staged, error }),
+    }
+}
+
 /// Opens the log, listens, and writes the recorder's first record: a log that takes no record any
 /// more is found out before anybody is told that it is ready.
-fn start(home: &Path) -> Result<(Arc<Hub>, UnixListener), OpenError> {
+fn start(home: &Path, place: Place) -> Result<(Arc<Hub>, UnixListener), OpenError> {
     let (socket, dir) = (socket_path(home), log_dir(home));
     let log = Log::open(&dir)?;
-    let listener =
-        listen(&socket).map_err(|error| OpenError::Io { path: socket.clone(), error })?;
+    let named = |error| OpenError::Io { path: socket.clone(), error };
+    let listener = place.listener.try_clone().map_err(named)?;
+    // We hold the log's lock, so whoever made the one that is replaced is gone.
+    fs::rename(&place.staged, &socket).map_err(named)?;
     let hub = hub(log).map_err(|error| OpenError::Io { path: dir.clone(), error })?;
     let recovered = hub.recovered();
     let started = Body::RecorderStarted {
@@ -109,10 +156,9 @@ fn hub(log: Log) -> io::Result<Arc<Hub>> {
 
 fn listen(socket: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = socket.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         fs::set_permissions(folder, Permissions::from_mode(0o700))?;
     }
-    // We hold the log's lock, so whoever made this one is gone.
+    // Named for this process, so whoever made it is gone.
     match fs::remove_file(socket) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}

@@ -125,6 +125,7 @@ fn sentence(body: &Body) -> String {
         }
         Body::SessionOpened { .. }
         | Body::SessionClosed { .. }
+        | Body::TotalsDisagree { .. }
         | Body::SandboxStarted { .. }
         | Body::SandboxStopped { .. } => of_session(body),
         Body::ModelRequest { .. } | Body::ModelResponse { .. } | Body::SecretUsed { .. } => {
@@ -185,9 +186,17 @@ fn of_session(body: &Body) -> String {
             )
         }
         Body::SessionClosed { reason, counts } => {
-            let counts: Vec<String> = counts.iter().map(|(k, n)| format!("{n} {k}")).collect();
-            format!("The session ended: {}. Counted: {}.", quote(reason), quote(&counts.join(", ")))
+            let some = counts.iter().filter(|(_, n)| **n > 0);
+            let counts: Vec<String> = some.map(|(k, n)| format!("{n} {}", quote(k))).collect();
+            let counts = if counts.is_empty() { "nothing".into() } else { counts.join(", ") };
+            format!("The session ended: {}. Counted: {counts}.", quote(reason))
         }
+        Body::TotalsDisagree { total, relation, gateway, kernel } => format!(
+            "THE TOTALS DO NOT AGREE: {}: the gateway says {gateway}, the kernel counted \
+             {kernel}; it should be {}.",
+            quote(total),
+            quote(relation)
+        ),
         Body::SandboxStarted { program, walls, limits, .. } => {
             let walls: Vec<String> =
                 walls.iter().map(|w| format!("{} ({})", w.wall, w.state)).collect();

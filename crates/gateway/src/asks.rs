@@ -6,7 +6,7 @@
 
 use crate::door::DoorState;
 use crate::egress::Refusal;
-use model::{AgentName, Body, Durability, EgressRule, SessionId};
+use model::{AgentName, Body, Durability, EgressRule, SessionId, TurnId};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -104,10 +104,12 @@ pub(crate) async fn ask(
         summary: question.summary.clone(),
     };
     door.scribe.write(asked, Durability::Durable).await.map_err(unwritten)?;
+    let mut pending = Pending { door, turn: door.scribe.turn.get(), id: Some(question.id.clone()) };
     let (id, role, timeout) = (question.id.clone(), question.by.clone(), question.timeout);
     let (tx, rx) = tokio::sync::oneshot::channel();
     door.asks.approver.ask(question, Box::new(move |answer| drop(tx.send(answer))));
     let answer = tokio::time::timeout(timeout, rx).await;
+    pending.id = None;
     let (decision, by, why) = match answer {
         Ok(Ok(Answer::Allow { by })) => ("allow", by, None),
         Ok(Ok(Answer::Deny { by })) => {
@@ -130,6 +132,24 @@ pub(crate) async fn ask(
     match why {
         Some(why) => Err(refused(why)),
         None => written.map_err(unwritten),
+    }
+}
+
+/// A question without an answer. When whoever waits for one hangs up, that is on record: what a
+/// human says afterwards decides nothing.
+struct Pending<'a> {
+    door: &'a DoorState,
+    turn: Option<TurnId>,
+    id: Option<String>,
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if let Some(approval) = self.id.take() {
+            let (decision, by) = ("withdrawn".to_owned(), String::new());
+            let body = Body::ApprovalDecided { approval, decision, by };
+            self.door.scribe.note(self.turn.take(), body);
+        }
     }
 }
 

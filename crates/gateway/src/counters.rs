@@ -13,6 +13,10 @@ pub(crate) struct Counters {
     pub(crate) bytes_down: AtomicU64,
     pub(crate) tokens_in: AtomicU64,
     pub(crate) tokens_out: AtomicU64,
+    pub(crate) door_connections: AtomicU64,
+    pub(crate) door_up: AtomicU64,
+    pub(crate) door_unread: AtomicU64,
+    pub(crate) door_down: AtomicU64,
 }
 
 /// A snapshot of a door's counters.
@@ -31,6 +35,14 @@ pub struct Counts {
     pub tokens_in: u64,
     /// Tokens of answers, as the providers counted them.
     pub tokens_out: u64,
+    /// Connections from the sandbox.
+    pub door_connections: u64,
+    /// Bytes that were read from them, whatever they meant.
+    pub door_up: u64,
+    /// Bytes that were sent on them and never read.
+    pub door_unread: u64,
+    /// Bytes that were written to them.
+    pub door_down: u64,
 }
 
 impl Counters {
@@ -47,6 +59,10 @@ impl Counters {
             bytes_down: get(&self.bytes_down),
             tokens_in: get(&self.tokens_in),
             tokens_out: get(&self.tokens_out),
+            door_connections: get(&self.door_connections),
+            door_up: get(&self.door_up),
+            door_unread: get(&self.door_unread),
+            door_down: get(&self.door_down),
         }
     }
 }
@@ -62,6 +78,10 @@ impl Counts {
             ("bytes_down", self.bytes_down),
             ("tokens_in", self.tokens_in),
             ("tokens_out", self.tokens_out),
+            ("door_connections", self.door_connections),
+            ("door_up", self.door_up),
+            ("door_unread", self.door_unread),
+            ("door_down", self.door_down),
         ]
         .into_iter()
         .map(|(name, n)| (name.to_owned(), n))

@@ -10,6 +10,8 @@
 //! 2. Dropping the [`Door`] ends every connection through it.
 //! 3. What one session can hold (connections, heads, bodies) is bounded; what all hold together is,
 //!    too, and some of it is each one's own ([`crate::room`]).
+//! 4. Every byte of every connection is counted, read or not. Once it is known which process of the
+//!    sandbox relays all others', that one is served alone: the kernel counts what it moves.
 
 use crate::asks::Asks;
 use crate::authority::quoted;
@@ -19,6 +21,7 @@ use crate::endpoint::EndpointError;
 use crate::http::conn::{AnswerBody, Conn, answer};
 use crate::http::head::{Head, Version};
 use crate::memory::Memory;
+use crate::metered::{Metered, leave_unread};
 use crate::modelapi::route::Model;
 use crate::modelapi::serve;
 use crate::modelapi::spend::Spend;
@@ -40,12 +43,18 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _}
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::sync::Notify;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// After a failed accept (no descriptors left) the door rests so long.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// How long connections of a sandbox that is gone may take to notice it and write their records.
+const SETTLE_TIME: Duration = Duration::from_millis(500);
+/// No process: anybody who has the socket may connect.
+const ANYBODY: i32 = 0;
 
 /// Everything a door is opened with: finished decisions. It crosses the control socket as data;
 /// the turn does not, it is told on its own.
@@ -179,6 +188,24 @@ pub(crate) struct DoorState {
     pub(crate) names: egress::name::Refused,
     pub(crate) tools: crate::mcp::DoorTools,
     pub(crate) room: Room,
+    pub(crate) relay: Relay,
+}
+
+/// The process that relays the sandbox's connections, once it is known.
+#[derive(Default)]
+pub(crate) struct Relay {
+    pid: AtomicI32,
+    /// That somebody else tried was recorded.
+    told: AtomicBool,
+}
+
+impl Relay {
+    /// Whether the other end of `stream` may speak for the session, by the kernel's word.
+    fn admits(&self, stream: &UnixStream) -> bool {
+        let relay = self.pid.load(Ordering::Relaxed);
+        let peer = stream.peer_cred().ok().and_then(|c| c.pid());
+        relay == ANYBODY || peer == Some(relay)
+    }
 }
 
 /// An open door. Dropping it closes it; the socket's file belongs to whoever bound it.
@@ -186,7 +213,8 @@ pub struct Door {
     socket: PathBuf,
     turn: TurnCell,
     counters: Arc<Counters>,
-    accepting: AbortHandle,
+    accepting: JoinHandle<()>,
+    settle: Arc<Notify>,
     pub(crate) state: Arc<DoorState>,
 }
 
@@ -204,8 +232,9 @@ impl Door {
         let listener = UnixListener::from_std(listener).map_err(failed)?;
         let (turn, counters) = (state.scribe.turn.clone(), Arc::clone(&state.scribe.counters));
         let state = Arc::new(state);
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&state))).abort_handle();
-        Ok(Self { socket, turn, counters, accepting, state })
+        let settle = Arc::new(Notify::new());
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&state), Arc::clone(&settle)));
+        Ok(Self { socket, turn, counters, accepting, settle, state })
     }
 
     /// Where the socket was bound.
@@ -219,9 +248,28 @@ impl Door {
         self.turn.set(turn);
     }
 
+    /// From now on only this process may connect: the sandbox's first, which relays the others'
+    /// connections. A pid of 0 or beyond the kernel's range changes nothing.
+    pub fn only_from(&self, pid: u32) {
+        if let Ok(pid) = i32::try_from(pid)
+            && pid != ANYBODY
+        {
+            self.state.relay.pid.store(pid, Ordering::Relaxed);
+        }
+    }
+
     /// What went through so far.
     #[must_use]
     pub fn counts(&self) -> Counts {
+        self.counters.snapshot()
+    }
+
+    /// Closes the door of a sandbox that is gone: what is under way gets a moment to end and is
+    /// then ended. The counts are final, with what was sent and never read.
+    pub async fn settle(mut self) -> Counts {
+        self.settle.notify_one();
+        // A task that broke off counts no more.
+        let _ = (&mut self.accepting).await;
         self.counters.snapshot()
     }
 }
@@ -268,17 +316,23 @@ fn bind(path: &Path) -> Result<StdListener, DoorError> {
     Ok(listener)
 }
 
-async fn accept(listener: UnixListener, state: Arc<DoorState>) {
+async fn accept(listener: UnixListener, state: Arc<DoorState>, settle: Arc<Notify>) {
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(_) => {
-                tokio::time::sleep(ACCEPT_REST).await;
-                continue;
-            }
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = settle.notified() => break,
         };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_REST).await;
+            continue;
+        };
+        if !state.relay.admits(&stream) {
+            turn_away_stranger(&stream, &state, &mut connections);
+            continue;
+        }
+        let stream = Metered::new(stream, Arc::clone(&state.scribe.counters));
         match state.room.enter() {
             Ok(place) => {
                 let state = Arc::clone(&state);
@@ -290,14 +344,47 @@ async fn accept(listener: UnixListener, state: Arc<DoorState>) {
             Err(full) => turn_away(&stream, &state, full),
         }
     }
+    leave_waiting(listener, &state);
+    let all = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(SETTLE_TIME, all).await;
+    connections.shutdown().await;
+}
+
+/// Connections that nobody took before the sandbox was gone: what was sent on them is counted.
+fn leave_waiting(listener: UnixListener, state: &DoorState) {
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, _)) = listener.accept() {
+        let ready = stream.set_nonblocking(true);
+        // One that cannot be looked at is one less in the totals, which shows there.
+        if let Ok(stream) = ready.and_then(|()| UnixStream::from_std(stream))
+            && state.relay.admits(&stream)
+        {
+            leave_unread(&stream, &state.scribe.counters);
+        }
+    }
 }
 
 /// One connection too many: told so if that takes no waiting, and closed. No record each, for a
 /// flood must not fill the log; the count shows it.
-fn turn_away(stream: &UnixStream, state: &DoorState, full: Full) {
+fn turn_away(stream: &Metered, state: &DoorState, full: Full) {
     Counters::add(&state.scribe.counters.refused, 1);
-    let bytes = answer(503, &[], &AnswerBody::Whole(full.text().as_bytes()), false);
-    let _ = stream.try_write(&bytes);
+    stream.try_write(&answer(503, &[], &AnswerBody::Whole(full.text().as_bytes()), false));
+}
+
+/// Somebody went past the relay. Recorded once, counted each time.
+fn turn_away_stranger(stream: &UnixStream, state: &Arc<DoorState>, tasks: &mut JoinSet<()>) {
+    let why = "connections come through the sandbox's proxy, not to the door's socket itself; \
+               use the address in HTTPS_PROXY";
+    let text = format!("{why}\n");
+    let _ = stream.try_write(&answer(403, &[], &AnswerBody::Whole(text.as_bytes()), false));
+    if state.relay.told.swap(true, Ordering::Relaxed) {
+        Counters::add(&state.scribe.counters.refused, 1);
+    } else {
+        let state = Arc::clone(state);
+        tasks.spawn(async move {
+            state.scribe.refused("the door's socket".into(), "door", why.into()).await;
+        });
+    }
 }
 
 async fn serve_connection(mut conn: Conn, door: &Arc<DoorState>) {

@@ -2,7 +2,7 @@
 
 use crate::asks::{Approver, Asks, NobodyApproves};
 use crate::counters::Counters;
-use crate::door::{Door, DoorError, DoorGrant, DoorState};
+use crate::door::{Door, DoorError, DoorGrant, DoorState, Relay};
 use crate::egress::{link::Links, name::Refused};
 use crate::endpoint::Endpoint;
 use crate::mcp::{
@@ -199,6 +199,7 @@ impl Gateway {
             quota: self.quota.clone().map_err(|cause| DoorError::Quota { cause })?,
             rates: Rates::new(),
             names: Refused::default(),
+            relay: Relay::default(),
             room: Room::new(Arc::clone(&self.connections)),
         };
         Door::open(listener, state)

@@ -27,6 +27,7 @@ mod inject;
 mod mask;
 pub mod mcp;
 mod memory;
+mod metered;
 mod modelapi;
 mod quota;
 mod rates;

@@ -7,8 +7,8 @@ use zeroize::Zeroizing;
 
 /// What stands where a secret stood. Fits into JSON strings and header values.
 const MASK: &[u8] = b"[secret masked]";
-/// A shorter "secret" would be found in ordinary text everywhere.
-const SECRET_BYTES_MIN: usize = 6;
+/// A shorter "secret" would be found in ordinary text everywhere; the vault takes none.
+pub(crate) const SECRET_BYTES_MIN: usize = 6;
 
 /// A streaming search for one byte string (Knuth, Morris, Pratt).
 struct Needle {
@@ -94,6 +94,9 @@ fn spellings(secret: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
         let escaped = Zeroizing::new(serde_json::to_string(text).unwrap_or_default());
         let inner = escaped.get(1..escaped.len().saturating_sub(1)).unwrap_or("");
         add(Zeroizing::new(inner.as_bytes().to_vec()));
+        for marks in JSON_MARKS.iter().chain(HTML_MARKS) {
+            add(spelled(inner.as_bytes(), text.as_bytes(), marks));
+        }
     }
     let mut percent = Zeroizing::new(String::with_capacity(3 * secret.len()));
     crate::inject::percent_encode(secret, &mut percent);
@@ -104,6 +107,10 @@ fn spellings(secret: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
     let strict = escape_marks(secret);
     add(Zeroizing::new(lower_escapes(&strict)));
     add(Zeroizing::new(strict.as_bytes().to_vec()));
+    for digits in [b"0123456789abcdef", b"0123456789ABCDEF"] {
+        let two = |b: &u8| [digits[usize::from(b >> 4)], digits[usize::from(b & 15)]];
+        add(Zeroizing::new(secret.iter().flat_map(two).collect()));
+    }
     for before in 0..3 {
         // What stands before shifts the alphabet's sextets; the ones shared with neighbours are
         // left off at both ends.
@@ -116,6 +123,76 @@ fn spellings(secret: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
         }
     }
     all
+}
+
+/// How marks are written by those who write more of them differently than they must.
+struct Marks {
+    /// Begin from the text as JSON must have it, or as it stands.
+    json: bool,
+    escapes: &'static [(u8, &'static str)],
+}
+
+/// In JSON: PHP escapes slashes, Go and others what HTML could take for its own, .NET also '+'.
+const JSON_MARKS: &[Marks] = &[
+    Marks { json: true, escapes: &[(b'/', "\\/")] },
+    Marks { json: true, escapes: &[(b'&', "\\u0026"), (b'<', "\\u003c"), (b'>', "\\u003e")] },
+    Marks {
+        json: true,
+        escapes: &[
+            (b'+', "\\u002B"),
+            (b'&', "\\u0026"),
+            (b'<', "\\u003C"),
+            (b'>', "\\u003E"),
+            (b'\'', "\\u0027"),
+            (b'`', "\\u0060"),
+        ],
+    },
+];
+/// In HTML and XML: the quotation marks have several names, and stay as they are between tags.
+const HTML_MARKS: &[Marks] = &[
+    Marks { json: false, escapes: &[(b'&', "&amp;"), (b'<', "&lt;"), (b'>', "&gt;")] },
+    Marks {
+        json: false,
+        escapes: &[
+            (b'&', "&amp;"),
+            (b'<', "&lt;"),
+            (b'>', "&gt;"),
+            (b'"', "&quot;"),
+            (b'\'', "&#39;"),
+        ],
+    },
+    Marks {
+        json: false,
+        escapes: &[
+            (b'&', "&amp;"),
+            (b'<', "&lt;"),
+            (b'>', "&gt;"),
+            (b'"', "&quot;"),
+            (b'\'', "&#x27;"),
+        ],
+    },
+    Marks {
+        json: false,
+        escapes: &[
+            (b'&', "&amp;"),
+            (b'<', "&lt;"),
+            (b'>', "&gt;"),
+            (b'"', "&#34;"),
+            (b'\'', "&#39;"),
+        ],
+    },
+];
+
+fn spelled(json: &[u8], plain: &[u8], marks: &Marks) -> Zeroizing<Vec<u8>> {
+    let from = if marks.json { json } else { plain };
+    let mut out = Zeroizing::new(Vec::with_capacity(8 * from.len()));
+    for b in from {
+        match marks.escapes.iter().find(|(mark, _)| mark == b) {
+            Some((_, escape)) => out.extend_from_slice(escape.as_bytes()),
+            None => out.push(*b),
+        }
+    }
+    out
 }
 
 /// Percent-encoded, all but letters and digits.
@@ -166,6 +243,13 @@ impl Masker {
     /// anything back.
     pub(crate) fn nearly_found(&self) -> bool {
         self.needles.iter().any(|needle| 2 * needle.matched >= needle.bytes.len())
+    }
+
+    /// Whether the secret stands in a field's name, which does not keep upper and lower case.
+    pub(crate) fn names(&self, name: &str) -> bool {
+        self.needles.first().is_some_and(|plain| {
+            name.as_bytes().windows(plain.bytes.len()).any(|w| w.eq_ignore_ascii_case(&plain.bytes))
+        })
     }
 
     /// What may be passed on after `input` arrived.
@@ -251,6 +335,34 @@ mod tests {
                 assert!(out.contains("[secret masked]"), "{text} in {size}: {out}");
             }
         }
+    }
+
+    #[test]
+    fn marks_written_otherwise_are_masked_too() {
+        let secret = "a+b/c&d<e>f'g\"h";
+        for text in [
+            r#"a+b\/c&d<e>f'g\"h"#,
+            r#"a+b/c\u0026d\u003ce\u003ef'g\"h"#,
+            r#"a\u002Bb/c\u0026d\u003Ce\u003Ef\u0027g\"h"#,
+            "a+b/c&amp;d&lt;e&gt;f'g\"h",
+            "a+b/c&amp;d&lt;e&gt;f&#39;g&quot;h",
+            "a+b/c&amp;d&lt;e&gt;f&#x27;g&quot;h",
+            "a+b/c&amp;d&lt;e&gt;f&#39;g&#34;h",
+            "612b622f6326643c653e6627672268",
+            "612B622F6326643C653E6627672268",
+        ] {
+            for size in [1, 4, text.len()] {
+                let out = in_pieces(secret, &format!("<{text}>"), size);
+                assert_eq!(out, "<[secret masked]>", "{text} in {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_fields_name_is_looked_at_without_regard_to_case() {
+        let masker = Masker::new(Some(b"Not-A-Key"));
+        assert!(masker.names("x-not-a-key-y") && masker.names("NOT-A-KEY"));
+        assert!(!masker.names("x-not-a-ke") && !Masker::new(None).names(""));
     }
 
     /// A secret and a text that has it, in some spelling, wherever the input has one of `SBUPJ`.

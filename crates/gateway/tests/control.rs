@@ -255,6 +255,29 @@ fn a_door_opened_by_order_serves_its_session_until_it_is_dropped() {
 }
 
 #[test]
+fn a_door_that_is_settled_tells_its_final_counts_and_takes_its_relay_along_to_the_next_gateway() {
+    let (home, ear) = (Home::new(), Arc::new(Ear::default()));
+    let client = home.client(&ear);
+    let socket = home.door("s1.sock");
+    let door = client.open_door(grant(&home, "s1", json!({})), &socket).unwrap();
+    door.only_from(std::process::id()).unwrap();
+    let asked = model_request(&socket);
+    assert!(asked.contains("scripted words"), "{asked}");
+    let counts = door.settle().unwrap();
+    assert_eq!((counts["door_connections"], counts["door_unread"]), (1, 0));
+    assert_eq!(counts["door_down"], asked.len() as u64);
+    drop(door);
+    assert!(!socket.exists() && client.ping() == Ok(0));
+    // The next gateway knows who alone may connect.
+    let door = client.open_door(grant(&home, "s2", json!({})), &socket).unwrap();
+    door.only_from(1).unwrap();
+    home.kill();
+    assert!(model_request(&socket).contains("HTTP/1.1 403 "));
+    ear.wait_for(|e| *e == Event::Restarted);
+    assert_eq!(door.settle().unwrap()["gateway_restarts"], 1);
+}
+
+#[test]
 fn a_mistake_in_a_grant_is_told_in_the_words_of_the_gateway() {
     let (home, ear) = (Home::new(), Arc::new(Ear::default()));
     let client = home.client(&ear);
@@ -449,7 +472,7 @@ fn hangs_up(home: &Home, frames: &[&str], fd: Option<OwnedFd>) -> bool {
 
 #[test]
 fn what_is_no_order_ends_its_connection_and_touches_no_other() {
-    const HELLO: &str = r#"{"hello":{"protocol":1,"role":"x"}}"#;
+    const HELLO: &str = r#"{"hello":{"protocol":2,"role":"x"}}"#;
     let (home, ear) = (Home::new(), Arc::new(Ear::default()));
     let client = home.client(&ear);
     let door = client.open_door(grant(&home, "s1", json!({})), &home.door("1")).unwrap();
@@ -481,7 +504,7 @@ fn foreign_half() {
     let Some(socket) = std::env::var_os("CONTROL_TEST_SOCKET") else { return };
     let mut stream =
         UnixStream::connect(socket).expect("the folder lets anybody in, for this test");
-    let hello = br#"{"hello":{"protocol":1,"role":"x"}}"#;
+    let hello = br#"{"hello":{"protocol":2,"role":"x"}}"#;
     let mut bytes = (hello.len() as u32).to_le_bytes().to_vec();
     bytes.extend(hello);
     let _ = stream.write_all(&bytes);

@@ -84,6 +84,54 @@ async fn a_flood_of_connections_is_bounded_and_other_doors_stay_open() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_byte_of_a_door_is_counted_read_or_not() {
+    let rig = RigPlan::default().build();
+    let get = "GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let answer = raw(&rig.door, get.as_bytes()).await;
+    // A head that never ends, from somebody who stays: nothing more than its beginning is read.
+    let mut stays = UnixStream::connect(rig.door.socket()).await.unwrap();
+    let long = "A: b\r\n".repeat(20_000);
+    stays.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+    let mut sent = 16;
+    while let Ok(Ok(n)) =
+        tokio::time::timeout(std::time::Duration::from_millis(300), stays.write(long.as_bytes()))
+            .await
+    {
+        sent += n;
+    }
+    assert!(sent > 40_000, "{sent}");
+    let refusal = read_all(&mut stays).await;
+    // What nobody has taken yet when the door is shut is counted as well.
+    let waiting = UnixStream::connect(rig.door.socket()).await.unwrap();
+    waiting.try_write(b"too late").unwrap();
+    let counts = rig.door.settle().await;
+    assert!((2..=3).contains(&counts.door_connections), "{counts:?}");
+    assert_eq!(counts.door_up + counts.door_unread, (get.len() + sent + 8) as u64);
+    assert_eq!(counts.door_down, (answer.len() + refusal.len()) as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn once_the_relay_is_known_nobody_else_may_connect() {
+    let rig = RigPlan::default().build();
+    let get = "GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    for (pid, status) in [
+        (0, 200),
+        (std::process::id(), 200),
+        (u32::MAX, 200),
+        (1, 403),
+        (std::process::id() + 1, 403),
+    ] {
+        rig.door.only_from(pid);
+        let (found, body) = parts(&raw(&rig.door, get.as_bytes()).await);
+        assert_eq!(found, status, "{pid}: {body}");
+        assert_eq!(body.contains("not to the door's socket itself"), status == 403, "{body}");
+    }
+    let before = rig.door.counts();
+    assert_eq!((before.requests, before.refused, before.door_connections), (3, 2, 3));
+    assert_eq!(rig.sink.kinds().iter().filter(|kind| **kind == "egress_refused").count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_doors_together_are_bounded_and_each_keeps_some_room_of_its_own() {
     const SHARED: usize = 30;
     const OWN: usize = 8;

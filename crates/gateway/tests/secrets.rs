@@ -104,6 +104,22 @@ async fn answers_that_repeat_a_secret_are_masked_in_every_form() {
         if request.contains("/zip") {
             return answer(200, "content-encoding: gzip\r\n", KEY);
         }
+        if request.contains("/twice") {
+            let fields = "content-encoding: identity\r\ncontent-encoding: gzip\r\n";
+            return answer(200, fields, KEY);
+        }
+        if request.contains("/transfer") {
+            let head = "HTTP/1.1 200 X\r\ntransfer-encoding: gzip, chunked\r\n\r\n";
+            return vec![format!("{head}3\r\nzip\r\n0\r\n\r\n").into_bytes()];
+        }
+        if request.contains("/name") {
+            return answer(200, &format!("x-{KEY}: 1\r\nx-other: 1\r\n"), "named");
+        }
+        if request.contains("/trailer") {
+            let head = "HTTP/1.1 200 X\r\ntrailer: x-t\r\ntransfer-encoding: chunked\r\n\r\n";
+            let body = format!("3\r\nabc\r\n0\r\nx-t: {KEY}\r\n\r\n");
+            return vec![format!("{head}{body}").into_bytes()];
+        }
         if request.contains("/redirect") {
             return answer(302, &format!("location: /p?key={KEY}&x=1\r\n"), "");
         }
@@ -132,8 +148,14 @@ async fn answers_that_repeat_a_secret_are_masked_in_every_form() {
     assert!(!text.contains(&inner[8..20]), "{text}");
     let text = way.get("a.test", server.port, "/redirect", "").await;
     assert!(text.contains("location: /p?key=[secret masked]&x=1"), "{text}");
-    let text = way.get("a.test", server.port, "/zip", "").await;
-    assert!(text.starts_with("HTTP/1.1 502 ") && !text.contains(KEY), "{text}");
+    for path in ["/zip", "/twice", "/transfer"] {
+        let text = way.get("a.test", server.port, path, "").await;
+        assert!(text.starts_with("HTTP/1.1 502 ") && !text.contains(KEY), "{path}: {text}");
+    }
+    let text = way.get("a.test", server.port, "/name", "").await;
+    assert!(text.contains("x-other: 1\r\n") && !text.contains(KEY), "{text}");
+    let text = way.get("a.test", server.port, "/trailer", "").await;
+    assert!(text.contains("abc\r\n") && !text.contains("x-t") && !text.contains(KEY), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

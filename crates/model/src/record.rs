@@ -108,6 +108,8 @@ pub enum Body {
     SessionOpened { resumed: bool, backend: String, policy_sha256: Sha256Hex, grants: Vec<String> },
     /// A session ended; the counts let a missing tail be seen.
     SessionClosed { reason: String, counts: BTreeMap<String, u64> },
+    /// What the gateway counted of a session and what the kernel counted do not fit together.
+    TotalsDisagree { total: String, relation: String, gateway: u64, kernel: u64 },
     /// A sandbox was prepared and verified, just before its program starts.
     SandboxStarted {
         plan_sha256: Sha256Hex,
@@ -229,6 +231,7 @@ impl Body {
             Self::ClientLost { .. } => "client_lost",
             Self::SessionOpened { .. } => "session_opened",
             Self::SessionClosed { .. } => "session_closed",
+            Self::TotalsDisagree { .. } => "totals_disagree",
             Self::SandboxStarted { .. } => "sandbox_started",
             Self::SandboxStopped { .. } => "sandbox_stopped",
             Self::Message { .. } => "message",

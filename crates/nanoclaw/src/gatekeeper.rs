@@ -141,6 +141,7 @@ fn walls(home: &Path) -> RoleWalls {
     RoleWalls {
         read: READ.iter().map(PathBuf::from).chain(links).chain(named).collect(),
         keep: vec![home.join("vault"), control::state_dir(home)],
+        sockets: Vec::new(),
         connect: true,
         forbidden: vec![home.to_owned(), home.join("audit"), home.join("store.db")],
     }

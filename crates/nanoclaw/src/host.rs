@@ -2,11 +2,13 @@
 //!
 //! Pipeline: grants ─► door ─► spec ─► prepared sandbox ─► its record, durably ─► start ─► ACP.
 
+use crate::crosscheck;
 use crate::failure::{self, Kind};
 use crate::product::{self, Product};
 use crate::sandboxes::{self, Parts, WORKSPACE_INSIDE};
 use crate::scribe::{Scribe, inline, sha256_hex};
 use crate::timer::Timer;
+use crate::ui;
 use agent::client::{AcpClient, CancelHandle, PromptError, StopReason, Update};
 use gateway::control::{ControlError, Door};
 use gateway::{DoorGrant, TurnCell};
@@ -75,10 +77,10 @@ impl Host {
         let door = self.door(seed, &agent, &model)?;
         let spec = self.spec(seed, &agent, &model, &door)?;
         opened(&scribe, &agent, seed.resumed)?;
-        let started = self.greeted(&scribe, &spec, seed.resumed);
+        let started = self.greeted(&scribe, &spec, &door, seed.resumed);
         let (sandbox, client, words) = started.inspect_err(|failure| {
             // The failure itself is what the person hears of.
-            let counts = door.counts().unwrap_or_default();
+            let counts = crosscheck::counts(door.counts());
             drop(closed_early(&scribe, &failure.sentence, counts));
         })?;
         let product = Arc::clone(product);
@@ -92,9 +94,10 @@ impl Host {
         &self,
         scribe: &Scribe,
         spec: &SandboxSpec,
+        door: &Door,
         resumed: bool,
     ) -> Result<(Sandbox, AcpClient, Words), Failure> {
-        let (sandbox, pipes) = self.launch(scribe, spec)?;
+        let (sandbox, pipes) = self.launch(scribe, spec, door)?;
         let words = last_words(pipes.stderr);
         let mut client = AcpClient::start(pipes.stdout, pipes.stdin).map_err(fail)?;
         let hello = client
@@ -154,6 +157,7 @@ impl Host {
         &self,
         scribe: &Scribe,
         spec: &SandboxSpec,
+        door: &Door,
     ) -> Result<(Sandbox, sandbox::Pipes), Failure> {
         let (stdio, pipes) = Stdio::piped().map_err(fail)?;
         let start = |e| lasting(&product::start_failure(e));
@@ -166,6 +170,7 @@ impl Host {
             limits: report.limits.clone(),
         };
         scribe.write(None, body, Durability::Durable).map_err(fail)?;
+        door.only_from(report.pid).map_err(|e| without_gateway(&e))?;
         *self.last_report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
         Ok((prepared.start().map_err(start)?, pipes))
     }
@@ -311,11 +316,13 @@ impl AgentLink for Link {
             cpu_ms: ended.usage.cpu_ms,
             peak_memory_bytes: ended.usage.peak_memory_bytes,
         };
-        let counts = door.counts().unwrap_or_default();
-        let closed = Body::SessionClosed { reason: reason.to_owned(), counts };
         // Nothing follows that could be withheld; a log that is gone shows its missing tail.
-        drop(scribe.write(None, stopped, Durability::Ordered));
-        drop(scribe.write(None, closed, Durability::Durable));
+        let totals = crosscheck::settle(&door, &ended);
+        let agreed = totals.findings.is_empty();
+        drop(crosscheck::record(&scribe, totals, stopped, reason.to_owned()));
+        if !agreed {
+            ui::note(format!("nanoclaw: {} {}`", crosscheck::DISAGREED, scribe.session));
+        }
     }
 }
 

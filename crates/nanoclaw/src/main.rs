@@ -6,12 +6,14 @@
 mod args;
 mod chat;
 mod commands;
+mod crosscheck;
 mod demo;
 mod failure;
 mod gatekeeper;
 mod home;
 mod host;
 mod product;
+mod recordkeeper;
 mod removal;
 mod run;
 mod sandboxes;
@@ -39,8 +41,8 @@ fn main() -> ExitCode {
         Some(agent::MCP_ROLE) => return agent::mcp_main(),
         Some("__probe") => return assess::probe_main(&words[1..]),
         // `--home DIR __recorder` and `--home DIR __gateway`, started by their first clients.
-        Some("--home") if words.get(2).is_some_and(|w| w == "__recorder") => {
-            return recorder(&words[1]);
+        Some("--home") if words.get(2).is_some_and(|w| w == recordkeeper::ROLE) => {
+            return recordkeeper::main(&words[1]);
         }
         Some("--home") if words.get(2).is_some_and(|w| w == gatekeeper::ROLE) => {
             return gatekeeper::main(&words[1]);
@@ -62,14 +64,6 @@ fn main() -> ExitCode {
         failure.kind.exit_code()
     });
     ExitCode::from(ui::finish(code))
-}
-
-fn recorder(home: &str) -> ExitCode {
-    use std::os::fd::AsFd;
-    match std::io::stdout().as_fd().try_clone_to_owned() {
-        Ok(ready) => audit::recorder::recorder_main(std::path::Path::new(home), ready),
-        Err(_) => ExitCode::FAILURE,
-    }
 }
 
 fn run_command(cli: Cli) -> Result<u8> {

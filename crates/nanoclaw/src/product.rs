@@ -81,7 +81,7 @@ pub(crate) fn load_config(home: &Home) -> Result<Config> {
 pub(crate) fn recorder(home: &Home, role: &str) -> Result<audit::Client> {
     let path = home.path();
     let start = || {
-        let args = [OsStr::new("--home"), path.as_os_str(), OsStr::new("__recorder")];
+        let args = [OsStr::new("--home"), path.as_os_str(), OsStr::new(crate::recordkeeper::ROLE)];
         audit::start_recorder(Path::new("/proc/self/exe"), &args)
     };
     audit::Client::connect(path, role, start).map_err(|e| {

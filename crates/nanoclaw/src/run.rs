@@ -12,13 +12,13 @@ use crate::product::{self, Product};
 use crate::sandboxes::{self, Parts};
 use crate::scribe::{Scribe, inline, sha256_hex};
 use crate::watch::{self, Asking, Watch};
-use crate::{host, removal, signals, ui, world};
+use crate::{crosscheck, host, removal, signals, ui, world};
 use gateway::control::Door;
 use gateway::{DoorGrant, TurnCell};
 use model::{AgentName, Body, Command, Durability, RecordError, SandboxSpec, SessionId};
 use policy::{Additions, MountContext, ResolvedAgent};
 use sandbox::{Ended, Sandbox};
-use std::cell::Cell;
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -152,8 +152,8 @@ struct OneRun<'a> {
     door: Door,
     dirs: SessionDirs,
     _folders: Folders,
-    /// Whether the end of the session is on record.
-    closed: Cell<bool>,
+    /// The counts that the session ended with, once its end is on record.
+    closed: OnceCell<BTreeMap<String, u64>>,
 }
 
 /// What a person should know where a record could not be written.
@@ -193,7 +193,7 @@ impl<'a> OneRun<'a> {
         let socket = product.home.door(&session)?;
         let door = product.gateway.open_door(grant, &socket).map_err(Failure::other)?;
         let scribe = Scribe { sink: product.records(), session, agent: name };
-        let closed = Cell::new(false);
+        let closed = OnceCell::new();
         Ok(Self { product, agent, scribe, door, dirs, _folders: folders, closed })
     }
 
@@ -222,7 +222,7 @@ impl<'a> OneRun<'a> {
             opened.map_err(|f| Failure::new(Kind::Audit, f.sentence).remedy(NOTHING_STARTED))?;
         let code = self.live(args, workspace, timeout);
         if let Err(failure) = &code
-            && !self.closed.get()
+            && self.closed.get().is_none()
         {
             // The failure itself is what the person must hear of.
             drop(host::closed_early(&self.scribe, &failure.cause, self.counts()));
@@ -234,8 +234,8 @@ impl<'a> OneRun<'a> {
     }
 
     fn counts(&self) -> BTreeMap<String, u64> {
-        // A gateway that is gone cannot say what it counted; the log shows that it is gone.
-        self.door.counts().unwrap_or_default()
+        let closed = self.closed.get().cloned();
+        closed.unwrap_or_else(|| crosscheck::counts(self.door.counts()))
     }
 
     fn live(
@@ -257,6 +257,7 @@ impl<'a> OneRun<'a> {
             limits: report.limits.clone(),
         };
         self.scribe.write(None, started, Durability::Durable).map_err(|e| unrecorded(&e))?;
+        self.door.only_from(report.pid).map_err(Failure::other)?;
         let forwarder = Forwarder::watch()?;
         let sandbox = Arc::new(prepared.start().map_err(product::start_failure)?);
         forwarder.to(&sandbox);
@@ -270,8 +271,9 @@ impl<'a> OneRun<'a> {
         follow_window(streams.master())?;
         let (ended, late) = wait(&sandbox, timeout);
         streams.finish();
+        let product = self.product;
         let code = self.close(&ended, late)?;
-        match self.product.watch.gone() {
+        match product.watch.gone() {
             None => Ok(code),
             Some(cause) => Err(Failure::new(
                 Kind::Protection,
@@ -312,18 +314,20 @@ impl<'a> OneRun<'a> {
             cpu_ms: ended.usage.cpu_ms,
             peak_memory_bytes: ended.usage.peak_memory_bytes,
         };
-        let closed = Body::SessionClosed { reason: outcome, counts: self.counts() };
-        self.closed.set(true);
-        let recorded = self
-            .scribe
-            .write(None, stopped, Durability::Ordered)
-            .and_then(|_| self.scribe.write(None, closed, Durability::Durable));
-        recorded.map_err(|e| {
+        let totals = crosscheck::settle(&self.door, ended);
+        let agreed = totals.findings.is_empty();
+        // Set once: a session ends once.
+        drop(self.closed.set(totals.counts.clone()));
+        crosscheck::record(&self.scribe, totals, stopped, outcome).map_err(|e| {
             Failure::new(
                 Kind::Audit,
                 format!("the command ended, but its end is not on record: {e}"),
             )
         })?;
+        if !agreed {
+            let session = &self.scribe.session;
+            ui::note(format!("nanoclaw: {} {session}`", crosscheck::DISAGREED));
+        }
         if let sandbox::Outcome::Killed(why) = &ended.outcome {
             ui::note(format!("nanoclaw: the command was killed: {why}"));
         }

@@ -119,6 +119,8 @@ fn base_env(session: &SessionId, workspace: Option<&Path>) -> BTreeMap<String, S
         ("OPENAI_BASE_URL", format!("{door}/v1")),
         ("OPENAI_API_BASE", format!("{door}/v1")),
         ("OPENAI_API_KEY", key.clone()),
+        ("GOOGLE_GEMINI_BASE_URL", door.clone()),
+        ("GEMINI_API_KEY", key.clone()),
         ("NANOCLAW_DOOR_PORT", DOOR_PORT.to_string()),
         // Refusals name this one, whatever the program calls its key.
         ("NANOCLAW_PLACEHOLDER", key),

@@ -359,6 +359,7 @@ impl Sandbox {
         self.ended(None).unwrap_or_else(|e| Ended {
             outcome: Outcome::Killed(e.cause),
             usage: Usage::default(),
+            traffic: None,
         })
     }
 

@@ -4,13 +4,14 @@
 //! 1. Every right the chosen ABI knows is handled; what no rule gives is refused.
 //! 2. A rule that cannot be added is an error, never skipped.
 
+use crate::role::RoleWalls;
 use ::landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
     Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, Scope,
 };
 use rustix::fs::FileType;
 use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 fn abi(level: u32) -> Option<ABI> {
     Some(match level {
@@ -78,12 +79,8 @@ const SCOPES_SINCE: u32 = 6;
 /// also make, change and remove plain files and folders; nothing else. It may not listen for TCP,
 /// and connect only with `connect`. What of `read` does not exist is left out, which only takes
 /// away.
-pub(crate) fn restrict_role(
-    level: u32,
-    read: &[PathBuf],
-    keep: &[PathBuf],
-    connect: bool,
-) -> Result<(), String> {
+pub(crate) fn restrict_role(level: u32, walls: &RoleWalls) -> Result<(), String> {
+    let RoleWalls { read, keep, sockets, connect, .. } = walls;
     let abi = abi(level).ok_or("the kernel has no Landlock")?;
     let tell = |e: &dyn std::error::Error| format!("Landlock: {e}");
     let mut rules = Ruleset::default()
@@ -92,7 +89,7 @@ pub(crate) fn restrict_role(
         .map_err(|e| tell(&e))?;
     if level >= NETWORK_SINCE {
         rules = rules.handle_access(AccessNet::BindTcp).map_err(|e| tell(&e))?;
-        if !connect {
+        if !*connect {
             rules = rules.handle_access(AccessNet::ConnectTcp).map_err(|e| tell(&e))?;
         }
     }
@@ -113,6 +110,10 @@ pub(crate) fn restrict_role(
     }
     for path in keep {
         rules = beneath(rules, abi, path, reading | changing)?;
+    }
+    for path in sockets {
+        let own = AccessFs::ReadDir | AccessFs::MakeSock | AccessFs::RemoveFile;
+        rules = beneath(rules, abi, path, own)?;
     }
     rules.restrict_self().map_err(|e| tell(&e))?;
     Ok(())

@@ -45,7 +45,7 @@ pub use error::{SpecError, SpecErrorKind, StartError, StartErrorKind};
 pub use facts::{HostEntry, HostFacts, Ladder, Mode, Rung};
 pub use init::init_main;
 pub use plan::{BINARY_INSIDE, DISK_OWNER, Plan, Sources, plan};
-pub use report::{Ended, Outcome, Report, Usage};
+pub use report::{Ended, NetworkCounts, Outcome, Report, Traffic, Usage};
 pub use seccomp::reachable_syscalls;
 pub use spawner::{spawner_main, sweep};
 pub use step::{Bind, Owner, Step};

@@ -69,6 +69,38 @@ pub struct Usage {
     pub oom_kills: u64,
 }
 
+/// What the kernel counted in a sandbox's network namespace, whose only interface is its own
+/// loopback. Both families of addresses together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkCounts {
+    /// Bytes over the loopback, with the packets' heads: connections to the door, and whatever the
+    /// programs inside say to each other.
+    pub loopback_bytes: u64,
+    /// Packets over the loopback.
+    pub loopback_packets: u64,
+    /// Packets over any other interface. There is none, so anything but 0 is a broken wall.
+    pub other_packets: u64,
+    /// Packets and connections to addresses to which no way leads.
+    pub unroutable: u64,
+    /// UDP datagrams, all of them over the loopback; questions for names and their answers too.
+    pub udp_datagrams: u64,
+    /// ICMP messages, all of them over the loopback.
+    pub icmp_messages: u64,
+}
+
+/// What the kernel counted of a sandbox's traffic, from its start to its end. No process of the
+/// sandbox and no gateway can change it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Bytes that its first process, through which all connections lead, wrote into the door.
+    /// `None` where the kernel does not account for it (`CONFIG_TASK_IO_ACCOUNTING`).
+    pub door_up: Option<u64>,
+    /// Bytes that its first process read from the door.
+    pub door_down: Option<u64>,
+    /// Counters of its network; `None` where `/proc` does not show them.
+    pub network: Option<NetworkCounts>,
+}
+
 /// How a sandbox ended and what it used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
@@ -76,4 +108,6 @@ pub struct Ended {
     pub outcome: Outcome,
     /// Totals.
     pub usage: Usage,
+    /// What went in and out; `None` when the spawner is gone and cannot say.
+    pub traffic: Option<Traffic>,
 }

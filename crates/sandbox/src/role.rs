@@ -33,6 +33,9 @@ pub struct RoleWalls {
     pub read: Vec<PathBuf>,
     /// Folders below which plain files may be made, changed and removed. They must exist.
     pub keep: Vec<PathBuf>,
+    /// Folders in which the role may make and remove sockets of its own, and see what is there.
+    /// They must exist.
+    pub sockets: Vec<PathBuf>,
     /// Whether TCP connections may be made (held by Landlock from ABI 4 on). Listening never.
     pub connect: bool,
     /// What must not open afterwards: the proof that the walls around files stand. `/` is always
@@ -84,7 +87,7 @@ pub fn confine(walls: &RoleWalls) -> Result<Vec<WallState>, RoleError> {
     drop_capabilities().map_err(failed("dropping capabilities"))?;
     rustix::thread::set_no_new_privs(true).map_err(|e| failed("no new privileges")(e.into()))?;
     let level = sys::landlock_abi().min(LANDLOCK_VETTED);
-    landlock::restrict_role(level, &walls.read, &walls.keep, walls.connect)
+    landlock::restrict_role(level, walls)
         .map_err(|cause| RoleError { cause, remedy: FLOOR_REMEDY })?;
     let rules = seccomp::role_rules();
     let calls = rules.iter().filter(|(_, r)| *r != seccomp::Rule::NotImplemented).count();

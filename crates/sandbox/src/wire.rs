@@ -88,6 +88,26 @@ pub(crate) struct Measured {
     pub(crate) limits: Vec<(String, u64)>,
     /// The root's mount flag.
     pub(crate) root_read_only: bool,
+    /// What it has read and written so far, if the kernel counts it.
+    pub(crate) moved: Option<Moved>,
+}
+
+/// Bytes that one thread has moved with `read`, `write` and their relatives
+/// (proc_pid_io(5): `rchar`, `wchar`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Moved {
+    pub(crate) read: u64,
+    pub(crate) written: u64,
+}
+
+impl Moved {
+    /// Reads the text of `/proc/…/io`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let field = |name: &str| -> Option<u64> {
+            text.lines().find_map(|l| l.strip_prefix(name))?.trim().parse().ok()
+        };
+        Some(Self { read: field("rchar:")?, written: field("wchar:")? })
+    }
 }
 
 /// Steps of the plan, and the numbers that differ from start to start.

@@ -110,6 +110,7 @@ pub fn every_kind() -> Vec<Body> {
                 enforced_by: s("cgroup v2"),
             }],
         },
+        Body::TotalsDisagree { total: s("bytes up"), relation: s("equal"), gateway: 1, kernel: 2 },
         Body::SandboxStopped { outcome: s("exit 0"), cpu_ms: 1, peak_memory_bytes: 2 },
         Body::Message {
             direction: Direction::In,

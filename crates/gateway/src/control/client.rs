@@ -91,6 +91,7 @@ struct Held {
     grant: DoorGrant,
     listener: UnixListener,
     turn: Option<TurnId>,
+    relay: Option<u32>,
     restarts: u64,
 }
 
@@ -158,7 +159,7 @@ impl ControlClient {
     pub fn open_door(&self, mut grant: DoorGrant, socket: &Path) -> Result<Door, ControlError> {
         read_scripts(&mut grant)?;
         let listener = bind_door(socket).map_err(refused)?;
-        let mut held = Box::new(Held { grant, listener, turn: None, restarts: 0 });
+        let mut held = Box::new(Held { grant, listener, turn: None, relay: None, restarts: 0 });
         let key = self.shared.number();
         let placed = loop {
             let made = |id| open_message(id, key, &held);
@@ -232,7 +233,7 @@ fn read_scripts(grant: &mut DoorGrant) -> Result<(), ControlError> {
 
 fn open_message(id: u64, door: u64, held: &Held) -> ToGateway {
     let (grant, turn) = (Box::new(held.grant.clone()), held.turn.clone());
-    ToGateway::OpenDoor { id, door, grant, turn }
+    ToGateway::OpenDoor { id, door, grant, turn, relay: held.relay }
 }
 
 fn unexpected(reply: &Reply) -> ControlError {
@@ -274,14 +275,43 @@ impl Door {
         done(self.shared.request(&made, None, false)?.0)
     }
 
+    /// From now on only this process may connect: the sandbox's first, through which its programs'
+    /// connections lead. To be said before its program runs. Returns when the gateway knows.
+    ///
+    /// # Errors
+    /// When there is no gateway any more.
+    pub fn only_from(&self, pid: u32) -> Result<(), ControlError> {
+        let key = self.key;
+        if let Some(held) = self.shared.lock().doors.get_mut(&key) {
+            held.relay = Some(pid);
+        }
+        done(self.shared.request(&|id| ToGateway::OnlyFrom { id, door: key, pid }, None, false)?.0)
+    }
+
     /// What went through so far, once its records are with the recorder; `gateway_restarts` says
     /// that earlier counts are lost.
     ///
     /// # Errors
     /// When there is no gateway any more, or its records cannot be written.
     pub fn counts(&self) -> Result<BTreeMap<String, u64>, ControlError> {
-        let made = |id| ToGateway::Counts { id, door: self.key };
-        let (reply, _) = self.shared.request(&made, None, false)?;
+        self.counted(&|id| ToGateway::Counts { id, door: self.key }, false)
+    }
+
+    /// Closes the door of a sandbox that is gone and tells the final counts, as
+    /// [`Door::counts`] does.
+    ///
+    /// # Errors
+    /// When there is no gateway any more, it stopped meanwhile, or its records cannot be written.
+    pub fn settle(&self) -> Result<BTreeMap<String, u64>, ControlError> {
+        self.counted(&|id| ToGateway::SettleDoor { id, door: self.key }, true)
+    }
+
+    fn counted(
+        &self,
+        made: &dyn Fn(u64) -> ToGateway,
+        once: bool,
+    ) -> Result<BTreeMap<String, u64>, ControlError> {
+        let (reply, _) = self.shared.request(made, None, once)?;
         let Reply::Counts(mut counts) = reply else { return Err(unexpected(&reply)) };
         let restarts = self.shared.lock().doors.get(&self.key).map_or(0, |h| h.restarts);
         if restarts > 0 {

@@ -238,8 +238,16 @@ impl Client {
 
     async fn obey(&mut self, message: ToGateway, fd: Option<OwnedFd>) -> io::Result<()> {
         let (id, reply) = match (message, fd) {
-            (ToGateway::OpenDoor { id, door, grant, turn }, Some(fd)) => {
-                (id, self.open(door, *grant, turn, fd))
+            (ToGateway::OpenDoor { id, door, grant, turn, relay }, Some(fd)) => {
+                let reply = self.open(door, *grant, turn, fd);
+                if let (Some(pid), Some(door)) = (relay, self.doors.get(&door)) {
+                    door.only_from(pid);
+                }
+                (id, reply)
+            }
+            (ToGateway::OnlyFrom { id, door, pid }, None) => {
+                let known = self.doors.get(&door).map(|d| d.only_from(pid));
+                (id, known.map_or_else(no_door, |()| Reply::Done))
             }
             (ToGateway::Deliver { id, door, secret }, Some(fd)) => {
                 (id, self.deliver(door, &secret, fd).await)
@@ -255,6 +263,15 @@ impl Client {
                     self.shared.doors.fetch_sub(1, Ordering::Relaxed);
                 }
                 (id, counts)
+            }
+            (ToGateway::SettleDoor { id, door }, None) => {
+                let Some(door) = self.doors.remove(&door) else {
+                    return self.tell(&FromGateway::Reply { id, reply: no_door() }).await;
+                };
+                self.shared.doors.fetch_sub(1, Ordering::Relaxed);
+                // Other sessions of this client do not wait for it.
+                tokio::spawn(settle(id, door, Arc::clone(&self.shared.records), self.to.clone()));
+                return Ok(());
             }
             (ToGateway::Answer { ask, answer }, None) => {
                 self.shared.approvals.answered(self.number, ask, answer);
@@ -305,12 +322,9 @@ impl Client {
     /// stands behind them.
     async fn counts(&self, key: u64) -> Reply {
         let Some(door) = self.doors.get(&key) else { return no_door() };
-        let records = Arc::clone(&self.shared.records);
-        let flushed = tokio::task::spawn_blocking(move || records.flush(FLUSH_TIME)).await;
-        match flushed {
-            Ok(Ok(())) => Reply::Counts(door.counts().to_map()),
-            Ok(Err(e)) => Reply::Refused { why: e.to_string() },
-            Err(e) => Reply::Refused { why: e.to_string() },
+        match flush(&self.shared.records).await {
+            Ok(()) => Reply::Counts(door.counts().to_map()),
+            Err(why) => Reply::Refused { why },
         }
     }
 
@@ -335,6 +349,28 @@ impl Client {
             Ok(Err(e)) => refused(format!("the pipe to the agent: {e}")),
             Err(e) => refused(e.to_string()),
         }
+    }
+}
+
+/// Waits until the records so far are with the recorder.
+async fn flush(records: &Arc<Tracked>) -> Result<(), String> {
+    let records = Arc::clone(records);
+    match tokio::task::spawn_blocking(move || records.flush(FLUSH_TIME)).await {
+        Ok(flushed) => flushed.map_err(|e| e.to_string()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// Ends a door whose sandbox is gone, and tells its client.
+async fn settle(id: u64, door: Door, records: Arc<Tracked>, to: Sender) {
+    let counts = door.settle().await;
+    let reply = match flush(&records).await {
+        Ok(()) => Reply::Counts(counts.to_map()),
+        Err(why) => Reply::Refused { why },
+    };
+    if let Ok(frame) = encode(&FromGateway::Reply { id, reply }) {
+        // A client that is gone wants no counts.
+        let _ = to.send(frame).await;
     }
 }
 

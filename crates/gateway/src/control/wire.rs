@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 /// Version of this protocol.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// Largest frame: a grant with a few scripts of 1 MiB each.
 pub(crate) const FRAME_BYTES_MAX: usize = 8 << 20;
@@ -29,12 +29,17 @@ pub(crate) const ROLE_BYTES_MAX: usize = 32;
 pub(crate) enum ToGateway {
     /// First, and only first.
     Hello { protocol: u32, role: String },
-    /// With a listening socket. `door` is the client's own number for it.
-    OpenDoor { id: u64, door: u64, grant: Box<DoorGrant>, turn: Option<TurnId> },
+    /// With a listening socket. `door` is the client's own number for it; `relay` the only
+    /// process that may connect, once there is one.
+    OpenDoor { id: u64, door: u64, grant: Box<DoorGrant>, turn: Option<TurnId>, relay: Option<u32> },
+    /// Only this process may connect from now on.
+    OnlyFrom { id: u64, door: u64, pid: u32 },
     /// Says which turn the session is in.
     SetTurn { id: u64, door: u64, turn: Option<TurnId> },
     /// Closes it and tells its counts.
     CloseDoor { id: u64, door: u64 },
+    /// The same for a sandbox that is gone: what is under way ends first, the counts are final.
+    SettleDoor { id: u64, door: u64 },
     /// What went through it so far.
     Counts { id: u64, door: u64 },
     /// With the writing end of a pipe: the secret goes into it, and it is closed.

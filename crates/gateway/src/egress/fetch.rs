@@ -163,7 +163,7 @@ async fn get(
     if matches!(status, 301 | 302 | 303 | 307 | 308) && !location.is_empty() {
         return Ok(Got::Redirect(location));
     }
-    if response.headers().get("content-encoding").is_some_and(|v| v != "identity") {
+    if super::fields::is_encoded(response.headers()) {
         return Err(failed("sent a compressed answer, which was not accepted".into()));
     }
     let content_type = text(response.headers(), "content-type");

@@ -1,5 +1,7 @@
 //! Which fields pass this hop, in either direction. Pure.
 
+use hyper::header::HeaderMap;
+
 /// Fields that end at this hop (RFC 9110 §7.6.1), and those this hop writes itself.
 const HOP_FIELDS: &[&str] = &[
     "connection",
@@ -17,6 +19,14 @@ const HOP_FIELDS: &[&str] = &[
     "host",
     "expect",
 ];
+
+/// Whether the bytes of an answer's body are not its text: compressed, by whichever field.
+pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
+    let other = |name: &str, plain: &str| {
+        headers.get_all(name).iter().any(|v| !v.as_bytes().eq_ignore_ascii_case(plain.as_bytes()))
+    };
+    other("content-encoding", "identity") || other("transfer-encoding", "chunked")
+}
 
 /// Whether a field goes on; `connection` is the message's own `Connection` field.
 pub(crate) fn passes(name: &str, connection: &str) -> bool {

@@ -23,7 +23,7 @@ pub(crate) mod connect;
 mod credentials;
 pub(crate) mod exchange;
 mod fetch;
-mod fields;
+pub(crate) mod fields;
 mod intercept;
 pub(crate) mod link;
 pub(crate) mod name;

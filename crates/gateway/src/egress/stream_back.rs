@@ -30,7 +30,8 @@ impl Back<'_> {
         let connection = connection.to_ascii_lowercase();
         let mut passing = Vec::with_capacity(headers.len());
         for (name, value) in headers {
-            if !fields::passes_back(name.as_str(), &connection, self.own_credentials) {
+            let passes = fields::passes_back(name.as_str(), &connection, self.own_credentials);
+            if !passes || self.masker.names(name.as_str()) {
                 continue;
             }
             let masked = self.masker.whole(value.as_bytes());
@@ -50,8 +51,7 @@ pub(super) async fn stream_back(
     mut back: Back<'_>,
 ) -> io::Result<Result<(), String>> {
     let (parts, mut body) = response.into_parts();
-    let encoded = parts.headers.get("content-encoding").is_some_and(|v| v != "identity");
-    if back.hides && encoded {
+    if back.hides && fields::is_encoded(&parts.headers) {
         let why = "the answer is compressed though that was not accepted, so that a secret in it \
                    could not be masked";
         sides.carried.fail(why);

@@ -46,7 +46,7 @@ pub(crate) async fn relay(
     let (parts, body) = response.into_parts();
     let kind = parts.headers.get("content-type").and_then(|v| v.to_str().ok()).unwrap_or("");
     let kind = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    if parts.headers.get("content-encoding").is_some_and(|v| v != "identity") {
+    if crate::egress::fields::is_encoded(&parts.headers) {
         return Ok(nonsense(q, "it is compressed, though no compression was accepted"));
     }
     let masker = Masker::new(secret.map(|s| s.bytes.expose()));

@@ -6,8 +6,9 @@
 //! message, so its nonce is constant.
 
 use super::keys::{Identity, KEY_BYTES, Recipient};
-use super::secret::VALUE_BYTES_MAX;
+use super::secret::{TOO_SHORT, VALUE_BYTES_MAX};
 use super::{SecretBytes, SecretName, VaultError};
+use crate::mask::SECRET_BYTES_MIN;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, X25519, agree};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
@@ -167,6 +168,9 @@ pub(super) fn open(
         .map_err(|_| wrong())?;
     if plain.len() > VALUE_BYTES_MAX {
         return Err(bad("it is longer than 16 KiB"));
+    }
+    if plain.len() < SECRET_BYTES_MIN {
+        return Err(bad(TOO_SHORT));
     }
     let bytes = SecretBytes::new(plain.to_vec());
     Ok((parts.header, bytes))

@@ -1,12 +1,16 @@
 //! `SecretBytes` and `SecretName`: the value that cannot be shown, and the name that can.
 
 use super::VaultError;
+use crate::mask::SECRET_BYTES_MIN;
 use std::fmt;
 use zeroize::Zeroizing;
 
 /// Largest secret: above any API key or private key in PEM, below anything that could make a
 /// header that servers refuse.
 pub(crate) const VALUE_BYTES_MAX: usize = 16 * 1024;
+/// Also for one that was sealed by an older version.
+pub(super) const TOO_SHORT: &str = "it has fewer than 6 bytes, so it could not be masked where a \
+    server repeats it; have a longer one issued and set that";
 /// Longest name: it becomes a file name together with a suffix.
 const NAME_CHARS_MAX: usize = 64;
 
@@ -37,6 +41,9 @@ impl SecretBytes {
         let refused = |why| Err(VaultError::Refused { what: "the secret's value", why });
         if self.0.is_empty() {
             return refused("it is empty");
+        }
+        if self.0.len() < SECRET_BYTES_MIN {
+            return refused(TOO_SHORT);
         }
         if self.0.len() > VALUE_BYTES_MAX {
             return refused("it is longer than 16 KiB");

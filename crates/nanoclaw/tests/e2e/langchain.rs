@@ -32,22 +32,28 @@ history += [answer, ToolMessage(str(multiply.invoke(call["args"])), tool_call_id
 print(llm.bind_tools([multiply]).invoke(history).content)
 "#;
 
-/// The virtualenv. Without one: skipped by name outside CI, a failure in CI.
-fn virtualenv() -> Option<PathBuf> {
+/// The first virtualenv that has a package. Without one: skipped by name outside CI, a failure
+/// in CI.
+pub(crate) fn virtualenv(module: &str, package: &str) -> Option<PathBuf> {
     let named = std::env::var_os("NANOCLAW_VENV").map(PathBuf::from);
     let target = Path::new(env!("CARGO_BIN_EXE_nanoclaw")).ancestors().skip(1);
     let found = named.into_iter().chain(target.take(4).map(|dir| dir.join("test-venv")));
-    let found = found.into_iter().find(|dir| dir.join("bin/python").exists());
+    let has = |dir: &PathBuf| {
+        let mut python = Command::new(dir.join("bin/python"));
+        python.args(["-I", "-c", &format!("import {module}")]);
+        python.output().is_ok_and(|o| o.status.success())
+    };
+    let found = found.into_iter().find(has);
     if found.is_none() {
-        let why = "no virtualenv with langchain-openai: set NANOCLAW_VENV";
+        let why = format!("no virtualenv with {package}: set NANOCLAW_VENV");
         assert!(std::env::var_os("CI").is_none(), "{why}");
-        eprintln!("SKIPPED a_langchain_script_streams_and_calls_tools: {why}");
+        eprintln!("SKIPPED a test with {package}: {why}");
     }
     found
 }
 
 /// The virtualenv where the user of this lab can read it.
-fn readable(lab: &Lab, venv: PathBuf) -> PathBuf {
+pub(crate) fn readable(lab: &Lab, venv: PathBuf) -> PathBuf {
     let mut look = lab.command("test");
     look.arg("-r").arg(venv.join("pyvenv.cfg"));
     if finish(look, b"").status.success() {
@@ -65,7 +71,7 @@ fn readable(lab: &Lab, venv: PathBuf) -> PathBuf {
 }
 
 fn a_langchain_script_streams_and_calls_tools(lab: &Lab) {
-    let Some(venv) = virtualenv() else { return };
+    let Some(venv) = virtualenv("langchain_openai", "langchain-openai") else { return };
     let venv = readable(lab, venv);
     let value = unlikely_value(lab);
     let server = server(&value);

@@ -16,19 +16,23 @@
 #[macro_use]
 mod lab;
 mod afterwards;
+mod asks;
 mod audit;
 mod binary;
 mod bypass;
 mod crash;
 mod folders;
 mod gateway;
+mod genai;
 mod langchain;
 mod limits;
 mod network;
 mod plain_user;
 mod policy;
+mod roles;
 mod run;
 mod secret;
 mod side_by_side;
 mod snapshots;
 mod terminal;
+mod totals;

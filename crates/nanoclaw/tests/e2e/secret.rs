@@ -64,7 +64,9 @@ fn a_secret_comes_in_by_stdin_and_is_never_shown(lab: &Lab) {
 fn what_cannot_be_a_secret_is_refused(lab: &Lab) {
     let no_host = finish(lab.nanoclaw(["secret", "set", "mine"]), b"x-not-real").failed(2);
     snapshot("secret-without-host", &no_host);
-    for (name, value) in [("../up", "value-not-real"), ("", "value-not-real"), ("fine", "")] {
+    for (name, value) in
+        [("../up", "value-not-real"), ("", "value-not-real"), ("fine", ""), ("fine", "short\n")]
+    {
         let ran =
             finish(lab.nanoclaw(["secret", "set", name, "--host", "a.example"]), value.as_bytes());
         assert_eq!(ran.code(), 2, "{name:?} {value:?}: {ran}");

@@ -19,7 +19,7 @@ both!(
 );
 
 /// A terminal with a program in it.
-struct Desk {
+pub(crate) struct Desk {
     master: File,
     slave: OwnedFd,
     shown: Arc<Mutex<Vec<u8>>>,
@@ -32,7 +32,7 @@ fn size(rows: u16, columns: u16) -> Winsize {
 }
 
 impl Desk {
-    fn start(mut command: Command) -> Self {
+    pub(crate) fn start(mut command: Command) -> Self {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = openpt(flags).unwrap();
         grantpt(&master).unwrap();
@@ -56,22 +56,28 @@ impl Desk {
         Self { master: master.into(), slave, shown, child, begun: Instant::now() }
     }
 
-    fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         String::from_utf8_lossy(&self.shown.lock().unwrap()).replace("\r\n", "\n")
     }
 
-    fn wait_for(&self, text: &str) {
+    pub(crate) fn wait_for(&self, text: &str) {
         while !self.shown().contains(text) {
             assert!(self.begun.elapsed() < WATCHDOG, "{text:?} is not in {:?}", self.shown());
             std::thread::sleep(TICK);
         }
     }
 
-    fn type_in(&mut self, keys: &str) {
+    pub(crate) fn type_in(&mut self, keys: &str) {
         self.master.write_all(keys.as_bytes()).unwrap();
     }
 
-    fn wait(mut self) -> (Ran, OwnedFd) {
+    /// What Ctrl-C is to a program whose terminal this is.
+    pub(crate) fn interrupt(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    }
+
+    pub(crate) fn wait(mut self) -> (Ran, OwnedFd) {
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;

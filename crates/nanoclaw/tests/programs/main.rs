@@ -18,6 +18,7 @@
 #[path = "../e2e/lab.rs"]
 #[allow(dead_code)] // the other half of its tests uses the rest
 mod lab;
+mod handed;
 mod hunt;
 mod process;
 mod reach;

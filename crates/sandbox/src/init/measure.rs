@@ -1,8 +1,9 @@
 //! What holds, read from the kernel after the last step.
 
-use crate::wire::Measured;
+use crate::wire::{self, Measured};
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 
 const NAMESPACES: [&str; 7] = ["mnt", "pid", "net", "ipc", "uts", "user", "cgroup"];
 const STATUS: [&str; 11] = [
@@ -32,7 +33,24 @@ pub(crate) fn namespaces() -> io::Result<Vec<(String, u64)>> {
     NAMESPACES.iter().map(|n| Ok(((*n).to_owned(), namespace(n)?))).collect()
 }
 
-pub(super) fn measure() -> io::Result<Measured> {
+/// The kernel's count of what this thread has read and written, opened before it becomes
+/// undumpable: after that the file is root's. `None` where the kernel does not count.
+pub(super) fn own_io() -> Option<fs::File> {
+    fs::File::open("/proc/thread-self/io").ok()
+}
+
+/// What stands there, and what reading it adds.
+fn moved(io: &fs::File) -> Option<wire::Moved> {
+    /// A hundred bytes and some digits.
+    const IO_BYTES_MAX: usize = 1_024;
+    let mut bytes = [0; IO_BYTES_MAX];
+    let n = io.read_at(&mut bytes, 0).ok()?;
+    let mut moved = wire::Moved::parse(str::from_utf8(bytes.get(..n)?).ok()?)?;
+    moved.read += n as u64;
+    Some(moved)
+}
+
+pub(super) fn measure(io: Option<&fs::File>) -> io::Result<Measured> {
     let status = fs::read_to_string("/proc/self/status")?;
     let field = |line: &str| {
         let (name, value) = line.split_once(':')?;
@@ -45,13 +63,17 @@ pub(super) fn measure() -> io::Result<Measured> {
         .filter_map(|l| l.split_once(':').map(|(name, _)| name.trim().to_owned()))
         .collect();
     let map = fs::read_to_string("/proc/self/uid_map")?;
+    let namespaces = namespaces()?;
+    let (limits, root_read_only) = (limits(), root_flag()?);
     Ok(Measured {
-        namespaces: namespaces()?,
+        namespaces,
         status: status.lines().filter_map(field).collect(),
         interfaces,
         uid_map: map.split_whitespace().collect::<Vec<_>>().join(" "),
-        limits: limits(),
-        root_read_only: root_flag()?,
+        limits,
+        root_read_only,
+        // Last: from here on nothing is read or written but the door.
+        moved: io.and_then(moved),
     })
 }
 

@@ -57,6 +57,7 @@ fn internal(e: io::Error) -> (String, StartError) {
 /// Carries out every step up to `Verify`, in one job or two, and waits for the word to go.
 fn build(line: &OwnedFd) -> Result<run::Ready, (String, StartError)> {
     let image = crate::sys::inherit(IMAGE_FD).map_err(internal)?;
+    let io = measure::own_io();
     let mut machine = execute::Machine::new(line);
     let mut program = None;
     while program.is_none() {
@@ -73,7 +74,7 @@ fn build(line: &OwnedFd) -> Result<run::Ready, (String, StartError)> {
     let Some(program) = program else {
         return Err(internal(io::Error::other("the plan runs nothing")));
     };
-    measure_and_wait(line).map_err(internal)?;
+    measure_and_wait(line, io).map_err(internal)?;
     Ok(run::Ready { image, program, door: machine.door })
 }
 
@@ -86,8 +87,10 @@ fn next_job(line: &OwnedFd) -> io::Result<(Job, Vec<OwnedFd>)> {
     }
 }
 
-fn measure_and_wait(line: &OwnedFd) -> io::Result<()> {
-    wire::send(line, &Word::Measured(measure::measure()?), &[])?;
+fn measure_and_wait(line: &OwnedFd, io: Option<std::fs::File>) -> io::Result<()> {
+    let measured = measure::measure(io.as_ref())?;
+    drop(io);
+    wire::send(line, &Word::Measured(measured), &[])?;
     let mut buffer = vec![0; wire::ORDER_MAX];
     loop {
         match wire::receive::<Order>(line, &mut buffer)? {

@@ -152,7 +152,7 @@ impl Ready {
                 }
             }
             if events.get(1).is_some_and(|e| !e.is_empty())
-                && let Some(status) = reap(&children, main)?
+                && let Some(status) = reap(main)?
             {
                 return Ok(status);
             }
@@ -185,10 +185,9 @@ fn forward(main: i32, signal: i32) {
 }
 
 /// Collects every child that has ended; the main program's wait status if it was among them.
-fn reap(children: &OwnedFd, main: i32) -> io::Result<Option<i32>> {
-    let mut sink = [0u8; 128];
-    // Empty it: several signals are one event, and waiting below finds all.
-    while rustix::io::read(children, &mut sink).is_ok_and(|n| n > 0) {}
+fn reap(main: i32) -> io::Result<Option<i32>> {
+    // Several signals are one event, and waiting below finds all.
+    while sys::take_signal(&[libc::SIGCHLD]) {}
     let mut status = None;
     loop {
         match sys::reap(-1, false) {

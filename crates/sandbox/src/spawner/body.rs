@@ -9,9 +9,11 @@
 
 use super::Shop;
 use super::slots::Slots;
+use super::witness::Witness;
 use crate::cgroup::Group;
 use crate::error::{StartError, StartErrorKind as Kind};
 use crate::facts::Mode;
+use crate::report::Traffic;
 use crate::step::{Owner, Step};
 use crate::sys;
 use crate::wire::{self, Job, Order};
@@ -35,6 +37,8 @@ pub(super) struct Body {
     pub(super) group: Option<Group>,
     /// The session's uid on the host, in root mode.
     pub(super) session_uid: Option<u32>,
+    /// The kernel's counters of it.
+    pub(super) witness: Witness,
     told: Vec<Step>,
 }
 
@@ -47,7 +51,8 @@ impl Body {
         };
         match cloned(shop) {
             Ok((pid, pidfd, line)) => {
-                Ok(Self { pid, pidfd, line, group: None, session_uid, told: Vec::new() })
+                let (witness, told) = (Witness::of(pid), Vec::new());
+                Ok(Self { pid, pidfd, line, group: None, session_uid, witness, told })
             }
             Err(e) => {
                 if let Some(uid) = session_uid {
@@ -110,9 +115,11 @@ impl Body {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
-    /// Reaps it; waits if need be. Its groups stay, to be read, until [`Body::end`].
-    pub(super) fn reap(&self) -> Option<sys::Reaped> {
-        sys::reap(self.pid, true).ok().flatten()
+    /// Reaps it; waits if need be. Its groups stay, to be read, until [`Body::end`]. What the
+    /// kernel counted of its traffic comes with it, complete.
+    pub(super) fn reap(&self) -> (Option<sys::Reaped>, Option<Traffic>) {
+        let traffic = sys::await_end(self.pid).ok().map(|()| self.witness.traffic());
+        (sys::reap(self.pid, true).ok().flatten(), traffic)
     }
 
     /// Gives everything back, after [`Body::reap`].

@@ -144,6 +144,7 @@ impl Live {
         match walls.and_then(|w| Ok((w, limits?))) {
             Ok((walls, limits)) => {
                 self.phase = Phase::Waiting;
+                self.body.witness.zero(m.moved);
                 let plan = self.plan.take()?;
                 let pid = u32::try_from(self.body.pid).unwrap_or(0);
                 let report = Box::new(Report { walls, limits, plan, pid });
@@ -236,7 +237,7 @@ impl Live {
 
     /// Reaps it and gives everything back. Waits if need be: call it after its end or `kill`.
     pub(super) fn bury(&mut self, slots: &mut Slots) -> Answer {
-        let reaped = self.body.reap();
+        let (reaped, traffic) = self.body.reap();
         let group = self.body.group.as_ref();
         let usage = Usage {
             cpu_ms: reaped.map_or(0, |r| millis(r.cpu)),
@@ -263,7 +264,7 @@ impl Live {
             return Answer::Failed { id: self.id, error };
         }
         let outcome = outcome(self.finished, status, self.killed.as_deref(), usage.oom_kills);
-        Answer::Ended { id: self.id, ended: Ended { outcome, usage } }
+        Answer::Ended { id: self.id, ended: Ended { outcome, usage, traffic } }
     }
 }
 

@@ -200,6 +200,33 @@ pub(crate) fn signal_fd(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
     }
 }
 
+/// Takes one pending signal of these, blocked ones, off the queue; false when there is none. Unlike
+/// reading it from [`signal_fd`] this does not count as bytes read.
+pub(crate) fn take_signal(signals: &[libc::c_int]) -> bool {
+    // SAFETY: the set is initialised before use; no information about the signal is asked for; a
+    // time-out of zero never waits.
+    unsafe {
+        let mut set: libc::sigset_t = zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        let at_once: libc::timespec = zeroed();
+        libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const at_once) > 0
+    }
+}
+
+/// Waits until a child has ended and leaves it to be reaped: what the kernel counted for it can
+/// still be read.
+pub(crate) fn await_end(pid: i32) -> io::Result<()> {
+    let Some(pid) = rustix::process::Pid::from_raw(pid) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let how = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+    rustix::io::retry_on_intr(|| rustix::process::waitid(rustix::process::WaitId::Pid(pid), how))?;
+    Ok(())
+}
+
 /// Puts these in the place of the three standard streams.
 pub(crate) fn replace_streams(fds: [BorrowedFd<'_>; 3]) -> io::Result<()> {
     for (target, fd) in (0..).zip(fds) {

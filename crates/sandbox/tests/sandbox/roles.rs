@@ -31,6 +31,7 @@ pub(crate) fn acts(args: &[String]) -> ExitCode {
         let mut wanted = RoleWalls {
             read: vec!["/etc".into(), "/nowhere/at/all".into()],
             keep: vec![dir.join("keep")],
+            sockets: vec![dir.join("sockets")],
             connect: walls != "offline",
             forbidden: vec![dir.join("canary")],
         };
@@ -57,6 +58,12 @@ pub(crate) fn acts(args: &[String]) -> ExitCode {
     told("rename-keep", fs::rename(dir.join("keep/file"), dir.join("keep/other")));
     told("thread", std::thread::Builder::new().spawn(|| ()).map(|t| drop(t.join())));
     told("connect", TcpStream::connect(&address).map(drop));
+    let socket = dir.join("sockets/own");
+    told("own-socket", std::os::unix::net::UnixListener::bind(&socket).map(drop));
+    told("remove-socket", fs::remove_file(&socket));
+    told("file-beside-socket", fs::write(dir.join("sockets/file"), "x"));
+    let stray = dir.join("keep/stray");
+    told("socket-elsewhere", std::os::unix::net::UnixListener::bind(&stray).map(drop));
     told("read-canary", fs::read(&canary).map(drop));
     told("write-canary", File::options().append(true).open(&canary).map(drop));
     told("remove-canary", try_remove(&canary));
@@ -94,6 +101,7 @@ fn try_remove(path: &Path) -> std::io::Result<()> {
 fn attempt_all(lab: &Lab, walls: &str) -> BTreeMap<String, String> {
     let dir = lab.dir.join(format!("role-{walls}"));
     fs::create_dir_all(dir.join("keep")).unwrap();
+    fs::create_dir_all(dir.join("sockets")).unwrap();
     fs::write(dir.join("canary"), "not for roles").unwrap();
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = server.local_addr().unwrap().port().to_string();
@@ -107,8 +115,11 @@ fn attempt_all(lab: &Lab, walls: &str) -> BTreeMap<String, String> {
     pairs.map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
 }
 
-const NEEDED: [&str; 4] = ["read-etc", "write-keep", "rename-keep", "thread"];
-const FORBIDDEN: [&str; 8] = [
+const NEEDED: [&str; 6] =
+    ["read-etc", "write-keep", "rename-keep", "thread", "own-socket", "remove-socket"];
+const FORBIDDEN: [&str; 10] = [
+    "file-beside-socket",
+    "socket-elsewhere",
     "read-canary",
     "write-canary",
     "remove-canary",

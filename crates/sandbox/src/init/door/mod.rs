@@ -8,6 +8,9 @@
 //! 2. Which name is meant follows from the address that was dialled alone, never from what is
 //!    sent; whether it may be reached is the gateway's to say, each time.
 //! 3. One thread, nothing blocks; no timer runs while nothing is asked.
+//! 4. The door's connections are read and written by `read` and `write` alone, and nothing else in
+//!    this process is, once the program runs: the kernel's count of the bytes that this process
+//!    has read and written is then that of the door's.
 
 mod message;
 mod names;
@@ -18,8 +21,8 @@ use relay::Relay;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
-    getsockname, listen, socket_with, sockopt,
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with,
+    bind, connect, getsockname, listen, recv, send, socket_with, sockopt,
 };
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -204,4 +207,25 @@ fn dial(path: &str) -> Option<OwnedFd> {
 /// Its end is to be seen as a refusal, not as the end of an empty answer.
 fn reset(socket: &OwnedFd) {
     let _ = sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+}
+
+/// Takes bytes from the door. The kernel counts them as read by this process.
+fn read_door(door: &OwnedFd, room: &mut [u8]) -> Result<usize, Errno> {
+    rustix::io::read(door, room)
+}
+
+/// Puts bytes into the door. The kernel counts them as written by this process; its signal for a
+/// closed pipe is ignored, as Rust's start-up has it.
+fn write_door(door: &OwnedFd, bytes: &[u8]) -> Result<usize, Errno> {
+    rustix::io::write(door, bytes)
+}
+
+/// Takes bytes from a program; not counted.
+fn receive(inner: &OwnedFd, room: &mut [u8]) -> Result<usize, Errno> {
+    recv(inner, room, RecvFlags::empty()).map(|(_, n)| n)
+}
+
+/// Gives bytes to a program; not counted.
+fn transmit(inner: &OwnedFd, bytes: &[u8]) -> Result<usize, Errno> {
+    send(inner, bytes, SendFlags::NOSIGNAL)
 }

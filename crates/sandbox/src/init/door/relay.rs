@@ -6,12 +6,14 @@
 //! 1. Never blocks, never spins: a descriptor is polled only for what can be done with it now.
 //! 2. Half-closing one direction closes exactly that direction on the other side.
 //! 3. At most [`CONNECTIONS_MAX`] at a time; further ones wait in the kernel's queue.
-//! 4. Where the gateway is asked first, no byte of the program goes out before it said 200, and
+//! 4. The door is read and written with `read` and `write`, everything else is not: so the kernel
+//!    counts what went through it (see `spawner::witness`).
+//! 5. Where the gateway is asked first, no byte of the program goes out before it said 200, and
 //!    anything else resets the program's connection.
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustix::net::{Shutdown, shutdown};
 use std::os::fd::OwnedFd;
 
 /// Two descriptors each, well below the default limit of open files, and more than a browser
@@ -22,8 +24,18 @@ const BUFFER: usize = 16 << 10;
 /// Longest head of the gateway's answer to `CONNECT`; it writes some hundred bytes.
 const HEAD_MAX: usize = 4 << 10;
 
+/// Which way a pipe leads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// From the program into the door.
+    Out,
+    /// From the door to the program.
+    In,
+}
+
 /// One direction of one connection.
 struct Pipe {
+    way: Way,
     data: Box<[u8]>,
     from: usize,
     to: usize,
@@ -34,8 +46,9 @@ struct Pipe {
 }
 
 impl Pipe {
-    fn new() -> Self {
+    fn new(way: Way) -> Self {
         Self {
+            way,
             data: vec![0; BUFFER].into_boxed_slice(),
             from: 0,
             to: 0,
@@ -44,9 +57,9 @@ impl Pipe {
         }
     }
 
-    /// One that begins with these bytes.
+    /// One into the door that begins with these bytes.
     fn holding(bytes: &[u8]) -> Self {
-        let mut pipe = Self::new();
+        let mut pipe = Self::new(Way::Out);
         let length = bytes.len().min(BUFFER);
         for (to, from) in pipe.data.iter_mut().zip(bytes) {
             *to = *from;
@@ -67,9 +80,13 @@ impl Pipe {
     fn pump(&mut self, source: &OwnedFd, sink: &OwnedFd) -> Result<(), Errno> {
         loop {
             if self.wants_read() {
-                match recv(source, &mut *self.data, RecvFlags::empty()) {
-                    Ok((_, 0)) => self.ended = true,
-                    Ok((_, n)) => self.to = n,
+                let got = match self.way {
+                    Way::Out => super::receive(source, &mut self.data),
+                    Way::In => super::read_door(source, &mut self.data),
+                };
+                match got {
+                    Ok(0) => self.ended = true,
+                    Ok(n) => self.to = n,
                     Err(Errno::AGAIN) => return Ok(()),
                     Err(Errno::INTR) => continue,
                     Err(e) => return Err(e),
@@ -77,7 +94,11 @@ impl Pipe {
             }
             while self.wants_write() {
                 let rest = self.data.get(self.from..self.to).unwrap_or_default();
-                match send(sink, rest, SendFlags::NOSIGNAL) {
+                let put = match self.way {
+                    Way::Out => super::write_door(sink, rest),
+                    Way::In => super::transmit(sink, rest),
+                };
+                match put {
                     Ok(n) => self.from += n,
                     Err(Errno::AGAIN) => return Ok(()),
                     Err(Errno::INTR) => {}
@@ -149,7 +170,7 @@ impl Connection {
     fn ask(&mut self) -> Option<bool> {
         while self.up.wants_write() {
             let rest = self.up.data.get(self.up.from..self.up.to).unwrap_or_default();
-            match send(&self.outer, rest, SendFlags::NOSIGNAL) {
+            match super::write_door(&self.outer, rest) {
                 Ok(n) => self.up.from += n,
                 Err(Errno::AGAIN) => return None,
                 Err(Errno::INTR) => {}
@@ -159,9 +180,9 @@ impl Connection {
         (self.up.from, self.up.to) = (0, 0);
         loop {
             let room = self.down.data.get_mut(self.down.to..HEAD_MAX).unwrap_or_default();
-            match recv(&self.outer, room, RecvFlags::empty()) {
-                Ok((_, 0)) => return Some(false),
-                Ok((_, n)) => self.down.to += n,
+            match super::read_door(&self.outer, room) {
+                Ok(0) => return Some(false),
+                Ok(n) => self.down.to += n,
                 Err(Errno::AGAIN) => return None,
                 Err(Errno::INTR) => continue,
                 Err(_) => return Some(false),
@@ -256,7 +277,8 @@ impl Relay {
             super::reset(&inner);
             return;
         };
-        let (up, down) = (head.map_or_else(Pipe::new, Pipe::holding), Pipe::new());
+        let up = head.map_or_else(|| Pipe::new(Way::Out), Pipe::holding);
+        let down = Pipe::new(Way::In);
         let mut connection = Connection { inner, outer, up, down, asking: head.is_some() };
         if connection.pump() {
             self.connections.push(connection);

@@ -70,9 +70,9 @@ impl Ask {
     fn hear(&mut self) -> Option<Said> {
         loop {
             let rest = self.head.get_mut(self.got..).unwrap_or_default();
-            match recv(&self.door, rest, RecvFlags::empty()) {
-                Ok((_, 0)) => return Some(Said::Nothing),
-                Ok((_, n)) => self.got += n,
+            match super::read_door(&self.door, rest) {
+                Ok(0) => return Some(Said::Nothing),
+                Ok(n) => self.got += n,
                 Err(Errno::AGAIN) => return None,
                 Err(Errno::INTR) => {}
                 Err(_) => return Some(Said::Nothing),
@@ -403,7 +403,7 @@ impl Stub {
             "GET /.nanoclaw/name/{name} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n"
         );
         // A fresh socket takes these few hundred bytes whole, or something is wrong.
-        let sent = send(&door, request.as_bytes(), SendFlags::NOSIGNAL).ok()?;
+        let sent = super::write_door(&door, request.as_bytes()).ok()?;
         (sent == request.len()).then_some(door)
     }
 }

@@ -1,0 +1,216 @@
+//! A session's totals against the kernel's: does what the gateway says of a session fit what the
+//! kernel counted of its sandbox?
+//!
+//! ```text
+//! gateway: door_up, door_unread, door_down ──┐
+//! kernel: bytes that init moved, its network ┴► relations ─► counts of the record, findings
+//! ```
+//!
+//! The relations, and why they hold for an honest gateway:
+//! 1. `kernel_door_up == door_up + door_unread`. Every connection to the door is init's, which
+//!    writes there with `write` and writes nothing else; the gateway takes connections of no other
+//!    process, counts what it reads, and at the end what it left.
+//! 2. `kernel_door_down <= door_down`. Init cannot read what was not written. What a program did
+//!    not wait for is the difference.
+//! 3. `kernel_door_up + kernel_door_down <= kernel_loopback + OVERHEAD * door_connections`: what
+//!    init moved it had from programs or gave to them, over the loopback; beyond that come the
+//!    questions and answers by which a connection is opened, and what a program left behind.
+//! 4. `kernel_other_packets == 0`: there is no other interface.
+//!
+//! A gateway that was started again has lost its counts, and a kernel may not count: then nothing
+//! is compared, and `totals_compared` is lower in the record. A gateway that is gone has none to
+//! tell, which the record says as well (`gateway_counts_missing`).
+
+use crate::scribe::Scribe;
+use gateway::control::{ControlError, Door};
+use model::{Body, Durability, RecordError};
+use sandbox::{Ended, NetworkCounts, Traffic};
+use std::collections::BTreeMap;
+
+/// What a person is told of a finding, up to the session's name.
+pub(crate) const DISAGREED: &str =
+    "the gateway's totals do not fit what the kernel counted; see `nanoclaw audit show";
+
+/// What one connection may bring beyond what went over the loopback: head and answer of a `CONNECT`
+/// or a question for a name (a few kilobytes), and the relay's buffer for a program that left.
+const OVERHEAD: u64 = 24 << 10;
+
+/// Stands in the closing record in place of the gateway's counts when it could not be asked.
+const MISSING: &str = "gateway_counts_missing";
+
+/// The counts of a session, with the kernel's, and what does not fit.
+pub(crate) struct Checked {
+    pub(crate) counts: BTreeMap<String, u64>,
+    pub(crate) findings: Vec<Body>,
+}
+
+/// Compares. `counts` are the gateway's, as [`counts`] has them.
+pub(crate) fn check(mut counts: BTreeMap<String, u64>, traffic: Option<&Traffic>) -> Checked {
+    let traffic = traffic.copied().unwrap_or_default();
+    let Traffic { door_up, door_down, network } = traffic;
+    let gateway = |name: &str| counts.get(name).copied();
+    let whole = !counts.contains_key("gateway_restarts");
+    let mut found = Findings(Vec::new());
+    let mut compared = 0;
+    if let (true, Some(up), Some(read), Some(unread)) =
+        (whole, door_up, gateway("door_up"), gateway("door_unread"))
+    {
+        compared += 1;
+        let said = read.saturating_add(unread);
+        found.unless(said == up, "bytes that went into the door", "the same", said, up);
+    }
+    if let (true, Some(down), Some(said)) = (whole, door_down, gateway("door_down")) {
+        compared += 1;
+        found.unless(down <= said, "bytes that came out of the door", "at most that", said, down);
+    }
+    if let (true, Some(net), Some(up), Some(down), Some(n)) =
+        (whole, network, door_up, door_down, gateway("door_connections"))
+    {
+        compared += 1;
+        let moved = up.saturating_add(down);
+        let most = net.loopback_bytes.saturating_add(OVERHEAD.saturating_mul(n));
+        let total = "bytes that the first process moved through the door for programs";
+        found.unless(moved <= most, total, "at most that, by its loopback", most, moved);
+    }
+    if let Some(net) = network {
+        compared += 1;
+        let total = "packets over interfaces that should not be there";
+        found.unless(net.other_packets == 0, total, "none", 0, net.other_packets);
+    }
+    add(&mut counts, door_up, door_down, network);
+    counts.insert("totals_compared".into(), compared);
+    Checked { counts, findings: found.0 }
+}
+
+/// The gateway's counts for a closing record, which says so where they could not be had.
+pub(crate) fn counts(said: Result<BTreeMap<String, u64>, ControlError>) -> BTreeMap<String, u64> {
+    said.unwrap_or_else(|_| BTreeMap::from([(MISSING.to_owned(), 1)]))
+}
+
+/// Closes the door of a sandbox that is gone and compares what went through.
+pub(crate) fn settle(door: &Door, ended: &Ended) -> Checked {
+    check(counts(door.settle()), ended.traffic.as_ref())
+}
+
+/// Puts a session's end on record: `stopped`, what does not fit, the totals.
+pub(crate) fn record(
+    scribe: &Scribe,
+    Checked { counts, findings }: Checked,
+    stopped: Body,
+    reason: String,
+) -> Result<u64, RecordError> {
+    for body in std::iter::once(stopped).chain(findings) {
+        scribe.write(None, body, Durability::Ordered)?;
+    }
+    scribe.write(None, Body::SessionClosed { reason, counts }, Durability::Durable)
+}
+
+fn add(
+    counts: &mut BTreeMap<String, u64>,
+    up: Option<u64>,
+    down: Option<u64>,
+    network: Option<NetworkCounts>,
+) {
+    let mut put = |name: &str, n: Option<u64>| {
+        if let Some(n) = n {
+            counts.insert(format!("kernel_{name}"), n);
+        }
+    };
+    put("door_up", up);
+    put("door_down", down);
+    put("loopback", network.map(|n| n.loopback_bytes));
+    put("other_packets", network.map(|n| n.other_packets));
+    put("unroutable", network.map(|n| n.unroutable));
+    put("udp_datagrams", network.map(|n| n.udp_datagrams));
+    put("icmp_messages", network.map(|n| n.icmp_messages));
+}
+
+struct Findings(Vec<Body>);
+
+impl Findings {
+    fn unless(&mut self, holds: bool, total: &str, relation: &str, gateway: u64, kernel: u64) {
+        if !holds {
+            let (total, relation) = (total.to_owned(), relation.to_owned());
+            self.0.push(Body::TotalsDisagree { total, relation, gateway, kernel });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(up: u64, unread: u64, down: u64) -> BTreeMap<String, u64> {
+        [("door_up", up), ("door_unread", unread), ("door_down", down), ("door_connections", 1)]
+            .into_iter()
+            .map(|(name, n)| (name.to_owned(), n))
+            .collect()
+    }
+
+    fn counted(up: u64, down: u64) -> Traffic {
+        let network = NetworkCounts { loopback_bytes: up + down + 400, ..NetworkCounts::default() };
+        Traffic { door_up: Some(up), door_down: Some(down), network: Some(network) }
+    }
+
+    fn totals(checked: &Checked) -> Vec<&str> {
+        let total = |body: &'_ Body| match body {
+            Body::TotalsDisagree { .. } => body.kind(),
+            _ => "something else",
+        };
+        checked.findings.iter().map(total).collect()
+    }
+
+    #[test]
+    fn what_fits_is_no_finding() {
+        for (gateway, kernel) in [
+            (said(100, 0, 50), counted(100, 50)),
+            // It left some of a request unread; a program left some of an answer.
+            (said(60, 40, 50), counted(100, 20)),
+        ] {
+            let checked = check(gateway, Some(&kernel));
+            assert!(checked.findings.is_empty(), "{:?}", checked.findings);
+            assert_eq!(
+                (checked.counts["totals_compared"], checked.counts["kernel_door_up"]),
+                (4, 100)
+            );
+        }
+    }
+
+    #[test]
+    fn one_byte_more_or_less_on_either_side_is_a_finding() {
+        for (up, down) in [(99, 50), (101, 50), (100, 49)] {
+            let checked = check(said(up, 0, down), Some(&counted(100, 50)));
+            assert_eq!(totals(&checked), ["totals_disagree"], "{up} {down}");
+        }
+    }
+
+    #[test]
+    fn what_no_program_sent_and_what_went_elsewhere_is_a_finding() {
+        let mut lonely = counted(1 << 20, 0);
+        lonely.network = Some(NetworkCounts::default());
+        assert_eq!(totals(&check(said(1 << 20, 0, 0), Some(&lonely))).len(), 1);
+        let mut escaped = counted(1, 1);
+        escaped.network = escaped.network.map(|n| NetworkCounts { other_packets: 1, ..n });
+        assert_eq!(totals(&check(said(1, 0, 1), Some(&escaped))).len(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_said_and_no_finding() {
+        let mut restarted = said(1, 0, 1);
+        restarted.insert("gateway_restarts".into(), 1);
+        let checked = check(restarted, Some(&counted(100, 50)));
+        assert_eq!((checked.findings.len(), checked.counts["totals_compared"]), (0, 1));
+        let checked = check(said(1, 0, 1), None);
+        assert_eq!((checked.findings.len(), checked.counts["totals_compared"]), (0, 0));
+        assert!(!checked.counts.contains_key("kernel_door_up"), "unknown is not zero");
+    }
+
+    #[test]
+    fn a_gateway_that_cannot_be_asked_is_said() {
+        let gone = Err(ControlError::Gone { cause: "it stopped".into() });
+        let checked = check(counts(gone), Some(&counted(100, 50)));
+        assert_eq!((checked.findings.len(), checked.counts["totals_compared"]), (0, 1));
+        assert_eq!((checked.counts[MISSING], checked.counts["kernel_door_up"]), (1, 100));
+        assert!(!counts(Ok(said(1, 0, 1))).contains_key(MISSING));
+    }
+}
