@@ -5,11 +5,13 @@
 mod streams;
 
 use crate::args::RunArgs;
+use crate::commands::mcp;
 use crate::failure::{Context, Failure, Kind, Result};
 use crate::home::{Home, SessionDirs};
 use crate::product::{self, Product};
 use crate::sandboxes::{self, Parts};
 use crate::scribe::{Scribe, inline, sha256_hex};
+use crate::servers::Open;
 use crate::watch::{self, Asking, Watch};
 use crate::{host, removal, signals, ui, world};
 use gateway::control::Door;
@@ -98,7 +100,7 @@ fn absolute_source(argument: &str) -> Result<String> {
 
 /// The folders of a session that nobody will come back to: removed at its end, or, when this
 /// process is killed, by whoever next finds their lock free.
-struct Folders {
+pub(crate) struct Folders {
     root: PathBuf,
     _lock: std::fs::File,
 }
@@ -107,7 +109,7 @@ struct Folders {
 const LOCK: &str = "run.lock";
 
 impl Folders {
-    fn claim(root: PathBuf) -> Result<Self> {
+    pub(crate) fn claim(root: PathBuf) -> Result<Self> {
         let path = root.join(LOCK);
         let lock = std::fs::File::create(&path).context(path.display())?;
         lock.try_lock().context(path.display())?;
@@ -132,7 +134,7 @@ pub(crate) fn sweep(home: &Home) {
             let door = format!("run/doors/{}.sock", entry.file_name().to_string_lossy());
             // Left for the next time when it cannot be removed now.
             drop(std::fs::remove_file(home.path().join(door)));
-            for inner in ["workspace", "home"] {
+            for inner in ["workspace", "home", "servers"] {
                 if removal::remove_tree(&entry.path().join(inner)).is_err() {
                     break;
                 }
@@ -147,6 +149,10 @@ struct OneRun<'a> {
     product: &'a Product,
     agent: &'a ResolvedAgent,
     scribe: Scribe,
+    /// Ended before the folders go.
+    servers: Open,
+    /// What the servers of its tools may do, in words.
+    grants: Vec<String>,
     door: Door,
     dirs: SessionDirs,
     _folders: Folders,
@@ -171,6 +177,8 @@ impl<'a> OneRun<'a> {
         let folders = Folders::claim(root)?;
         // With several models and none named, none is granted.
         let model = product.model_of(agent).ok().flatten();
+        let tools = mcp::tools_of(&product.home, &product.config, agent)?;
+        let (grants, servers) = (mcp::grants(&tools), product.servers.open(&session));
         let grant = DoorGrant {
             session: session.clone(),
             agent: name.clone(),
@@ -179,7 +187,7 @@ impl<'a> OneRun<'a> {
             default_model: model.as_ref().map(|m| m.name.clone()),
             models: model.iter().flat_map(|m| product.config.models_for(m)).collect(),
             placeholder: sandboxes::placeholder(&session),
-            tools: crate::commands::mcp::tools_of(&product.home, &product.config, agent)?,
+            tools,
             budget: agent.budget,
             scripts: BTreeMap::new(),
             plain_http_hosts: product::plain_http_hosts(&product.config),
@@ -188,7 +196,7 @@ impl<'a> OneRun<'a> {
         let socket = product.home.door(&session)?;
         let door = product.gateway.open_door(grant, &socket).map_err(Failure::other)?;
         let scribe = Scribe { sink: product.records(), session, agent: name };
-        Ok(Self { product, agent, scribe, door, dirs, _folders: folders })
+        Ok(Self { product, agent, scribe, servers, grants, door, dirs, _folders: folders })
     }
 
     fn spec(&self, args: &RunArgs, workspace: Option<&Path>) -> SandboxSpec {
@@ -211,7 +219,7 @@ impl<'a> OneRun<'a> {
     }
 
     fn go(self, args: &RunArgs, workspace: Option<&Path>, timeout: Option<Duration>) -> Result<u8> {
-        let opened = host::opened(&self.scribe, self.agent, false);
+        let opened = host::opened(&self.scribe, self.agent, &self.grants, false);
         opened.map_err(|f| Failure::new(Kind::Audit, f.sentence).remedy(NOTHING_STARTED))?;
         let own_input = !self.agent.stdin_secrets.is_empty();
         let (stdio, mut streams) = Streams::open(args.tty, own_input)?;
@@ -281,6 +289,7 @@ impl<'a> OneRun<'a> {
             cpu_ms: ended.usage.cpu_ms,
             peak_memory_bytes: ended.usage.peak_memory_bytes,
         };
+        self.servers.end();
         // A gateway that is gone cannot say what it counted; the log shows that it is gone.
         let counts = self.door.counts().unwrap_or_default();
         let closed = Body::SessionClosed { reason: outcome, counts };

@@ -26,6 +26,7 @@ mod limits;
 mod network;
 mod plain_user;
 mod policy;
+mod programs;
 mod run;
 mod secret;
 mod side_by_side;
