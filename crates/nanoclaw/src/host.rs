@@ -83,6 +83,7 @@ impl Host {
         let started = self.greeted(&scribe, &spec, seed.resumed);
         let (sandbox, client, words) = started.inspect_err(|failure| {
             // The failure itself is what the person hears of.
+            servers.end();
             let counts = door.counts().unwrap_or_default();
             drop(closed_early(&scribe, &failure.sentence, counts));
         })?;
@@ -101,7 +102,7 @@ impl Host {
         resumed: bool,
     ) -> Result<(Sandbox, AcpClient, Words), Failure> {
         let (sandbox, pipes) = self.launch(scribe, spec)?;
-        let words = last_words(pipes.stderr);
+        let words = Words::read(pipes.stderr);
         let mut client = AcpClient::start(pipes.stdout, pipes.stdin).map_err(fail)?;
         let hello = client
             .initialize()

@@ -231,6 +231,7 @@ impl<'a> OneRun<'a> {
         if let Err(failure) = &code
             && !self.closed.get()
         {
+            self.servers.end();
             // The failure itself is what the person must hear of.
             drop(host::closed_early(&self.scribe, &failure.cause, self.counts()));
         }

@@ -14,6 +14,9 @@
 //! 5. Bytes are copied, never gathered: whoever does not read makes the other side wait.
 
 mod copy;
+mod register;
+
+pub(crate) use register::Open;
 
 use crate::failure::Failure;
 use crate::home::Home;
@@ -25,160 +28,29 @@ use copy::Running;
 use gateway::control::{Door, Doors, Programs, Tracked, Wanted};
 use gateway::{DoorGrant, TurnCell};
 use model::{Body, Durability, HostTools, RecordSink, SandboxSpec, SessionId};
+use register::{Live, Register};
 use sandbox::{Pipes, Sandbox, Spawner, Stdio};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::Shutdown;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-
-/// A program that was started so often within [`STARTS_WINDOW`] is not started again before that
-/// is over: each start costs a sandbox.
-const STARTS_MAX: usize = 5;
-/// See [`STARTS_MAX`].
-const STARTS_WINDOW: Duration = Duration::from_secs(60);
-/// How long the end of a session waits for its programs. Killing one takes milliseconds; a sandbox
-/// in the making takes at most the spawner's own limit.
-const END_TIME: Duration = Duration::from_secs(35);
+use std::sync::Arc;
 
 /// Starts programs for the sessions of this process.
 pub(crate) struct Servers {
     home: Home,
     spawner: Spawner,
     sink: Arc<Tracked>,
-    sessions: Mutex<HashMap<SessionId, Session>>,
-    changed: Condvar,
-}
-
-/// The programs of one session.
-#[derive(Default)]
-struct Session {
-    over: bool,
-    /// When each server was started lately.
-    starts: Vec<(String, Instant)>,
-    /// Programs that are being started, run or end.
-    busy: usize,
-    next: u64,
-    live: HashMap<u64, Live>,
-}
-
-/// A program that runs.
-struct Live {
-    sandbox: Arc<Sandbox>,
-    /// This side's end of the socket pair.
-    socket: UnixStream,
-}
-
-impl Live {
-    fn end(&self) {
-        // Gone already is as good.
-        drop(self.socket.shutdown(Shutdown::Both));
-        drop(self.sandbox.kill());
-    }
-}
-
-/// A program's place in its session; dropping it says that nothing is left of the program.
-struct Place {
-    servers: Arc<Servers>,
-    session: SessionId,
-    number: u64,
-}
-
-impl Place {
-    /// The program runs; if its session ended meanwhile, no longer.
-    fn live(&self, live: Live) {
-        let mut sessions = self.servers.lock();
-        match sessions.get_mut(&self.session) {
-            Some(session) if !session.over => drop(session.live.insert(self.number, live)),
-            _ => live.end(),
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(session) = self.servers.lock().get_mut(&self.session) {
-            session.live.remove(&self.number);
-            session.busy = session.busy.saturating_sub(1);
-        }
-        self.servers.changed.notify_all();
-    }
-}
-
-/// Says that programs may be started for a session; dropping it ends them.
-pub(crate) struct Open {
-    servers: Arc<Servers>,
-    session: SessionId,
-}
-
-impl Open {
-    /// Ends every program of the session and waits until none is left; none is started afterwards.
-    pub(crate) fn end(&self) {
-        self.servers.end(&self.session);
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.end();
-    }
+    register: Arc<Register>,
 }
 
 impl Servers {
     pub(crate) fn new(home: Home, spawner: Spawner, sink: Arc<Tracked>) -> Self {
-        let (sessions, changed) = (Mutex::default(), Condvar::new());
-        Self { home, spawner, sink, sessions, changed }
+        Self { home, spawner, sink, register: Arc::default() }
     }
 
     /// From now on programs may be started for this session.
-    pub(crate) fn open(self: &Arc<Self>, session: &SessionId) -> Open {
-        self.lock().entry(session.clone()).or_default();
-        Open { servers: Arc::clone(self), session: session.clone() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Session>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn end(&self, id: &SessionId) {
-        let until = Instant::now() + END_TIME;
-        let mut sessions = self.lock();
-        loop {
-            let Some(session) = sessions.get_mut(id) else { return };
-            session.over = true;
-            for live in session.live.values() {
-                live.end();
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if session.busy == 0 || left.is_zero() {
-                sessions.remove(id);
-                return;
-            }
-            let waited = self.changed.wait_timeout(sessions, left);
-            sessions = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    /// A place for one more program of the session.
-    fn admit(self: &Arc<Self>, wanted: &Wanted) -> Result<Place, String> {
-        let mut sessions = self.lock();
-        let session = sessions.get_mut(&wanted.session).filter(|session| !session.over);
-        let session = session.ok_or("its session is over")?;
-        session.starts.retain(|(_, at)| at.elapsed() < STARTS_WINDOW);
-        if session.starts.iter().filter(|(name, _)| *name == wanted.server).count() >= STARTS_MAX {
-            return Err(format!(
-                "it was started {STARTS_MAX} times within {} s and did not stay; it is started \
-                 again later. `nanoclaw mcp list {}` shows what it says",
-                STARTS_WINDOW.as_secs(),
-                wanted.server
-            ));
-        }
-        session.starts.push((wanted.server.clone(), Instant::now()));
-        session.busy += 1;
-        session.next += 1;
-        let (servers, id) = (Arc::clone(self), wanted.session.clone());
-        Ok(Place { servers, session: id, number: session.next })
+    pub(crate) fn open(&self, session: &SessionId) -> Open {
+        Register::open(&self.register, session)
     }
 
     /// Builds its sandbox, puts it on record, and lets it run.
@@ -250,7 +122,7 @@ pub(crate) struct Starter(pub(crate) Arc<Servers>);
 impl Programs for Starter {
     fn start(&self, wanted: Wanted, doors: &Doors) -> Result<OwnedFd, String> {
         let Self(servers) = self;
-        let place = servers.admit(&wanted)?;
+        let place = servers.register.admit(&wanted.session, &wanted.server)?;
         let scribe = Scribe {
             sink: Arc::clone(&servers.sink) as Arc<dyn RecordSink>,
             session: wanted.session.clone(),

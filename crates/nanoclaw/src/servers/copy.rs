@@ -1,6 +1,7 @@
 //! A running program's bytes between its pipes and the gateway's socket, and its end.
 
-use super::{Place, label};
+use super::label;
+use super::register::Place;
 use crate::scribe::{Scribe, inline};
 use crate::words::Words;
 use gateway::control::Door;
