@@ -1,5 +1,5 @@
 # What an agent does with tools, standard library only: each argument `TOOL JSON` is one call.
-import json, sys, urllib.request
+import json, os, sys, urllib.request
 
 
 def ask(method, params):
@@ -18,6 +18,10 @@ for one in sys.argv[1:]:
     if name == "wait":
         print("waiting", flush=True)
         sys.stdin.readline()
+        continue
+    if name == "leave":
+        for folder in (".", os.environ["HOME"]):
+            open(folder + "/of-the-agent", "w").write("not for programs")
         continue
     if name == "list":
         tools = ask("tools/list", {})["result"]["tools"]

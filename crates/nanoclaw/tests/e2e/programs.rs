@@ -130,20 +130,23 @@ fn a_program_has_nothing_but_what_its_table_grants(lab: &Lab) {
     let host = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let secret = lab.file(&lab.person().join("secret"), "not for programs");
     let given = serde_json::json!({"secret": secret, "port": host.local_addr().unwrap().port()});
-    let said = called(lab, &[&format!("lab__look {given}")]);
+    let said = called(lab, &["leave", &format!("lab__look {given}")]);
     let text = line(&said, "lab__look").splitn(4, ' ').nth(3).unwrap();
     let seen: Value = serde_json::from_str(text).unwrap();
+    assert!(!seen["door"].to_string().contains("door.sock"), "{seen}");
+    for refused in ["write", "host", "net", "proxy", "name"] {
+        assert!(!seen[refused].as_str().unwrap().starts_with("YES"), "{refused}: {seen}");
+    }
+    for folder in ["here", "home"] {
+        assert!(!seen[folder].to_string().contains("of-the-agent"), "{folder}: {seen}");
+    }
+    assert_eq!(seen["here"], serde_json::json!([]), "it is its own: {seen}");
     let mut env = vec!["GREETING", "HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TMPDIR", "USER"];
     env.extend(["LC_CTYPE"].iter().filter(|own| seen["env"].to_string().contains(**own)));
     env.sort_unstable();
     assert_eq!(seen["env"], serde_json::json!(env), "{seen}");
     assert_eq!(seen["mnt"], serde_json::json!(["srv"]), "{seen}");
-    assert_eq!(seen["here"], serde_json::json!([]), "not the agent's workspace: {seen}");
-    assert!(!seen["door"].to_string().contains("door.sock"), "{seen}");
     assert_eq!(seen["secret"], "FileNotFoundError", "{seen}");
-    for refused in ["write", "host", "net", "proxy", "name"] {
-        assert!(!seen[refused].as_str().unwrap().starts_with("YES"), "{refused}: {seen}");
-    }
     assert!(seen["pids"].as_u64().unwrap() <= 3, "{seen}");
     assert_eq!(seen["uid"], 1000);
     host.set_nonblocking(true).unwrap();
@@ -342,8 +345,8 @@ fn a_session_of_chat_has_its_programs_too(lab: &Lab) {
 
 /// A server made with the official Python package, from its virtualenv.
 const OFFICIAL: &str = "
-from mcp.server.fastmcp import FastMCP
-server = FastMCP('sums')
+from mcp.server.mcpserver import MCPServer
+server = MCPServer('sums')
 
 @server.tool()
 def add(a: int, b: int) -> int:

@@ -39,6 +39,7 @@ def look(secret, port):
         "root": there("/"),
         "mnt": there("/mnt"),
         "here": there("."),
+        "home": there(os.environ["HOME"]),
         "door": there("/run/nanoclaw"),
         "pids": len([p for p in there("/proc") if p.isdigit()]),
         "secret": attempt(lambda: open(secret).read()),
