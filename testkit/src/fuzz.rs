@@ -179,7 +179,7 @@ fn guarded<T>(target: &str, seed: u64, case: u64, input: &[u8], act: impl FnOnce
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let pair = |at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
-    if text.len() % 2 == 0 { (0..text.len()).step_by(2).map(pair).collect() } else { None }
+    if text.len().is_multiple_of(2) { (0..text.len()).step_by(2).map(pair).collect() } else { None }
 }
 
 fn next(rng: &mut Rng, corpus: &[Vec<u8>], words: &[&[u8]]) -> Vec<u8> {

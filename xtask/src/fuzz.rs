@@ -69,8 +69,11 @@ fn test_of(name: &str) -> String {
     format!("fuzz_{}", name.replace('-', "_"))
 }
 
+/// A variable that goes to the targets, and its value.
+type Setting = (&'static str, String);
+
 /// What was asked for: targets, and the settings that go to them.
-fn asked(arguments: &[String]) -> Outcome<(Vec<Target>, Vec<(&'static str, String)>)> {
+fn asked(arguments: &[String]) -> Outcome<(Vec<Target>, Vec<Setting>)> {
     let (mut chosen, mut settings) = (Vec::new(), Vec::new());
     let mut words = arguments.iter();
     while let Some(word) = words.next() {

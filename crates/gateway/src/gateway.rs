@@ -62,7 +62,8 @@ pub struct GatewayConfig {
     pub notices: Option<Notices>,
     /// Who starts the programs of `command = […]` servers of tools; by default nobody.
     pub stdio_servers: Arc<dyn StdioServers>,
-    /// Connections that all doors share, beside the few that each has to itself.
+    /// Connections that all doors share, beside the few that each has to itself; see
+    /// [`shared_connections`](crate::shared_connections).
     pub shared_connections: usize,
 }
 
@@ -84,7 +85,7 @@ impl GatewayConfig {
             ledger: Ledger::in_memory(),
             notices: None,
             stdio_servers: Arc::new(NoStdioServers),
-            shared_connections: room::shared_max(),
+            shared_connections: room::SHARED_MAX,
         }
     }
 }

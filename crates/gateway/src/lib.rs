@@ -47,7 +47,7 @@ pub use gateway::{Gateway, GatewayConfig};
 pub use inject::{InjectError, Injector, Outgoing};
 pub use resolve::{Resolver, Resolving, SystemResolver};
 pub use retry::RetryPolicy;
-pub use room::CONNECTIONS_MAX;
+pub use room::{CONNECTIONS_MAX, shared_connections};
 pub use scribe::{Clock, TurnCell};
 pub use upstream::Roots;
 pub use vault::{Sealer, SecretBytes, SecretInfo, Vault, VaultError};

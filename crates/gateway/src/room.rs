@@ -4,7 +4,6 @@
 //! 2. All doors together hold at most what is shared and [`OWN`] each: when others have used up
 //!    what is shared, every door still has its own.
 
-use rustix::process::{Resource, getrlimit};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -15,14 +14,14 @@ pub const CONNECTIONS_MAX: usize = 128;
 pub(crate) const OWN: usize = 8;
 /// Connections shared by all doors: what 200 sessions hold with 20 each, and with as many on the
 /// other side still a small part of the descriptors a system usually permits.
-const SHARED_MAX: usize = 4_096;
+pub(crate) const SHARED_MAX: usize = 4_096;
 /// A connection inside has one outside, and there are kept ones, files and the log.
 const DESCRIPTORS_EACH: u64 = 3;
 
-/// How many connections all doors may share under this process's limit of descriptors.
-pub(crate) fn shared_max() -> usize {
-    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(files / DESCRIPTORS_EACH).unwrap_or(SHARED_MAX).min(SHARED_MAX)
+/// How many connections all doors may share in a process that may have `descriptors` open.
+#[must_use]
+pub fn shared_connections(descriptors: u64) -> usize {
+    usize::try_from(descriptors / DESCRIPTORS_EACH).unwrap_or(SHARED_MAX).min(SHARED_MAX)
 }
 
 /// One door's room.
@@ -103,6 +102,6 @@ mod tests {
         let room = Room::new(Arc::new(Semaphore::new(SHARED_MAX)));
         let held: Vec<Place> = (0..CONNECTIONS_MAX).map_while(|_| room.enter().ok()).collect();
         assert_eq!((held.len(), room.enter().err()), (CONNECTIONS_MAX, Some(Full::Door)));
-        assert!((1..=SHARED_MAX).contains(&shared_max()));
+        assert_eq!((shared_connections(3_000), shared_connections(u64::MAX)), (1_000, SHARED_MAX));
     }
 }

@@ -212,7 +212,7 @@ async fn a_name_is_on_record_whole_and_one_that_is_too_long_goes_nowhere() {
     let longest = format!("{label}.{label}.{label}.{}.zone.test", "b".repeat(51));
     assert_eq!(longest.len(), 253);
     knock(&way, &connection(&longest), &["nanoclaw refused"]).await;
-    assert_eq!(asked.names(), [longest.clone()]);
+    assert_eq!(asked.names(), std::slice::from_ref(&longest));
     let Body::EgressIntent { host, .. } = way.sink.bodies().swap_remove(0) else { panic!() };
     assert_eq!(host, longest);
     for over in [format!("b{longest}"), format!("{label}b.zone.test")] {

@@ -99,6 +99,8 @@ fn failed(ready: &mut File, error: &dyn Error) -> ExitCode {
 /// What is held for as long as the gateway runs.
 struct Place {
     listener: UnixListener,
+    /// How many files it may have open.
+    descriptors: u64,
     _lock: File,
 }
 
@@ -129,7 +131,8 @@ fn take_place(home: &Path) -> Outcome<Option<Place>> {
     files.current = files.maximum;
     let files = Rlimit { current: files.current, maximum: files.maximum };
     rustix::process::setrlimit(Resource::Nofile, files)?;
-    Ok(Some(Place { listener, _lock: lock }))
+    let descriptors = files.current.unwrap_or(u64::MAX);
+    Ok(Some(Place { listener, descriptors, _lock: lock }))
 }
 
 fn walls(home: &Path) -> RoleWalls {
@@ -152,6 +155,7 @@ async fn serve(home: &str, place: Place, ready: &mut File) -> Outcome<()> {
     let vault = Vault::open(home).map_err(|e| format!("the vault: {e}"))?;
     let approvals = Arc::new(Approvals::default());
     let mut config = GatewayConfig::new(Arc::clone(&records) as Arc<dyn RecordSink>, vault);
+    config.shared_connections = gateway::shared_connections(place.descriptors);
     let state = control::state_dir(home);
     let authority = tls::Authority::open(&home.join("vault"))?;
     let (authority, trust) = (Arc::new(authority), state.join(TRUST));
@@ -174,7 +178,7 @@ async fn serve(home: &str, place: Place, ready: &mut File) -> Outcome<()> {
         // serve until then, and when they cannot be read.
         tokio::task::spawn_blocking(move || drop(publish_trust(&trust, &authority)));
     }
-    let Place { listener, _lock } = place;
+    let Place { listener, _lock, .. } = place;
     Ok(control::serve(listener, gateway, approvals, records).await?)
 }
 

@@ -173,7 +173,7 @@ input = 3.0
 output = 15.0
 cached_input = 0.3
 [models.local]
-api = "openai"
+api = "anthropic"
 model = "m"
 base_url = "http://127.0.0.1:11434/v1"
 [mcp.tracker]

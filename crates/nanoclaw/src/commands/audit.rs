@@ -10,8 +10,8 @@ use serde_json::json;
 use std::collections::VecDeque;
 use std::path::Path;
 
-/// Verifies the whole log. Exit code 5 and the first bad byte when it is not what was signed, 2 when
-/// the given key is none, 3 when there is no log, 7 when it cannot be read.
+/// Verifies the whole log. Exit code 5 and the first bad byte when it is not what was signed, 2
+/// when the given key is none, 3 when there is no log, 7 when it cannot be read.
 pub(crate) fn verify(dir: &Path, vkey: Option<&str>, as_json: bool) -> Result<u8> {
     let there = dir.try_exists().map_err(|e| {
         Failure::new(Kind::Unreadable, format!("{} cannot be read: {e}", dir.display()))
