@@ -22,7 +22,7 @@ use crate::tls::Authority;
 use crate::upstream::{Pool, Roots, Tls};
 use crate::usage::{Ledger, Notices};
 use crate::vault::Vault;
-use model::{McpServer, ModelApi, ModelConfig, RecordSink};
+use model::{McpServer, ModelApi, ModelConfig, RecordSink, SessionId};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -151,6 +151,19 @@ impl Gateway {
     /// # Errors
     /// When the socket cannot be listened to, or a model of the grant is not usable.
     pub fn open_door(&self, grant: DoorGrant, listener: UnixListener) -> Result<Door, DoorError> {
+        self.open_door_with(grant, listener, Arc::clone(&self.stdio_servers))
+    }
+
+    /// As [`Gateway::open_door`], with somebody of its own who starts the door's programs.
+    ///
+    /// # Errors
+    /// As [`Gateway::open_door`].
+    pub(crate) fn open_door_with(
+        &self,
+        grant: DoorGrant,
+        listener: UnixListener,
+        programs: Arc<dyn StdioServers>,
+    ) -> Result<Door, DoorError> {
         let models = grant
             .models
             .into_iter()
@@ -175,7 +188,11 @@ impl Gateway {
         };
         let memory = Memory::new(self.memory.clone());
         let state = DoorState {
-            tools: DoorTools::new(grant.tools, &scribe, self.mcp_means(memory.clone())),
+            tools: DoorTools::new(
+                grant.tools,
+                &scribe,
+                self.mcp_means(None, programs, memory.clone()),
+            ),
             scribe: Arc::new(scribe),
             rules: grant.egress,
             stdin_secrets: grant.stdin_secrets,
@@ -205,14 +222,19 @@ impl Gateway {
         Door::open(listener, state)
     }
 
-    fn mcp_means(&self, memory: Memory) -> Means {
+    fn mcp_means(
+        &self,
+        session: Option<SessionId>,
+        programs: Arc<dyn StdioServers>,
+        memory: Memory,
+    ) -> Means {
         let reach = Reach {
             vault: Arc::clone(&self.vault),
             resolver: Arc::clone(&self.resolver),
             tls: Arc::clone(&self.tls),
             memory,
         };
-        Means { session: None, agent: None, reach, programs: Arc::clone(&self.stdio_servers) }
+        Means { session, agent: None, reach, programs }
     }
 
     /// What a server of tools offers now, for a person who is to approve it. That its secret is
@@ -221,13 +243,21 @@ impl Gateway {
     /// # Errors
     /// When the record cannot be written, or the server cannot be reached or does not speak MCP.
     pub async fn describe_mcp(&self, server: McpServer) -> Result<Vec<Described>, McpError> {
-        mcp::describe(
-            server,
-            self.mcp_means(Memory::new(self.memory.clone())),
-            &self.sink,
-            (self.clock)(),
-        )
-        .await
+        self.describe_mcp_with(server, None, Arc::clone(&self.stdio_servers)).await
+    }
+
+    /// As [`Gateway::describe_mcp`]; a program is started for `session` by `programs`.
+    ///
+    /// # Errors
+    /// As [`Gateway::describe_mcp`].
+    pub(crate) async fn describe_mcp_with(
+        &self,
+        server: McpServer,
+        session: Option<SessionId>,
+        programs: Arc<dyn StdioServers>,
+    ) -> Result<Vec<Described>, McpError> {
+        let means = self.mcp_means(session, programs, Memory::new(self.memory.clone()));
+        mcp::describe(server, means, &self.sink, (self.clock)()).await
     }
 
     fn check_model(

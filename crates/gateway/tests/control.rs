@@ -5,8 +5,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use gateway::control::{
-    Approvals, ControlClient, ControlError, Event, Settings, Tracked, Watcher, serve, socket_path,
-    state_dir,
+    Approvals, ControlClient, ControlError, Doors, Event, NoPrograms, Programs, Settings, Tracked,
+    Wanted, Watcher, serve, socket_path, state_dir,
 };
 use gateway::{Answer, DoorGrant, Gateway, GatewayConfig, Question, Sealer, SecretBytes, Vault};
 use model::{Body, Durability, Record, RecordSink, TurnId};
@@ -103,6 +103,10 @@ impl Home {
     }
 
     fn client(self: &Arc<Self>, ear: &Arc<Ear>) -> ControlClient {
+        self.client_with(ear, Arc::new(NoPrograms))
+    }
+
+    fn client_with(self: &Arc<Self>, ear: &Arc<Ear>, programs: Arc<dyn Programs>) -> ControlClient {
         let starter = Arc::clone(self);
         ControlClient::connect(Settings {
             home: self.dir.clone(),
@@ -113,6 +117,7 @@ impl Home {
                 Ok(())
             }),
             watcher: ear.clone(),
+            programs,
         })
         .unwrap()
     }
@@ -442,6 +447,114 @@ fn a_secret_goes_into_the_pipe_it_is_named_for_on_record_and_only_if_granted() {
     assert!(!everything.unwrap().contains(SECRET));
 }
 
+/// A server of tools: answers what it is asked, in order, until its input ends.
+const SERVER: &str = r#"
+say() { printf '{"jsonrpc":"2.0","id":%s,"result":%s}\n' "$id" "$1"; }
+while IFS= read -r line; do
+  id=${line#*\"id\":}; id=${id%%[,\}]*}
+  case $line in
+    *\"initialize\"*) say '{"protocolVersion":"2025-11-25","capabilities":{}}' ;;
+    *tools/list*) say '{"tools":[{"name":"add","inputSchema":{"type":"object"}}]}' ;;
+    *tools/call*) say '{"content":[{"type":"text","text":"pid '$$'"}]}' ;;
+  esac
+done
+"#;
+
+/// Starts programs as plain children. Only for tests: the product starts them in sandboxes.
+#[derive(Default)]
+struct Children {
+    wanted: Mutex<Vec<String>>,
+    alive: Arc<AtomicUsize>,
+}
+
+impl Programs for Children {
+    fn start(&self, wanted: Wanted, _: &Doors) -> Result<OwnedFd, String> {
+        let Wanted { session, agent, server, program, stopped, .. } = wanted;
+        self.wanted.lock().unwrap().push(format!("{session} {agent} {server}"));
+        if program.command == ["refused"] {
+            return Err("it may not run here".into());
+        }
+        let (ours, theirs) = UnixStream::pair().map_err(|e| e.to_string())?;
+        let (input, output) = (OwnedFd::from(theirs.try_clone().unwrap()), OwnedFd::from(theirs));
+        let mut command = Command::new(&program.command[0]);
+        command.args(&program.command[1..]).stdin(input).stdout(output);
+        let mut child = command.spawn().map_err(|e| e.to_string())?;
+        let alive = Arc::clone(&self.alive);
+        alive.fetch_add(1, Ordering::SeqCst);
+        std::thread::spawn(move || {
+            let status = child.wait().unwrap();
+            alive.fetch_sub(1, Ordering::SeqCst);
+            stopped(format!("ended with {:?}", status.code()));
+        });
+        drop(command);
+        Ok(ours.into())
+    }
+}
+
+fn program(home: &Home, session: &str, command: &[&str]) -> DoorGrant {
+    let command: Vec<String> = command.iter().map(ToString::to_string).collect();
+    let program = Box::new(model::McpProgram::new(command));
+    let reach = model::McpReach::Stdio(program);
+    let server = model::McpServer { name: "local".into(), reach, call_ms: None };
+    // The pin is not the one of its description, so that a list must be asked for and is enough.
+    let tool = json!({"server": "local", "tool": "add", "pin": "00"});
+    grant(home, session, json!({"tools": {"grants": [tool], "servers": [server]}}))
+}
+
+/// What calling the program's tool gives.
+fn tool_call(door: &Path) -> String {
+    let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"local__add"}}"#;
+    let length = body.len();
+    let head = format!("content-type: application/json\r\ncontent-length: {length}");
+    let head = format!("host: d\r\nconnection: close\r\n{head}");
+    exchange(door, &format!("POST /mcp HTTP/1.1\r\n{head}\r\n\r\n{body}"))
+}
+
+#[test]
+fn a_program_is_started_by_the_client_of_its_session_and_ends_with_door_and_gateway() {
+    let (home, ear) = (Home::new(), Arc::new(Ear::default()));
+    let children = Arc::new(Children::default());
+    let stranger = home.client(&ear);
+    let client = home.client_with(&ear, children.clone());
+    let alive = |n: usize| {
+        let started = Instant::now();
+        while children.alive.load(Ordering::SeqCst) != n {
+            assert!(started.elapsed() < Duration::from_secs(10), "{n} are to be alive");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let socket = home.door("1");
+    let door = client.open_door(program(&home, "s1", &["sh", "-c", SERVER]), &socket).unwrap();
+    for _ in 0..2 {
+        let answer = tool_call(&socket);
+        assert!(answer.contains("its description changed"), "it was listed: {answer}");
+    }
+    assert_eq!(*children.wanted.lock().unwrap(), ["s1 tester local"], "one for both calls");
+    alive(1);
+    home.kill();
+    alive(0);
+    ear.wait_for(|event| *event == Event::Restarted);
+    assert!(tool_call(&socket).contains("its description changed"));
+    alive(1);
+    drop(door);
+    alive(0);
+
+    let refused = client.open_door(program(&home, "s2", &["refused"]), &home.door("2")).unwrap();
+    assert!(tool_call(refused.socket()).contains("it may not run here"));
+    let dead = client.open_door(program(&home, "s3", &["false"]), &home.door("3")).unwrap();
+    let answer = tool_call(dead.socket());
+    assert!(answer.contains("ended with Some(1)"), "{answer}");
+    let none = stranger.open_door(program(&home, "s4", &["true"]), &home.door("4")).unwrap();
+    assert!(tool_call(none.socket()).contains("none can be started here"));
+
+    let server = program(&home, "s5", &["sh", "-c", SERVER]).tools.servers.remove(0);
+    let session = model::SessionId::parse("s5").unwrap();
+    let agent = model::AgentName::parse("me").unwrap();
+    let described = client.describe_mcp(&server, &session, &agent).unwrap();
+    assert_eq!((described.len(), described[0].name.as_str()), (1, "add"));
+    alive(0);
+}
+
 /// Sends raw bytes (and a descriptor) as a client would, and says whether the server hung up.
 fn hangs_up(home: &Home, frames: &[&str], fd: Option<OwnedFd>) -> bool {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -481,7 +594,8 @@ fn what_is_no_order_ends_its_connection_and_touches_no_other() {
     assert!(!hangs_up(&home, &[HELLO, ping], None), "an order in order is heard");
     // Another client's door has no name here, so it cannot be closed or asked about.
     assert!(!hangs_up(&home, &[HELLO, r#"{"close_door":{"id":1,"door":1}}"#], None));
-    let bad: [(&[&str], Option<OwnedFd>); 8] = [
+    let bad: [(&[&str], Option<OwnedFd>); 9] = [
+        (&[HELLO, r#"{"started":{"order":1}}"#], pipe()),
         (&["{}"], None),
         (&[ping], None),
         (&[r#"{"hello":{"protocol":9,"role":"x"}}"#], None),

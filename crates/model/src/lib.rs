@@ -32,4 +32,4 @@ pub use spec::{
     Access, Command, DoorSpec, Limit, Limits, Mount, Network, RootFs, SandboxSpec, Strictness,
     Workspace,
 };
-pub use tools::{HostTools, McpReach, McpServer, ToolGrant};
+pub use tools::{HostTools, McpProgram, McpReach, McpServer, ToolGrant};

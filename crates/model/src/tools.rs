@@ -1,7 +1,8 @@
 //! Tools of the host that an agent may call, and the servers they come from. Finished data.
 
-use crate::Sha256Hex;
+use crate::{EgressRule, Limits, Mount, Sha256Hex};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// One tool of the host that an agent's file names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,10 +45,31 @@ pub enum McpReach {
         private: bool,
     },
     /// A program that speaks on its stdin and stdout, in a sandbox of its own.
-    Stdio {
-        /// What runs.
-        command: Vec<String>,
-    },
+    Stdio(Box<McpProgram>),
+}
+
+/// A server of tools that is a program, and all that its sandbox has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct McpProgram {
+    /// What runs; the first item is looked up in the sandbox's PATH.
+    pub command: Vec<String>,
+    /// Environment variables beside those that every sandbox has.
+    pub env: BTreeMap<String, String>,
+    /// Folders. Their sources stand as a person wrote them until they are made certain.
+    pub mounts: Vec<Mount>,
+    /// Hosts. Without any it has no way out at all.
+    pub egress: Vec<EgressRule>,
+    /// The limits of its sandbox.
+    pub limits: Limits,
+}
+
+impl McpProgram {
+    /// A program with no grant.
+    #[must_use]
+    pub fn new(command: Vec<String>) -> Self {
+        let (env, mounts, egress) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Self { command, env, mounts, egress, limits: Limits::default() }
+    }
 }
 
 /// One `[mcp.NAME]` of `nanoclaw.toml`.
@@ -57,6 +79,9 @@ pub struct McpServer {
     pub name: String,
     /// Where it is.
     pub reach: McpReach,
+    /// How long one call may take, milliseconds; the gateway's own limit where nothing is written.
+    #[serde(default)]
+    pub call_ms: Option<u64>,
 }
 
 /// What a door is given of the host's tools.

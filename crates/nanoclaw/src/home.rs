@@ -1,7 +1,8 @@
 //! Where the state lives: one folder, 0700, never inside a repository.
 //!
 //! ```text
-//! <home>/  nanoclaw.toml  agents/  vault/  store.db  audit/  sessions/<id>/{workspace,home}  run/
+//! <home>/  nanoclaw.toml  agents/  vault/  store.db  audit/  run/
+//!          sessions/<id>/{workspace,home,servers/<name>/{workspace,home}}
 //! ```
 
 use crate::failure::{Context, Failure, Kind, Result};
@@ -107,6 +108,15 @@ impl Home {
     /// `sessions/<id>/`, with `workspace` and `home` in it, made when not there.
     pub(crate) fn session(&self, id: &model::SessionId) -> Result<SessionDirs> {
         let root = self.path.join("sessions").join(id.as_str());
+        let dirs = SessionDirs { workspace: root.join("workspace"), home: root.join("home") };
+        self.make(&dirs.workspace)?;
+        self.make(&dirs.home)?;
+        Ok(dirs)
+    }
+
+    /// `sessions/<id>/servers/<name>/`, the same for a program that serves tools to the session.
+    pub(crate) fn server(&self, id: &model::SessionId, name: &str) -> Result<SessionDirs> {
+        let root = self.path.join("sessions").join(id.as_str()).join("servers").join(name);
         let dirs = SessionDirs { workspace: root.join("workspace"), home: root.join("home") };
         self.make(&dirs.workspace)?;
         self.make(&dirs.home)?;

@@ -7,19 +7,22 @@ use crate::failure::{self, Kind};
 use crate::product::{self, Product};
 use crate::sandboxes::{self, Parts, WORKSPACE_INSIDE};
 use crate::scribe::{Scribe, inline, sha256_hex};
+use crate::servers::Open;
 use crate::timer::Timer;
 use crate::ui;
+use crate::words::Words;
 use agent::client::{AcpClient, CancelHandle, PromptError, StopReason, Update};
 use gateway::control::{ControlError, Door};
 use gateway::{DoorGrant, TurnCell};
-use model::{Body, Command, Durability, ModelApi, ModelConfig, RecordError, SandboxSpec, TurnId};
+use model::{
+    Body, Command, Durability, HostTools, ModelApi, ModelConfig, RecordError, SandboxSpec, TurnId,
+};
 use orchestrator::{
     AgentHost, AgentLink, Cancel, Failure, FailureKind, Progress, SessionSeed, TurnDone,
 };
 use policy::{Additions, ResolvedAgent, Runtime};
 use sandbox::{Report, Sandbox, Stdio};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,8 +30,6 @@ use std::time::Duration;
 
 /// Largest reply kept, bytes: far above any chat's limit, far below what would hurt the store.
 const REPLY_BYTES_MAX: usize = 1 << 20;
-/// How much of an agent's standard error is kept for the person to read, bytes.
-const LAST_WORDS_BYTES: usize = 2_048;
 /// How long the recorder may take to take what was submitted.
 const FLUSH_TIME: Duration = Duration::from_secs(10);
 /// How long an agent may take to leave once its input has ended.
@@ -74,19 +75,25 @@ impl Host {
             session: seed.session.clone(),
             agent: seed.agent.clone(),
         };
-        let door = self.door(seed, &agent, &model)?;
+        let tools = crate::commands::mcp::tools_of(&product.home, &product.config, &agent)
+            .map_err(|e| lasting(&e))?;
+        let servers = product.servers.open(&seed.session);
+        let grants = crate::commands::mcp::grants(&tools);
+        let door = self.door(seed, &agent, &model, tools)?;
         let spec = self.spec(seed, &agent, &model, &door)?;
-        opened(&scribe, &agent, seed.resumed)?;
+        opened(&scribe, &agent, &grants, seed.resumed)?;
         let started = self.greeted(&scribe, &spec, &door, seed.resumed);
         let (sandbox, client, words) = started.inspect_err(|failure| {
             // The failure itself is what the person hears of.
+            servers.end();
             let counts = crosscheck::counts(door.counts());
             drop(closed_early(&scribe, &failure.sentence, counts));
         })?;
         let product = Arc::clone(product);
         let cancel = client.cancel_handle();
         let timer = Timer::start(move || cancel.cancel()).map_err(fail)?;
-        Ok(Link { client, sandbox, door, scribe, words, timer, limit: agent.turn_timeout, product })
+        let limit = agent.turn_timeout;
+        Ok(Link { client, sandbox, servers, door, scribe, words, timer, limit, product })
     }
 
     /// The sandbox, with an agent in it that has answered.
@@ -98,7 +105,7 @@ impl Host {
         resumed: bool,
     ) -> Result<(Sandbox, AcpClient, Words), Failure> {
         let (sandbox, pipes) = self.launch(scribe, spec, door)?;
-        let words = last_words(pipes.stderr);
+        let words = Words::read(pipes.stderr);
         let mut client = AcpClient::start(pipes.stdout, pipes.stdin).map_err(fail)?;
         let hello = client
             .initialize()
@@ -112,6 +119,7 @@ impl Host {
         seed: &SessionSeed,
         agent: &ResolvedAgent,
         model: &ModelConfig,
+        tools: HostTools,
     ) -> Result<Door, Failure> {
         let grant = DoorGrant {
             session: seed.session.clone(),
@@ -121,8 +129,7 @@ impl Host {
             models: self.product.config.models_for(model),
             default_model: Some(model.name.clone()),
             placeholder: sandboxes::placeholder(&seed.session),
-            tools: crate::commands::mcp::tools_of(&self.product.home, &self.product.config, agent)
-                .map_err(|e| lasting(&e))?,
+            tools,
             budget: agent.budget,
             scripts: BTreeMap::new(),
             plain_http_hosts: product::plain_http_hosts(&self.product.config),
@@ -180,13 +187,14 @@ impl Host {
 pub(crate) fn opened(
     scribe: &Scribe,
     agent: &ResolvedAgent,
+    servers: &[String],
     resumed: bool,
 ) -> Result<u64, Failure> {
     let body = Body::SessionOpened {
         resumed,
         backend: "native".into(),
         policy_sha256: sha256_hex(&agent.policy_bytes),
-        grants: agent.grants_text.iter().map(|g| inline(g).to_owned()).collect(),
+        grants: agent.grants_text.iter().chain(servers).map(|g| inline(g).to_owned()).collect(),
     };
     scribe.write(None, body, Durability::Ordered).map_err(fail)
 }
@@ -224,32 +232,13 @@ fn agent_env(agent: &ResolvedAgent, model: &ModelConfig) -> BTreeMap<String, Str
     env
 }
 
-type Words = Arc<Mutex<String>>;
-
-/// Drains standard error, keeping its end.
-fn last_words(mut stderr: std::fs::File) -> Words {
-    let words = Words::default();
-    let kept = Arc::clone(&words);
-    std::thread::spawn(move || {
-        let mut piece = [0_u8; 1_024];
-        while let Ok(n @ 1..) = stderr.read(&mut piece) {
-            let mut text = kept.lock().unwrap_or_else(PoisonError::into_inner);
-            text.push_str(&String::from_utf8_lossy(&piece[..n]));
-            let excess = text.len().saturating_sub(LAST_WORDS_BYTES);
-            let cut = (excess..=text.len()).find(|i| text.is_char_boundary(*i)).unwrap_or(0);
-            text.drain(..cut);
-        }
-    });
-    words
-}
-
 fn without_gateway(error: &ControlError) -> Failure {
     let sentence = format!("Nothing goes out any more, for {error}. Start nanoclaw again.");
     Failure { kind: FailureKind::Lasting, sentence }
 }
 
 fn with_words(cause: &str, words: &Words) -> Failure {
-    let text = words.lock().unwrap_or_else(PoisonError::into_inner);
+    let text = words.so_far();
     let last = text.trim();
     let said = if last.is_empty() { String::new() } else { format!(" It said: {last}") };
     Failure { kind: FailureKind::LinkLost, sentence: format!("The agent failed: {cause}.{said}") }
@@ -259,6 +248,7 @@ fn with_words(cause: &str, words: &Words) -> Failure {
 struct Link {
     client: AcpClient,
     sandbox: Sandbox,
+    servers: Open,
     door: Door,
     scribe: Scribe,
     words: Words,
@@ -304,7 +294,7 @@ impl AgentLink for Link {
     }
 
     fn stop(self: Box<Self>, reason: &str) {
-        let Self { client, sandbox, door, scribe, .. } = *self;
+        let Self { client, sandbox, servers, door, scribe, .. } = *self;
         drop(client); // closes its input, upon which the agent leaves
         if sandbox.wait_timeout(LEAVE_GRACE).is_none() {
             // A spawner that is gone has killed it already.
@@ -316,6 +306,7 @@ impl AgentLink for Link {
             cpu_ms: ended.usage.cpu_ms,
             peak_memory_bytes: ended.usage.peak_memory_bytes,
         };
+        servers.end();
         // Nothing follows that could be withheld; a log that is gone shows its missing tail.
         let totals = crosscheck::settle(&door, &ended);
         let agreed = totals.findings.is_empty();

@@ -18,11 +18,13 @@ mod removal;
 mod run;
 mod sandboxes;
 mod scribe;
+mod servers;
 mod signals;
 mod terminal;
 mod timer;
 mod ui;
 mod watch;
+mod words;
 mod world;
 
 use args::{AuditCommand, Cli, Command, McpCommand, SandboxCommand, SecretCommand};

@@ -3,9 +3,10 @@
 use crate::failure::{Failure, Kind, Result};
 use crate::gatekeeper;
 use crate::home::Home;
+use crate::servers::{Servers, Starter};
 use crate::watch::Watch;
-use gateway::control::{ControlClient, Settings, Tracked, Watcher};
-use model::{AgentName, ModelConfig, RecordSink};
+use gateway::control::{ControlClient, Programs, Settings, Tracked, Watcher};
+use model::{AgentName, McpProgram, McpServer, ModelConfig, RecordSink};
 use policy::{Additions, AgentFile, Config, MountContext, ResolveContext, ResolvedAgent, load};
 use sandbox::{Spawner, SpawnerOptions, StartError, StartErrorKind};
 use std::ffi::OsStr;
@@ -18,6 +19,7 @@ pub(crate) struct Product {
     pub(crate) config: Config,
     recorder: Arc<audit::Client>,
     pub(crate) sink: Arc<Tracked>,
+    pub(crate) servers: Arc<Servers>,
     pub(crate) gateway: ControlClient,
     pub(crate) watch: Arc<Watch>,
     pub(crate) spawner: Spawner,
@@ -38,10 +40,14 @@ impl Product {
         // 3. The recorder, for nothing happens without a record.
         let recorder = Arc::new(recorder(&home, role)?);
         let sink = Arc::new(Tracked::new(Arc::clone(&recorder) as Arc<dyn RecordSink>));
-        // 4. The gateway, a process of its own: secrets are opened there and never here.
+        // 4. Who starts servers of tools, when the gateway asks for one.
+        let servers = Servers::new(home.clone(), spawner.clone(), Arc::clone(&sink));
+        let servers = Arc::new(servers);
+        // 5. The gateway, a process of its own: secrets are opened there and never here.
         let watch = Arc::new(watch);
-        let gateway = gateway(&home, role, Arc::clone(&watch) as Arc<dyn Watcher>)?;
-        Ok(Self { home, config, recorder, sink, gateway, watch, spawner })
+        let starter = Arc::new(Starter(Arc::clone(&servers)));
+        let gateway = gateway(&home, role, Arc::clone(&watch) as Arc<dyn Watcher>, starter)?;
+        Ok(Self { home, config, recorder, sink, servers, gateway, watch, spawner })
     }
 
     /// Takes leave of the recorder, so that the log does not say this process was lost. Threads
@@ -93,10 +99,16 @@ pub(crate) fn recorder(home: &Home, role: &str) -> Result<audit::Client> {
 }
 
 /// Connects to the gateway of the home, starting it if need be.
-fn gateway(home: &Home, role: &str, watcher: Arc<dyn Watcher>) -> Result<ControlClient> {
+fn gateway(
+    home: &Home,
+    role: &str,
+    watcher: Arc<dyn Watcher>,
+    programs: Arc<dyn Programs>,
+) -> Result<ControlClient> {
     let path = home.path().to_owned();
     let start = Box::new(move || gatekeeper::start(&path));
-    let settings = Settings { home: home.path().to_owned(), role: role.to_owned(), start, watcher };
+    let (home, role) = (home.path().to_owned(), role.to_owned());
+    let settings = Settings { home, role, start, watcher, programs };
     ControlClient::connect(settings).map_err(|e| {
         Failure::new(Kind::Protection, format!("the gateway cannot be started: {e}"))
             .remedy("nothing was started, for nothing goes out but through the gateway")
@@ -117,6 +129,19 @@ fn host_of(rest: &str) -> &str {
     authority.split(':').next().unwrap_or(authority)
 }
 
+/// The home that `~` stands for.
+fn person() -> PathBuf {
+    std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from)
+}
+
+/// The program behind a server of tools, with folders that exist and may be granted; `None` for a
+/// server at an address.
+pub(crate) fn server_program(home: &Home, server: &McpServer) -> Result<Option<McpProgram>> {
+    let (person, protected) = (person(), [home.path().to_owned()]);
+    let mounts = MountContext { home: &person, protected: &protected };
+    load::program(server, &mounts).map_err(Failure::usage)
+}
+
 /// Resolves an agent by name; without a file, only `assistant` (the built-in default) exists.
 pub(crate) fn resolve_agent(
     home: &Home,
@@ -124,7 +149,7 @@ pub(crate) fn resolve_agent(
     name: &AgentName,
     more: &Additions,
 ) -> Result<ResolvedAgent> {
-    let person = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
+    let person = person();
     let protected = [home.path().to_owned()];
     let mounts = MountContext { home: &person, protected: &protected };
     let found = load::agent(home.path(), name, mounts, Some(config), more);

@@ -6,11 +6,13 @@ mod refusals;
 mod streams;
 
 use crate::args::RunArgs;
+use crate::commands::mcp;
 use crate::failure::{Context, Failure, Kind, Result};
 use crate::home::{Home, SessionDirs};
 use crate::product::{self, Product};
 use crate::sandboxes::{self, Parts};
 use crate::scribe::{Scribe, inline, sha256_hex};
+use crate::servers::Open;
 use crate::watch::{self, Asking, Watch};
 use crate::{crosscheck, host, removal, signals, ui, world};
 use gateway::control::Door;
@@ -100,7 +102,7 @@ fn absolute_source(argument: &str) -> Result<String> {
 
 /// The folders of a session that nobody will come back to: removed at its end, or, when this
 /// process is killed, by whoever next finds their lock free.
-struct Folders {
+pub(crate) struct Folders {
     root: PathBuf,
     _lock: std::fs::File,
 }
@@ -109,7 +111,7 @@ struct Folders {
 const LOCK: &str = "run.lock";
 
 impl Folders {
-    fn claim(root: PathBuf) -> Result<Self> {
+    pub(crate) fn claim(root: PathBuf) -> Result<Self> {
         let path = root.join(LOCK);
         let lock = std::fs::File::create(&path).context(path.display())?;
         lock.try_lock().context(path.display())?;
@@ -134,7 +136,7 @@ pub(crate) fn sweep(home: &Home) {
             let door = format!("run/doors/{}.sock", entry.file_name().to_string_lossy());
             // Left for the next time when it cannot be removed now.
             drop(std::fs::remove_file(home.path().join(door)));
-            for inner in ["workspace", "home"] {
+            for inner in ["workspace", "home", "servers"] {
                 if removal::remove_tree(&entry.path().join(inner)).is_err() {
                     break;
                 }
@@ -149,6 +151,10 @@ struct OneRun<'a> {
     product: &'a Product,
     agent: &'a ResolvedAgent,
     scribe: Scribe,
+    /// Ended before the folders go.
+    servers: Open,
+    /// What the servers of its tools may do, in words.
+    grants: Vec<String>,
     door: Door,
     dirs: SessionDirs,
     _folders: Folders,
@@ -175,6 +181,8 @@ impl<'a> OneRun<'a> {
         let folders = Folders::claim(root)?;
         // With several models and none named, none is granted.
         let model = product.model_of(agent).ok().flatten();
+        let tools = mcp::tools_of(&product.home, &product.config, agent)?;
+        let (grants, servers) = (mcp::grants(&tools), product.servers.open(&session));
         let grant = DoorGrant {
             session: session.clone(),
             agent: name.clone(),
@@ -183,7 +191,7 @@ impl<'a> OneRun<'a> {
             default_model: model.as_ref().map(|m| m.name.clone()),
             models: model.iter().flat_map(|m| product.config.models_for(m)).collect(),
             placeholder: sandboxes::placeholder(&session),
-            tools: crate::commands::mcp::tools_of(&product.home, &product.config, agent)?,
+            tools,
             budget: agent.budget,
             scripts: BTreeMap::new(),
             plain_http_hosts: product::plain_http_hosts(&product.config),
@@ -194,7 +202,7 @@ impl<'a> OneRun<'a> {
         let door = product.gateway.open_door(grant, &socket).map_err(Failure::other)?;
         let scribe = Scribe { sink: product.records(), session, agent: name };
         let closed = OnceCell::new();
-        Ok(Self { product, agent, scribe, door, dirs, _folders: folders, closed })
+        Ok(Self { product, agent, scribe, servers, grants, door, dirs, _folders: folders, closed })
     }
 
     fn spec(&self, args: &RunArgs, workspace: Option<&Path>) -> SandboxSpec {
@@ -217,13 +225,14 @@ impl<'a> OneRun<'a> {
     }
 
     fn go(self, args: &RunArgs, workspace: Option<&Path>, timeout: Option<Duration>) -> Result<u8> {
-        let opened = host::opened(&self.scribe, self.agent, false);
+        let opened = host::opened(&self.scribe, self.agent, &self.grants, false);
         let first =
             opened.map_err(|f| Failure::new(Kind::Audit, f.sentence).remedy(NOTHING_STARTED))?;
         let code = self.live(args, workspace, timeout);
         if let Err(failure) = &code
             && self.closed.get().is_none()
         {
+            self.servers.end();
             // The failure itself is what the person must hear of.
             drop(host::closed_early(&self.scribe, &failure.cause, self.counts()));
         }
@@ -314,6 +323,7 @@ impl<'a> OneRun<'a> {
             cpu_ms: ended.usage.cpu_ms,
             peak_memory_bytes: ended.usage.peak_memory_bytes,
         };
+        self.servers.end();
         let totals = crosscheck::settle(&self.door, ended);
         let agreed = totals.findings.is_empty();
         // Set once: a session ends once.

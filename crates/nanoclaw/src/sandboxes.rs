@@ -2,8 +2,8 @@
 
 use crate::home::SessionDirs;
 use model::{
-    Command, DoorSpec, Effect, EgressRule, Mount, Network, RootFs, SandboxSpec, SessionId,
-    Workspace,
+    AgentName, Command, DoorSpec, Effect, EgressRule, McpProgram, Mount, Network, RootFs,
+    SandboxSpec, SessionId, Workspace,
 };
 use policy::ResolvedAgent;
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,10 +67,7 @@ pub(crate) fn spec(parts: Parts<'_>) -> SandboxSpec {
         None => Workspace::Session(parts.dirs.workspace.clone()),
     };
     let mut env = base_env(parts.session, parts.workspace);
-    if parts.trust.is_some() {
-        let inside = || DoorSpec::TRUST_INSIDE.to_owned();
-        env.extend(TRUST_VARIABLES.map(|name| (name.to_owned(), inside())));
-    }
+    env.extend(door_env(parts.trust.is_some()));
     env.extend(parts.agent.env.clone());
     env.extend(parts.env);
     SandboxSpec {
@@ -93,6 +90,47 @@ pub(crate) fn spec(parts: Parts<'_>) -> SandboxSpec {
     }
 }
 
+/// What the sandbox of a server of tools is made from.
+pub(crate) struct ServerParts<'a> {
+    pub(crate) session: &'a SessionId,
+    pub(crate) agent: &'a AgentName,
+    pub(crate) program: &'a McpProgram,
+    /// Its own, not the session's.
+    pub(crate) dirs: &'a SessionDirs,
+    /// A door of its own, if it may reach anything.
+    pub(crate) door: Option<PathBuf>,
+    /// The certificates to trust behind that door; see [`bundle`].
+    pub(crate) trust: Option<PathBuf>,
+}
+
+/// The finished description of a server's sandbox: nothing but what its `[mcp.NAME]` grants.
+pub(crate) fn server_spec(parts: ServerParts<'_>) -> SandboxSpec {
+    let program = parts.program;
+    let mut env = plain_env(SEARCH_PATH.to_owned());
+    let network = match parts.door {
+        None => Network::None,
+        Some(socket) => {
+            env.extend(door_env(parts.trust.is_some()));
+            let ports = ports(&program.egress);
+            Network::Door(DoorSpec { socket, port: DOOR_PORT, ports, trust: parts.trust })
+        }
+    };
+    env.extend(program.env.clone());
+    SandboxSpec {
+        session: parts.session.clone(),
+        agent: parts.agent.clone(),
+        rootfs: RootFs::HostUsr,
+        workspace: Workspace::Session(parts.dirs.workspace.clone()),
+        home: parts.dirs.home.clone(),
+        mounts: program.mounts.clone(),
+        network,
+        env,
+        command: Command::Program(program.command.clone()),
+        cwd: PathBuf::from(WORKSPACE_INSIDE),
+        limits: program.limits.clone(),
+    }
+}
+
 /// The ports at which anything may be reached, each once.
 fn ports(rules: &[EgressRule]) -> Vec<u16> {
     let open = rules.iter().filter(|r| r.effect != Effect::Deny);
@@ -100,20 +138,45 @@ fn ports(rules: &[EgressRule]) -> Vec<u16> {
     all.into_iter().collect()
 }
 
-/// The environment from empty: what any program needs, and where the door is.
-fn base_env(session: &SessionId, workspace: Option<&Path>) -> BTreeMap<String, String> {
-    let door = format!("http://127.0.0.1:{DOOR_PORT}");
-    let key = placeholder(session);
-    let mut env: BTreeMap<String, String> = [
-        ("PATH", search_path(workspace)),
+/// What any program needs.
+fn plain_env(path: String) -> BTreeMap<String, String> {
+    let pairs = [
+        ("PATH", path),
         ("HOME", HOME_INSIDE.to_owned()),
         ("USER", "agent".to_owned()),
         ("LOGNAME", "agent".to_owned()),
         ("SHELL", "/bin/sh".to_owned()),
         ("LANG", "C.UTF-8".to_owned()),
         ("TMPDIR", "/tmp".to_owned()),
-        ("NO_PROXY", "127.0.0.1,localhost".to_owned()),
-        ("no_proxy", "127.0.0.1,localhost".to_owned()),
+    ];
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn door_url() -> String {
+    format!("http://127.0.0.1:{DOOR_PORT}")
+}
+
+/// Where the door is, for programs that use a proxy, and whom to trust behind it.
+fn door_env(trust: bool) -> BTreeMap<String, String> {
+    const PROXIES: [&str; 6] =
+        ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
+    let mut env: BTreeMap<String, String> =
+        PROXIES.into_iter().map(|name| (name.to_owned(), door_url())).collect();
+    for name in ["NO_PROXY", "no_proxy"] {
+        env.insert(name.to_owned(), "127.0.0.1,localhost".to_owned());
+    }
+    if trust {
+        let inside = || DoorSpec::TRUST_INSIDE.to_owned();
+        env.extend(TRUST_VARIABLES.map(|name| (name.to_owned(), inside())));
+    }
+    env
+}
+
+/// The environment of an agent from empty: what any program needs, and where its models are.
+fn base_env(session: &SessionId, workspace: Option<&Path>) -> BTreeMap<String, String> {
+    let (door, key) = (door_url(), placeholder(session));
+    let mut env = plain_env(search_path(workspace));
+    let models = [
         ("ANTHROPIC_BASE_URL", door.clone()),
         ("ANTHROPIC_API_KEY", key.clone()),
         ("OPENAI_BASE_URL", format!("{door}/v1")),
@@ -124,14 +187,8 @@ fn base_env(session: &SessionId, workspace: Option<&Path>) -> BTreeMap<String, S
         ("NANOCLAW_DOOR_PORT", DOOR_PORT.to_string()),
         // Refusals name this one, whatever the program calls its key.
         ("NANOCLAW_PLACEHOLDER", key),
-    ]
-    .into_iter()
-    .map(|(k, v)| (k.to_owned(), v))
-    .collect();
-    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"]
-    {
-        env.insert(name.to_owned(), door.clone());
-    }
+    ];
+    env.extend(models.into_iter().map(|(name, value)| (name.to_owned(), value)));
     if let Some(venv) = workspace.and_then(virtualenv) {
         env.insert("VIRTUAL_ENV".into(), format!("{WORKSPACE_INSIDE}/{venv}"));
     }

@@ -209,7 +209,8 @@ fn read_instructions(top: &Section<'_, '_>) -> Result<Option<At<Instructions>>, 
     file.ok_or_else(|| section.missing("file", example)).map(Some)
 }
 
-fn read_mounts(top: &Section<'_, '_>) -> Result<Vec<WrittenMount>, PolicyError> {
+/// `[[mounts]]` as written.
+pub(crate) fn read_mounts(top: &Section<'_, '_>) -> Result<Vec<WrittenMount>, PolicyError> {
     const SOURCE: &str = "source = \"~/notes\"";
     const TARGET: &str = "target = \"/mnt/notes\"";
     const ACCESS: &str = "access = \"read\"";
@@ -228,7 +229,8 @@ fn read_mounts(top: &Section<'_, '_>) -> Result<Vec<WrittenMount>, PolicyError> 
     Ok(all)
 }
 
-fn read_env(top: &Section<'_, '_>) -> Result<BTreeMap<String, String>, PolicyError> {
+/// `env`, name by name.
+pub(crate) fn read_env(top: &Section<'_, '_>) -> Result<BTreeMap<String, String>, PolicyError> {
     let mut all = BTreeMap::new();
     for (name, value) in top.free_strings("env")? {
         environment::check_name(&name.value).map_err(|p| p.at(&name.place))?;

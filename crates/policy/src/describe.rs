@@ -8,7 +8,9 @@ use crate::budget::format_usd;
 use crate::mounts;
 use crate::resolve::ResolvedAgent;
 use crate::units::{format_duration, format_size};
-use model::{Effect, EgressRule, Injection, Limit, SecretUse, Sight, Strictness};
+use model::{
+    Effect, EgressRule, Injection, Limit, McpReach, McpServer, SecretUse, Sight, Strictness,
+};
 use std::time::Duration;
 
 /// How a line begins that a person must not overlook.
@@ -66,6 +68,27 @@ pub(crate) fn provider_tool(tool: &str) -> String {
         "{LOUD}provider tool {tool}: the model's PROVIDER does it at the agent's word, where no \
          egress rule sees it"
     )
+}
+
+/// What a server of tools is and may do, one line each.
+#[must_use]
+pub fn server_grants(server: &McpServer) -> Vec<String> {
+    let name = &server.name;
+    let program = match &server.reach {
+        McpReach::Http { url, .. } => return vec![format!("server of tools {name} at {url}")],
+        McpReach::Stdio(program) => program,
+    };
+    let command = program.command.join(" ");
+    let first = format!("server of tools {name} runs {command} in a sandbox of its own");
+    let folders = program.mounts.iter().map(mounts::describe);
+    let hosts = program.egress.iter().map(rule);
+    let variables = program.env.keys().map(|name| format!("environment variable {name}"));
+    // What a person must not overlook stays at the beginning of its line.
+    let owned = |line: String| match line.strip_prefix(LOUD) {
+        Some(rest) => format!("{LOUD}{name}: {rest}"),
+        None => format!("{name}: {line}"),
+    };
+    std::iter::once(first).chain(folders.chain(hosts).chain(variables).map(owned)).collect()
 }
 
 /// Thousandths of a CPU: `1.500`.

@@ -207,6 +207,11 @@ mod tests {
             (&agent, "/properties/tools", &TOOLS),
             (&config, "", &CONFIG),
             (&config, "/properties/mcp/additionalProperties", &crate::mcp_section::MCP),
+            (
+                &config,
+                "/properties/mcp/additionalProperties/properties/sandbox",
+                &crate::mcp_section::SANDBOX,
+            ),
             (&config, "/properties/models/additionalProperties", &MODEL),
             (&config, "/properties/models/additionalProperties/properties/price", &PRICE),
         ] {

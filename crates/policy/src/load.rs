@@ -5,10 +5,10 @@
 //! ```
 
 use crate::error::{Place, PolicyError, Problem};
-use crate::mounts::{MountContext, check_source};
+use crate::mounts::{MountContext, check_source, parse_source};
 use crate::reader::FILE_BYTES_MAX;
 use crate::{Additions, AgentFile, Config, ResolveContext, ResolvedAgent};
-use model::{AgentName, Mount};
+use model::{AgentName, McpProgram, McpReach, McpServer, Mount};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -128,6 +128,26 @@ pub fn pin_mounts(
     }
     agent.seal();
     Ok(())
+}
+
+/// The program behind a server of tools, with folders that exist and may be granted; `None` for a
+/// server at an address.
+///
+/// # Errors
+/// As [`pin_mounts`].
+pub fn program(
+    server: &McpServer,
+    context: &MountContext<'_>,
+) -> Result<Option<McpProgram>, PolicyError> {
+    let McpReach::Stdio(program) = &server.reach else { return Ok(None) };
+    let mut program = program.as_ref().clone();
+    let place = Place::Whole(format!("nanoclaw.toml, [mcp.{}]", server.name));
+    for mount in &mut program.mounts {
+        let written = mount.source.to_string_lossy();
+        mount.source = parse_source(&written, context).map_err(|p| p.at(&place))?;
+        pin(mount, context)?;
+    }
+    Ok(Some(program))
 }
 
 fn pin(mount: &mut Mount, context: &MountContext<'_>) -> Result<(), PolicyError> {

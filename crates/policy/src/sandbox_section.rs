@@ -1,7 +1,7 @@
 //! `[sandbox]`: what the box is and how large.
 
 use crate::error::{PolicyError, Problem, quote};
-use crate::keys;
+use crate::keys::{self, Keys};
 use crate::reader::{At, Section};
 use crate::units::{parse_duration, parse_size};
 use model::{Limit, Limits, Strictness};
@@ -51,9 +51,19 @@ pub(crate) fn parse_memory_bytes(text: &str) -> Result<u64, Problem> {
     Ok(bytes)
 }
 
+/// `[sandbox]` of an agent file.
 pub(crate) fn read(top: &Section<'_, '_>) -> Result<SandboxSection, PolicyError> {
+    read_with(top, &keys::SANDBOX)
+}
+
+/// The limits of a sandbox for something other than an agent: a table with fewer keys.
+pub(crate) fn read_limits(top: &Section<'_, '_>, keys: &Keys) -> Result<Limits, PolicyError> {
+    read_with(top, keys).map(|section| section.limits)
+}
+
+fn read_with(top: &Section<'_, '_>, keys: &Keys) -> Result<SandboxSection, PolicyError> {
     let mut result = SandboxSection::default();
-    let Some(section) = top.section("sandbox", &keys::SANDBOX)? else { return Ok(result) };
+    let Some(section) = top.section("sandbox", keys)? else { return Ok(result) };
     one_of(&section, "backend", "native", &["docker", "podman", "apple", "kubernetes"])?;
     one_of(&section, "rootfs", "host-usr", &["image:"])?;
     let strictness = read_strictness(&section)?;

@@ -7,6 +7,9 @@
 //! ```
 
 mod life;
+mod programs;
+
+pub use programs::{Doors, NoPrograms, Programs, Wanted};
 
 use super::link::{Link, connect};
 use super::wire::{Reply, ToGateway};
@@ -15,7 +18,7 @@ use crate::door::{DoorError, DoorGrant, bind_door};
 use crate::mcp::Described;
 use crate::script::Script;
 use crate::usage::Notice;
-use model::{McpServer, ModelApi, TurnId};
+use model::{AgentName, McpServer, ModelApi, SessionId, TurnId};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -63,6 +66,8 @@ pub struct Settings {
     pub start: Box<dyn Fn() -> io::Result<()> + Send + Sync>,
     /// Who hears.
     pub watcher: Arc<dyn Watcher>,
+    /// Who starts servers of tools that are programs.
+    pub programs: Arc<dyn Programs>,
 }
 
 /// Why an order was not carried out.
@@ -108,6 +113,10 @@ struct State {
     next: u64,
     waiting: HashMap<u64, SyncSender<Reply>>,
     doors: BTreeMap<u64, Box<Held>>,
+    /// Servers of tools that a person looks at now.
+    looking: Vec<programs::Looking>,
+    /// Programs that are being started.
+    starting: usize,
     deaths: Vec<Instant>,
     closing: bool,
 }
@@ -139,6 +148,8 @@ impl ControlClient {
             next: 0,
             waiting: HashMap::new(),
             doors: BTreeMap::new(),
+            looking: Vec::new(),
+            starting: 0,
             deaths: Vec::new(),
             closing: false,
         });
@@ -156,32 +167,8 @@ impl ControlClient {
     /// # Errors
     /// When the socket cannot be made safely, a model of the grant is not usable, or the gateway
     /// is gone.
-    pub fn open_door(&self, mut grant: DoorGrant, socket: &Path) -> Result<Door, ControlError> {
-        read_scripts(&mut grant)?;
-        let listener = bind_door(socket).map_err(refused)?;
-        let mut held = Box::new(Held { grant, listener, turn: None, relay: None, restarts: 0 });
-        let key = self.shared.number();
-        let placed = loop {
-            let made = |id| open_message(id, key, &held);
-            let fd = held.listener.as_fd();
-            let (reply, generation) = match self.shared.request(&made, Some(fd), false) {
-                Ok(done) => done,
-                Err(e) => break Err(e),
-            };
-            if let Err(e) = done(reply) {
-                break Err(e);
-            }
-            match self.shared.place(key, held, generation) {
-                Ok(()) => break Ok(()),
-                // That gateway is gone already; the next one knows nothing of this door.
-                Err(back) => held = back,
-            }
-        };
-        if let Err(e) = placed {
-            drop(std::fs::remove_file(socket));
-            return Err(e);
-        }
-        Ok(Door { shared: Arc::clone(&self.shared), key, socket: socket.to_owned() })
+    pub fn open_door(&self, grant: DoorGrant, socket: &Path) -> Result<Door, ControlError> {
+        self.shared.open_door(grant, socket)
     }
 
     /// Asks whether the gateway is there; how many doors it has, all clients' together.
@@ -196,13 +183,26 @@ impl ControlClient {
     }
 
     /// What a server of tools offers now, for a person who is to approve it. Waits for the server,
-    /// at most a minute.
+    /// at most a minute. A server that is a program is started for `session`, in the name of
+    /// `agent`.
     ///
     /// # Errors
     /// When the server cannot be reached or understood, or the gateway is gone.
-    pub fn describe_mcp(&self, server: &McpServer) -> Result<Vec<Described>, ControlError> {
-        let made = |id| ToGateway::DescribeMcp { id, server: server.clone() };
-        match self.shared.request(&made, None, true)?.0 {
+    pub fn describe_mcp(
+        &self,
+        server: &McpServer,
+        session: &SessionId,
+        agent: &AgentName,
+    ) -> Result<Vec<Described>, ControlError> {
+        let (server, for_whom) = (server.clone(), Some(session.clone()));
+        let (session, agent) = (session.clone(), agent.clone());
+        let made =
+            |id| ToGateway::DescribeMcp { id, server: server.clone(), session: for_whom.clone() };
+        let looking = programs::Looking { session, agent, server: server.clone() };
+        self.shared.lock().looking.push(looking);
+        let asked = self.shared.request(&made, None, true);
+        self.shared.lock().looking.retain(|look| Some(&look.session) != for_whom.as_ref());
+        match asked?.0 {
             Reply::Described(tools) => Ok(tools),
             other => Err(unexpected(&other)),
         }
@@ -371,6 +371,38 @@ impl Shared {
         let mut state = self.lock();
         state.next += 1;
         state.next
+    }
+
+    fn open_door(
+        self: &Arc<Self>,
+        mut grant: DoorGrant,
+        socket: &Path,
+    ) -> Result<Door, ControlError> {
+        read_scripts(&mut grant)?;
+        let listener = bind_door(socket).map_err(refused)?;
+        let mut held = Box::new(Held { grant, listener, turn: None, relay: None, restarts: 0 });
+        let key = self.number();
+        let placed = loop {
+            let made = |id| open_message(id, key, &held);
+            let fd = held.listener.as_fd();
+            let (reply, generation) = match self.request(&made, Some(fd), false) {
+                Ok(done) => done,
+                Err(e) => break Err(e),
+            };
+            if let Err(e) = done(reply) {
+                break Err(e);
+            }
+            match self.place(key, held, generation) {
+                Ok(()) => break Ok(()),
+                // That gateway is gone already; the next one knows nothing of this door.
+                Err(back) => held = back,
+            }
+        };
+        if let Err(e) = placed {
+            drop(std::fs::remove_file(socket));
+            return Err(e);
+        }
+        Ok(Door { shared: Arc::clone(self), key, socket: socket.to_owned() })
     }
 
     /// One request and its reply, with the generation that answered. When the gateway dies under

@@ -15,18 +15,24 @@
 //! 3. A door belongs to the connection that opened it and closes with it; nobody else can name it.
 //! 4. Every frame is bounded; what does not parse, or brings a descriptor nobody asked for, ends
 //!    the connection.
-//! 5. When the gateway is gone, nothing goes out; the listening sockets stay with the product, so
+//! 5. A program is started by the client whose session needs it, from what that client granted; the
+//!    gateway names it and no more.
+//! 6. When the gateway is gone, nothing goes out; the listening sockets stay with the product, so
 //!    that a sandbox finds the same door in front of the next gateway.
 
 mod client;
 mod deliver;
 mod frames;
 mod link;
+mod programs;
 mod server;
 mod tracked;
 mod wire;
 
-pub use client::{ControlClient, ControlError, Door, Event, Settings, Watcher};
+pub use client::{
+    ControlClient, ControlError, Door, Doors, Event, NoPrograms, Programs, Settings, Wanted,
+    Watcher,
+};
 pub use server::{Approvals, serve};
 pub use tracked::Tracked;
 

@@ -1,13 +1,15 @@
 //! The gateway's side: one task a client, its doors, and the questions on their way to people.
 
 use super::frames::Inbox;
+use super::programs::Programs;
 use super::tracked::Tracked;
 use super::wire::{FromGateway, PROTOCOL, ROLE_BYTES_MAX, Reply, ToGateway, decode, encode};
 use crate::asks::{Answer, Approver, Question};
 use crate::door::Door;
 use crate::gateway::Gateway;
+use crate::mcp::StdioServers;
 use crate::usage::Notice;
-use model::SessionId;
+use model::{McpServer, SessionId};
 use std::collections::HashMap;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
@@ -17,6 +19,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 /// How long it waits for its first client.
 const FIRST_CLIENT_GRACE: Duration = Duration::from_secs(4);
@@ -38,7 +41,8 @@ const LINE_END: &[u8] = b"\n";
 /// How long the last records of a door may take to be taken by the recorder.
 const FLUSH_TIME: Duration = Duration::from_secs(10);
 
-type Sender = mpsc::Sender<Vec<u8>>;
+/// Frames on their way to one client.
+pub(super) type Sender = mpsc::Sender<Vec<u8>>;
 type Waiting = Box<dyn FnOnce(Answer) + Send>;
 
 #[derive(Default)]
@@ -172,12 +176,16 @@ fn welcome(shared: &Arc<Shared>, stream: UnixStream, number: u64) {
         let stream = Arc::new(stream);
         let (to, from) = mpsc::channel(UNSENT_MAX);
         let writing = tokio::spawn(write_frames(Arc::clone(&stream), from));
-        let mut client = Client { shared, number, to, doors: HashMap::new() };
+        let programs = Arc::new(Programs::new(to.clone()));
+        let (doors, looking) = (HashMap::new(), JoinSet::new());
+        let mut client = Client { shared, number, to, programs, doors, looking };
         // However it ended, the client is gone: its doors close.
         let _ = client.run(&stream).await;
-        let Client { shared, number, to, doors } = client;
+        let Client { shared, number, to, programs, doors, looking } = client;
         shared.doors.fetch_sub(doors.len() as u64, Ordering::Relaxed);
-        drop(doors);
+        drop((doors, looking));
+        programs.left();
+        drop(programs);
         shared.approvals.left(number);
         drop(to);
         let _ = writing.await;
@@ -206,7 +214,10 @@ struct Client {
     shared: Arc<Shared>,
     number: u64,
     to: Sender,
+    programs: Arc<Programs>,
     doors: HashMap<u64, Door>,
+    /// Servers of tools that are being looked at; each may take a minute.
+    looking: JoinSet<()>,
 }
 
 fn unwelcome(why: &'static str) -> io::Error {
@@ -277,10 +288,18 @@ impl Client {
                 self.shared.approvals.answered(self.number, ask, answer);
                 return Ok(());
             }
-            (ToGateway::DescribeMcp { id, server }, None) => {
-                let described = self.shared.gateway.describe_mcp(server).await;
-                let refused = |e: crate::mcp::McpError| Reply::Refused { why: e.to_string() };
-                (id, described.map_or_else(refused, Reply::Described))
+            (ToGateway::DescribeMcp { id, server, session }, None) => {
+                self.describe(id, server, session);
+                return Ok(());
+            }
+            (ToGateway::Started { order }, Some(fd)) => return self.programs.started(order, fd),
+            (ToGateway::NotStarted { order, why }, None) => {
+                self.programs.not_started(order, why);
+                return Ok(());
+            }
+            (ToGateway::Stopped { order, how }, None) => {
+                self.programs.stopped(order, how);
+                return Ok(());
             }
             (ToGateway::Ping { id }, None) => {
                 (id, Reply::Pong { doors: self.shared.doors.load(Ordering::Relaxed) })
@@ -288,6 +307,24 @@ impl Client {
             _ => return Err(unwelcome("a second hello, or a descriptor out of place")),
         };
         self.tell(&FromGateway::Reply { id, reply }).await
+    }
+
+    /// Beside everything else, for what is looked at may have to be started by this very client.
+    fn describe(&mut self, id: u64, server: McpServer, session: Option<SessionId>) {
+        while self.looking.try_join_next().is_some() {}
+        let (shared, to) = (Arc::clone(&self.shared), self.to.clone());
+        let programs = Arc::clone(&self.programs) as Arc<dyn StdioServers>;
+        self.looking.spawn(async move {
+            let described = shared.gateway.describe_mcp_with(server, session, programs).await;
+            let reply = match described {
+                Ok(tools) => Reply::Described(tools),
+                Err(e) => Reply::Refused { why: e.to_string() },
+            };
+            if let Ok(frame) = encode(&FromGateway::Reply { id, reply }) {
+                // A client that is gone needs no answer.
+                let _ = to.send(frame).await;
+            }
+        });
     }
 
     fn open(
@@ -305,7 +342,9 @@ impl Client {
             return refused(why.to_owned());
         }
         let (session, shared) = (grant.session.clone(), &self.shared);
-        match shared.gateway.open_door(grant, std::os::unix::net::UnixListener::from(fd)) {
+        let programs = Arc::clone(&self.programs) as Arc<dyn StdioServers>;
+        let listener = std::os::unix::net::UnixListener::from(fd);
+        match shared.gateway.open_door_with(grant, listener, programs) {
             Ok(door) => {
                 door.set_turn(turn);
                 self.doors.insert(key, door);

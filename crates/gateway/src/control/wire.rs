@@ -3,12 +3,13 @@
 //! ```text
 //! frame = u32 little-endian length of the rest ‖ JSON of one message
 //! ```
-//! `open_door` and `deliver` bring exactly one descriptor, sent with their frame's first byte.
+//! `open_door`, `deliver` and `started` bring exactly one descriptor, sent with their frame's first
+//! byte.
 
 use crate::asks::{Answer, Question};
 use crate::door::DoorGrant;
 use crate::usage::Notice;
-use model::TurnId;
+use model::{SessionId, TurnId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -46,8 +47,14 @@ pub(crate) enum ToGateway {
     Deliver { id: u64, door: u64, secret: String },
     /// To a question.
     Answer { ask: u64, answer: Answer },
-    /// What does a server of tools offer?
-    DescribeMcp { id: u64, server: model::McpServer },
+    /// What does a server of tools offer? A program is started for that session, which has no door.
+    DescribeMcp { id: u64, server: model::McpServer, session: Option<SessionId> },
+    /// With a connected socket: the other end of a program's stdin and stdout.
+    Started { order: u64 },
+    /// The program was not started.
+    NotStarted { order: u64, why: String },
+    /// It ran, and is gone.
+    Stopped { order: u64, how: String },
     /// Is anybody there?
     Ping { id: u64 },
 }
@@ -64,6 +71,8 @@ pub(crate) enum FromGateway {
     Ask { ask: u64, question: Question },
     /// Somebody should know.
     Notice { notice: Notice },
+    /// The session needs the program of this server of tools. It is to end when its socket closes.
+    Start { order: u64, session: SessionId, server: String },
 }
 
 /// What came of a request.
@@ -87,7 +96,9 @@ pub(crate) enum Reply {
 impl ToGateway {
     /// How many descriptors come with it.
     pub(crate) fn descriptors(&self) -> usize {
-        usize::from(matches!(self, Self::OpenDoor { .. } | Self::Deliver { .. }))
+        let one =
+            matches!(self, Self::OpenDoor { .. } | Self::Deliver { .. } | Self::Started { .. });
+        usize::from(one)
     }
 }
 

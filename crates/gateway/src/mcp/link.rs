@@ -36,6 +36,9 @@ pub enum McpError {
     /// It ended, or closed the connection in the middle.
     #[error("the server ended the connection in the middle")]
     Ended,
+    /// The program is gone.
+    #[error("the server's program ended ({0}); the next call starts it again")]
+    Died(String),
     /// It said something that is not the protocol.
     #[error("the server broke the protocol: {0}")]
     Protocol(String),
@@ -113,6 +116,27 @@ impl Link {
         }
     }
 
+    /// Whether its tools may be others than those it listed.
+    pub(crate) fn is_stale(&self) -> bool {
+        matches!(&self.way, Way::Stdio(link) if link.is_stale())
+    }
+
+    /// What a program has answered so far, see [`Link::overdue`].
+    pub(crate) fn answers(&self) -> u64 {
+        match &self.way {
+            Way::Http(_) => 0,
+            Way::Stdio(link) => link.answers(),
+        }
+    }
+
+    /// A call took too long: a program that has answered nothing since `answers` is ended, for it
+    /// would hold up every call after this one. At an address each call is its own.
+    pub(crate) fn overdue(&self, answers: u64) {
+        if let Way::Stdio(link) = &self.way {
+            link.overdue(answers);
+        }
+    }
+
     /// Asks and waits; the result is an object.
     pub(crate) async fn request(
         &self,
@@ -139,6 +163,9 @@ impl Link {
     pub(crate) async fn tools(&self) -> Result<Vec<Described>, McpError> {
         let (mut all, mut names) = (Vec::new(), HashSet::new());
         let (mut params, mut listed) = (json!({}), 0_usize);
+        if let Way::Stdio(link) = &self.way {
+            link.refresh();
+        }
         for _ in 0..PAGES_MAX {
             let (page, held) = self.request("tools/list", &params).await?;
             listed = listed.saturating_add(weight_of(&page));

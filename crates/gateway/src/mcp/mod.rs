@@ -32,7 +32,7 @@ mod upstream;
 
 pub use link::McpError;
 pub use pins::{Described, Pins, PinsError};
-pub use stdio::{Duplex, NoStdioServers, Opening, StdioAsk, StdioServers};
+pub use stdio::{Duplex, NoStdioServers, Opening, Running, StdioAsk, StdioServers};
 
 pub(crate) use door::DoorTools;
 pub(crate) use http::Reach;

@@ -21,8 +21,9 @@ const LIST_AGE_MAX: Duration = Duration::from_secs(300);
 /// For whom a server is reached, and with what.
 #[derive(Clone)]
 pub(crate) struct Means {
-    /// None for the person who approves tools.
+    /// None for the person who approves tools of a server at an address.
     pub(crate) session: Option<SessionId>,
+    /// None for the person who approves tools.
     pub(crate) agent: Option<AgentName>,
     pub(crate) reach: Reach,
     pub(crate) programs: Arc<dyn StdioServers>,
@@ -50,7 +51,7 @@ impl Upstream {
     pub(crate) fn secret(&self) -> Option<&str> {
         match &self.server.reach {
             McpReach::Http { secret, .. } => secret.as_deref(),
-            McpReach::Stdio { .. } => None,
+            McpReach::Stdio(_) => None,
         }
     }
 
@@ -58,15 +59,17 @@ impl Upstream {
     pub(crate) fn place(&self) -> String {
         match &self.server.reach {
             McpReach::Http { url, .. } => crate::authority::quoted(url),
-            McpReach::Stdio { command } => command.first().cloned().unwrap_or_default(),
+            McpReach::Stdio(program) => program.command.first().cloned().unwrap_or_default(),
         }
     }
 
-    /// The list that is known and fresh enough, without asking anybody.
+    /// The list that is known and fresh enough, without asking anybody. What another process of the
+    /// server listed says nothing of this one's tools.
     pub(crate) async fn known(&self) -> Option<Arc<Vec<Described>>> {
         let state = self.state.lock().await;
         let (since, tools) = state.tools.as_ref()?;
-        (since.elapsed() < LIST_AGE_MAX).then(|| Arc::clone(tools))
+        let same = state.link.as_ref().is_some_and(|link| !link.is_over() && !link.is_stale());
+        (same && since.elapsed() < LIST_AGE_MAX).then(|| Arc::clone(tools))
     }
 
     /// Asks for the list.
@@ -78,14 +81,20 @@ impl Upstream {
         Ok(tools)
     }
 
-    /// Calls a tool.
+    /// Calls a tool, at the server whose list was judged and at no later one.
     pub(crate) async fn call(
         &self,
         params: &Value,
         time: Duration,
     ) -> Result<(Value, Held), McpError> {
-        let link = self.connected(&mut *self.state.lock().await).await?;
-        within(time, link.request("tools/call", params)).await
+        let link = self.state.lock().await.link.clone().ok_or(McpError::Ended)?;
+        let answers = link.answers();
+        let time = self.server.call_ms.map_or(time, Duration::from_millis);
+        let result = within(time, link.request("tools/call", params)).await;
+        if matches!(result, Err(McpError::Slow(_))) {
+            link.overdue(answers);
+        }
+        result
     }
 
     async fn connected(&self, state: &mut State) -> Result<Arc<Link>, McpError> {
@@ -103,17 +112,16 @@ impl Upstream {
                 let (reach, agent) = (self.means.reach.clone(), self.means.agent.clone());
                 Link::http(HttpLink::new(reach, agent, url, secret.clone(), *private)?).await
             }
-            McpReach::Stdio { command } => {
-                let Means { session, agent, programs, .. } = &self.means;
+            McpReach::Stdio(program) => {
+                let Means { session, programs, .. } = &self.means;
                 let ask = StdioAsk {
                     session: session.as_ref(),
-                    agent: agent.as_ref(),
                     server: &self.server.name,
-                    command,
+                    command: &program.command,
                 };
                 let opened = programs.open(ask).await;
-                let stream = opened.map_err(|e| McpError::Unreachable(e.to_string()))?;
-                Link::stdio(StdioLink::new(stream, self.means.reach.memory.clone())).await
+                let running = opened.map_err(|e| McpError::Unreachable(e.to_string()))?;
+                Link::stdio(StdioLink::new(running, self.means.reach.memory.clone())).await
             }
         }
     }

@@ -1,16 +1,21 @@
 //! `mcp list | approve`: servers of tools, and the descriptions a person approved. The servers are
-//! asked by the gateway, which alone holds their secrets.
+//! asked by the gateway, which alone holds their secrets; one that is a program is started in its
+//! sandbox for that.
 
 use crate::failure::{Context, Failure, Kind, Result};
 use crate::home::Home;
-use crate::product::Product;
+use crate::product::{self, Product};
+use crate::run::Folders;
+use crate::scribe::{Scribe, inline, sha256_hex};
 use crate::ui::{self, brief, harmless};
 use crate::watch::{Asking, Watch};
+use crate::world;
 use gateway::control::state_dir;
 use gateway::mcp::{Described, Pins};
-use model::{HostTools, McpReach, McpServer};
+use model::{AgentName, Body, Durability, HostTools, McpReach, McpServer, SessionId};
 use policy::{Config, ResolvedAgent};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, IsTerminal as _, Read as _};
 
 /// Width of a description in a list.
@@ -42,13 +47,62 @@ impl State {
     }
 }
 
-/// What a door of this agent is given: its host tools, with the descriptions that were approved.
+/// What a door of this agent is given: its host tools, with the descriptions that were approved,
+/// and programs whose folders exist.
 pub(crate) fn tools_of(home: &Home, config: &Config, agent: &ResolvedAgent) -> Result<HostTools> {
     let mut tools = policy::host_tools(&agent.tools, config);
     if !tools.servers.is_empty() {
         pins(home)?.fill(&mut tools);
     }
+    for server in &mut tools.servers {
+        *server = certain(home, server)?;
+    }
     Ok(tools)
+}
+
+/// The same server; a program with folders that exist and may be granted.
+fn certain(home: &Home, server: &McpServer) -> Result<McpServer> {
+    let mut server = server.clone();
+    if let Some(program) = product::server_program(home, &server)? {
+        server.reach = McpReach::Stdio(Box::new(program));
+    }
+    Ok(server)
+}
+
+/// What the servers behind an agent's tools are and may do, one line each.
+pub(crate) fn grants(tools: &HostTools) -> Vec<String> {
+    tools.servers.iter().flat_map(policy::server_grants).collect()
+}
+
+/// What a server offers now. A program is started for it, in a session of its own that is on
+/// record.
+fn describe(product: &Product, server: &McpServer) -> Result<Vec<Described>> {
+    let session = SessionId::mint(world::now_ms(), u32::from_le_bytes(world::random_bytes()));
+    let agent = AgentName::parse(&format!("mcp-{}", server.name)).map_err(Failure::other)?;
+    if matches!(server.reach, McpReach::Http { .. }) {
+        return product.gateway.describe_mcp(server, &session, &agent).map_err(Failure::other);
+    }
+    let server = certain(&product.home, server)?;
+    let root = product.home.path().join("sessions").join(session.as_str());
+    product.home.session(&session)?;
+    let _folders = Folders::claim(root)?;
+    let scribe = Scribe { sink: product.records(), session: session.clone(), agent: agent.clone() };
+    let unrecorded =
+        |e: model::RecordError| Failure::new(Kind::Audit, e).remedy("nothing was started");
+    let policy = serde_json::to_vec(&server).map_err(Failure::other)?;
+    let opened = Body::SessionOpened {
+        resumed: false,
+        backend: "native".into(),
+        policy_sha256: sha256_hex(&policy),
+        grants: policy::server_grants(&server).iter().map(|g| inline(g).to_owned()).collect(),
+    };
+    scribe.write(None, opened, Durability::Ordered).map_err(unrecorded)?;
+    let open = product.servers.open(&session);
+    let found = product.gateway.describe_mcp(&server, &session, &agent).map_err(Failure::other);
+    open.end();
+    let closed = Body::SessionClosed { reason: "looked at".into(), counts: BTreeMap::new() };
+    scribe.write(None, closed, Durability::Durable).map_err(unrecorded)?;
+    found
 }
 
 fn pins(home: &Home) -> Result<Pins> {
@@ -68,22 +122,27 @@ pub(crate) fn list(home: Home, name: Option<&str>, as_json: bool) -> Result<u8> 
     };
     let mut failures = 0;
     for server in wanted {
-        let found = product.gateway.describe_mcp(server);
+        let found = describe(&product, server);
         if as_json {
             let tools = found.as_ref().map(|tools| as_values(&pins, server, tools));
-            let (tools, error) = (tools.ok(), found.as_ref().err().map(ToString::to_string));
-            let value =
-                json!({"server": server.name, "at": place(server), "tools": tools, "error": error});
+            let (tools, error) = (tools.ok(), found.as_ref().err().map(|e| e.cause.clone()));
+            let grants = policy::server_grants(server);
+            let value = json!({"server": server.name, "at": place(server), "grants": grants,
+                "tools": tools, "error": error});
             ui::json_line(&value.to_string());
         } else {
             ui::line(format!("{}  {}", server.name, harmless(&place(server))));
+            for grant in policy::server_grants(server).iter().skip(1) {
+                ui::line(format!("  {}", harmless(grant)));
+            }
         }
         match found {
             Ok(tools) if !as_json => show(&pins, server, &tools),
             Ok(_) => {}
             Err(e) => {
                 failures += 1;
-                ui::note(format!("  {}", harmless(&e.to_string())));
+                let remedy = e.remedy.map(|r| format!(" ({r})")).unwrap_or_default();
+                ui::note(format!("  {}", harmless(&format!("{}{remedy}", e.cause))));
             }
         }
     }
@@ -115,9 +174,9 @@ pub(crate) fn approve(home: Home, name: &str, yes: bool) -> Result<u8> {
     let product = open(home)?;
     let mut pins = pins(&product.home)?;
     let server = server(&product.config, name)?;
-    let tools = product.gateway.describe_mcp(server).map_err(|e| {
-        Failure::other(format!("the server {name}: {}", harmless(&e.to_string())))
-            .remedy("nothing was approved")
+    let tools = describe(&product, server).map_err(|e| {
+        let remedy = e.remedy.unwrap_or_else(|| "nothing was approved".into());
+        Failure::new(e.kind, format!("the server {name}: {}", harmless(&e.cause))).remedy(remedy)
     })?;
     let is_open = |tool: &&Described| State::of(&pins, name, tool) != State::Approved;
     let open: Vec<&Described> = tools.iter().filter(is_open).collect();
@@ -175,6 +234,6 @@ fn server<'c>(config: &'c Config, name: &str) -> Result<&'c McpServer> {
 fn place(server: &McpServer) -> String {
     match &server.reach {
         McpReach::Http { url, .. } => url.clone(),
-        McpReach::Stdio { command } => command.join(" "),
+        McpReach::Stdio(program) => program.command.join(" "),
     }
 }

@@ -29,6 +29,7 @@ mod limits;
 mod network;
 mod plain_user;
 mod policy;
+mod programs;
 mod roles;
 mod run;
 mod secret;

@@ -47,6 +47,9 @@ impl Shared {
                 // Without a thread nobody is asked; the gateway stops waiting by itself.
                 drop(asked);
             }
+            FromGateway::Start { order, session, server } => {
+                self.start_program(link, order, &session, &server);
+            }
             FromGateway::Notice { notice } => {
                 self.settings.watcher.happened(Event::Notice(notice));
             }
