@@ -160,13 +160,13 @@ fn what_says_nothing_about_the_log_has_codes_of_its_own(lab: &Lab) {
         fs::remove_file(&key).unwrap();
         fs::create_dir(&key).unwrap();
     } else {
-        fs::set_permissions(&key, PermissionsExt::from_mode(0)).unwrap();
+        fs::set_permissions(&key, PermissionsExt::from_mode(0o0)).unwrap();
     }
     let ran = verify(lab, &dir);
     if !lab.is_root() {
         let said = ran.failed(7);
         assert!(said.contains("vkey") && said.contains("cannot be read"), "{said}");
-        fs::set_permissions(&dir, PermissionsExt::from_mode(0)).unwrap();
+        fs::set_permissions(&dir, PermissionsExt::from_mode(0o0)).unwrap();
         let ran = verify(lab, &dir);
         fs::set_permissions(&dir, PermissionsExt::from_mode(0o700)).unwrap();
         ran.failed(7);
