@@ -38,6 +38,11 @@ impl Home {
         Ok(home)
     }
 
+    /// Where it is or would be, without making or judging it.
+    pub(crate) fn place(given: Option<&Path>) -> Result<PathBuf> {
+        Self::choose(given)
+    }
+
     fn choose(given: Option<&Path>) -> Result<PathBuf> {
         if let Some(path) = given {
             return Ok(path.to_owned());

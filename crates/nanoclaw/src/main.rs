@@ -97,6 +97,8 @@ fn run_command(cli: Cli) -> Result<u8> {
         Command::Secret(SecretCommand::Remove { name }) => {
             commands::secret::remove(&home()?, &name)
         }
+        Command::Login(args) => commands::login::login(home()?, &args),
+        Command::Logout { name, json } => commands::login::logout(&home()?, &name, json),
         Command::Mcp(McpCommand::List { name, json }) => {
             commands::mcp::list(home()?, name.as_deref(), json)
         }
@@ -105,7 +107,7 @@ fn run_command(cli: Cli) -> Result<u8> {
         }
         Command::Usage { by, json } => commands::usage::run(&home()?, by, json),
         Command::Policy(command) => commands::policy::run(home, &command),
-        Command::Doctor { json } => commands::doctor::run(json),
+        Command::Doctor { json } => commands::doctor::run(cli.home.as_deref(), json),
         Command::Completions { shell } => commands::manual::completions(shell),
         Command::Man { dir } => commands::manual::pages(&dir),
     }

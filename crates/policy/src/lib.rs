@@ -33,6 +33,7 @@ mod explain;
 mod keys;
 pub mod learn;
 pub mod load;
+mod login_section;
 mod mcp_section;
 mod mounts;
 mod path;

@@ -37,7 +37,7 @@ pub(crate) fn read(top: &Section<'_, '_>) -> Result<BTreeMap<String, McpServer>,
 fn read_reach(section: &Section<'_, '_>) -> Result<McpReach, PolicyError> {
     let private = section.boolean("private", "private = true")?;
     let is_private = private.as_ref().is_some_and(|at| at.value);
-    let url = section.parsed("url", URL, |text| check_url(text, is_private))?;
+    let url = section.parsed("url", URL, |text| check_url("url", text, is_private))?;
     let secret = section.parsed("secret", "secret = \"tracker\"", secret_name)?;
     let command = section.strings("command", COMMAND)?;
     match (url, command) {
@@ -84,8 +84,8 @@ fn read_reach(section: &Section<'_, '_>) -> Result<McpReach, PolicyError> {
 }
 
 /// A server's endpoint: https, or plain http to this machine where that is meant.
-fn check_url(text: &str, private: bool) -> Result<String, Problem> {
-    let bad = |why: &str, remedy: &str| Err(Problem::bad("url", why, remedy));
+pub(crate) fn check_url(key: &str, text: &str, private: bool) -> Result<String, Problem> {
+    let bad = |why: &str, remedy: &str| Err(Problem::bad(key, why, remedy));
     let (tls, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
         (Some(rest), _) => (true, rest),
         (None, Some(rest)) => (false, rest),

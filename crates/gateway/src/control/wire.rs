@@ -8,7 +8,7 @@
 use crate::asks::{Answer, Question};
 use crate::door::DoorGrant;
 use crate::usage::Notice;
-use model::TurnId;
+use model::{AgentName, LoginConfig, TurnId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -43,6 +43,10 @@ pub(crate) enum ToGateway {
     Answer { ask: u64, answer: Answer },
     /// What does a server of tools offer?
     DescribeMcp { id: u64, server: model::McpServer },
+    /// A person wants to log in: what is the address to open?
+    BeginLogin { id: u64, login: Box<LoginConfig>, hosts: Vec<String>, agents: Vec<AgentName> },
+    /// What came back from it. The code in it opens nothing without what the gateway kept.
+    FinishLogin { id: u64, pasted: String },
     /// Is anybody there?
     Ping { id: u64 },
 }
@@ -75,6 +79,10 @@ pub(crate) enum Reply {
     Pong { doors: u64 },
     /// What the server offers.
     Described(Vec<crate::mcp::Described>),
+    /// The address at which a person agrees.
+    LoginAddress { url: String },
+    /// The login is sealed; when its token runs out, and whether it is renewed by itself.
+    LoggedIn { expires_ms: Option<u64>, renewable: bool },
     /// It is not done.
     Refused { why: String },
 }

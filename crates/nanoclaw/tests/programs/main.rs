@@ -19,7 +19,11 @@
 #[allow(dead_code)] // the other half of its tests uses the rest
 mod lab;
 mod hunt;
+mod logins;
 mod process;
+#[path = "../e2e/provider.rs"]
+#[allow(dead_code)] // the other half of its tests uses the rest
+mod provider;
 mod reach;
 mod secrets;
 mod site;
