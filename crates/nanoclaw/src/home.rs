@@ -22,14 +22,7 @@ impl Home {
     /// `--home`, else `$NANOCLAW_HOME`, else `$XDG_STATE_HOME/nanoclaw`, else
     /// `~/.local/state/nanoclaw`; made when it is not there.
     pub(crate) fn open(given: Option<&Path>) -> Result<Self> {
-        let path = Self::choose(given)?;
-        let path = std::path::absolute(&path).context(format!("home {}", path.display()))?;
-        if path.as_os_str().len() > HOME_PATH_BYTES_MAX {
-            let long = format!("the home path {} is too long for sockets below it", path.display());
-            return Err(Failure::usage(long)
-                .remedy(format!("choose one of at most {HOME_PATH_BYTES_MAX} bytes with --home")));
-        }
-        let home = Self { path };
+        let home = Self::look(given)?;
         home.make(&home.path)?;
         home.check()?;
         for inner in ["agents", "sessions", "run"] {
@@ -38,9 +31,16 @@ impl Home {
         Ok(home)
     }
 
-    /// Where it is or would be, without making or judging it.
-    pub(crate) fn place(given: Option<&Path>) -> Result<PathBuf> {
-        Self::choose(given)
+    /// As [`Home::open`], but nothing is made or changed.
+    pub(crate) fn look(given: Option<&Path>) -> Result<Self> {
+        let path = Self::choose(given)?;
+        let path = std::path::absolute(&path).context(format!("home {}", path.display()))?;
+        if path.as_os_str().len() > HOME_PATH_BYTES_MAX {
+            let long = format!("the home path {} is too long for sockets below it", path.display());
+            return Err(Failure::usage(long)
+                .remedy(format!("choose one of at most {HOME_PATH_BYTES_MAX} bytes with --home")));
+        }
+        Ok(Self { path })
     }
 
     fn choose(given: Option<&Path>) -> Result<PathBuf> {
