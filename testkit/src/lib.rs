@@ -16,7 +16,7 @@ mod rng;
 mod sink;
 mod temp_dir;
 
-pub use fake_model::{FakeModel, Options, Seen};
+pub use fake_model::{FakeLogin, FakeModel, LoginPlan, Options, Seen};
 pub use need::need;
 pub use rng::Rng;
 pub use sink::MemorySink;

@@ -176,6 +176,9 @@ pub(crate) fn write(out: &mut Vec<u8>, body: &Body, turn: Option<&TurnId>) -> Wr
         Body::ModelRequest { .. } | Body::ModelResponse { .. } | Body::SecretUsed { .. } => {
             of_models(f, kind, body)
         }
+        Body::LoginRequest { .. } | Body::LoginResponse { .. } | Body::LoginChanged { .. } => {
+            of_logins(f, kind, body)
+        }
         Body::EgressIntent { .. }
         | Body::EgressPinned { .. }
         | Body::EgressResult { .. }
@@ -321,6 +324,36 @@ fn of_models(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
         Body::SecretUsed { secret, host } => {
             f.text("host", host).text("kind", kind).text("secret", secret).turn()
         }
+        _ => return Err(NotCanonical),
+    }
+    .end()
+}
+
+fn of_logins(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
+    match body {
+        Body::LoginRequest { login, host, purpose } => f
+            .text("host", host)
+            .text("kind", kind)
+            .text("login", login)
+            .text("purpose", purpose)
+            .turn(),
+        Body::LoginResponse { login, purpose, status, rotated, expires_ms, duration_ms, error } => {
+            f.uint("duration_ms", *duration_ms)?
+                .maybe("error", error.as_deref())
+                .maybe_uint("expires_ms", *expires_ms)?
+                .text("kind", kind)
+                .text("login", login)
+                .text("purpose", purpose)
+                .flag("rotated", *rotated)
+                .uint("status", u64::from(*status))?
+                .turn()
+        }
+        Body::LoginChanged { login, change, hosts } => f
+            .text("change", change)
+            .list("hosts", hosts, |out, host| canonical::string(out, host))
+            .text("kind", kind)
+            .text("login", login)
+            .turn(),
         _ => return Err(NotCanonical),
     }
     .end()

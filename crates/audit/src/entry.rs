@@ -152,10 +152,12 @@ fn shape(body: &Body) -> Shape {
         Body::TurnStarted { .. }
         | Body::ModelRequest { .. }
         | Body::SecretUsed { .. }
+        | Body::LoginRequest { .. }
         | Body::ToolCalled { .. } => s(API_ACTIVITY, OTHER, INFORMATIONAL, UNKNOWN),
-        Body::ModelResponse { error, .. } => {
+        Body::ModelResponse { error, .. } | Body::LoginResponse { error, .. } => {
             s(API_ACTIVITY, OTHER, INFORMATIONAL, done(error.is_none()))
         }
+        Body::LoginChanged { .. } => s(API_ACTIVITY, 3, INFORMATIONAL, SUCCESS),
         Body::ToolFinished { ok, .. } => s(API_ACTIVITY, OTHER, INFORMATIONAL, done(*ok)),
         Body::EgressIntent { .. } | Body::EgressPinned { .. } => {
             s(NETWORK_ACTIVITY, 1, INFORMATIONAL, UNKNOWN)

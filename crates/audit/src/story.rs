@@ -131,6 +131,9 @@ fn sentence(body: &Body) -> String {
         Body::ModelRequest { .. } | Body::ModelResponse { .. } | Body::SecretUsed { .. } => {
             of_model(body)
         }
+        Body::LoginRequest { .. } | Body::LoginResponse { .. } | Body::LoginChanged { .. } => {
+            of_login(body)
+        }
         Body::EgressIntent { .. }
         | Body::EgressPinned { .. }
         | Body::EgressResult { .. }
@@ -283,6 +286,32 @@ fn of_model(body: &Body) -> String {
         },
         Body::SecretUsed { secret, host } => {
             format!("The gateway used the secret {} for it at {}.", quote(secret), quote(host))
+        }
+        _ => body.kind().to_owned(),
+    }
+}
+
+fn of_login(body: &Body) -> String {
+    match body {
+        Body::LoginRequest { login, host, purpose } => format!(
+            "The gateway asks {} for tokens of the login {} ({}).",
+            quote(host),
+            quote(login),
+            quote(purpose)
+        ),
+        Body::LoginResponse { login, status, rotated, error, .. } => match error {
+            Some(e) => {
+                format!("The login {} got none (status {status}): {}", quote(login), quote(e))
+            }
+            None => format!(
+                "The login {} has a new access token{}.",
+                quote(login),
+                if *rotated { " and a new refresh token" } else { "" }
+            ),
+        },
+        Body::LoginChanged { login, change, hosts } => {
+            let hosts: Vec<String> = hosts.iter().map(|h| quote(h)).collect();
+            format!("The login {}: {}. Hosts: {}.", quote(login), quote(change), hosts.join(", "))
         }
         _ => body.kind().to_owned(),
     }

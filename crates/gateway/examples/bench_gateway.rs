@@ -101,6 +101,7 @@ fn open(home: &Path, port: u16) -> Result<nanoclaw_gateway::Door, Box<dyn Error>
         base_url: format!("http://127.0.0.1:{port}"),
         model: "m".into(),
         secret: Some("bench".into()),
+        login: None,
         script: None,
         max_tokens: 1,
         context_tokens: 1,

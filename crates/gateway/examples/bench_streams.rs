@@ -78,6 +78,7 @@ fn open(gateway: &Gateway, home: &Path, port: u16, n: usize) -> Result<Door, Box
         base_url: format!("http://127.0.0.1:{port}"),
         model: "m".into(),
         secret: Some("bench".into()),
+        login: None,
         script: None,
         max_tokens: 1,
         context_tokens: 1,

@@ -174,6 +174,7 @@ pub(crate) struct DoorState {
     pub(crate) default_model: Option<usize>,
     pub(crate) placeholder: String,
     pub(crate) vault: Arc<Vault>,
+    pub(crate) logins: Arc<crate::login::Logins>,
     pub(crate) resolver: Arc<dyn Resolver>,
     pub(crate) pool: Pool,
     pub(crate) retry: RetryPolicy,

@@ -5,6 +5,7 @@ use crate::counters::Counters;
 use crate::door::{Door, DoorError, DoorGrant, DoorState, Relay};
 use crate::egress::{link::Links, name::Refused};
 use crate::endpoint::Endpoint;
+use crate::login::{Begun, Logins};
 use crate::mcp::{
     self, Described, DoorTools, McpError, Means, NoStdioServers, Reach, StdioServers,
 };
@@ -22,7 +23,9 @@ use crate::tls::Authority;
 use crate::upstream::{Pool, Roots, Tls};
 use crate::usage::{Ledger, Notices};
 use crate::vault::Vault;
-use model::{McpServer, ModelApi, ModelConfig, RecordSink, SessionId};
+use model::{
+    AgentName, LoginConfig, McpServer, ModelApi, ModelConfig, RecordSink, SessionId,
+};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -95,10 +98,14 @@ fn system_clock() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A login at which a person is agreeing.
+pub struct BegunLogin(Arc<Begun>);
+
 /// The gateway. Cheap to share; doors outlive it.
 pub struct Gateway {
     sink: Arc<dyn RecordSink>,
     vault: Arc<Vault>,
+    pub(crate) logins: Arc<Logins>,
     clock: Clock,
     resolver: Arc<dyn Resolver>,
     tls: Arc<Tls>,
@@ -124,12 +131,21 @@ impl Gateway {
     pub fn new(config: GatewayConfig) -> Self {
         let quota = Quota::open(config.state_dir.as_deref(), (config.clock)());
         let quota = quota.map_err(|e| e.to_string());
+        let (vault, tls) = (Arc::new(config.vault), Arc::new(Tls::new(config.roots)));
+        let logins = Logins::new(
+            Arc::clone(&vault),
+            Arc::clone(&config.sink),
+            Arc::clone(&config.clock),
+            Arc::clone(&tls),
+            Arc::clone(&config.resolver),
+        );
         Self {
             sink: config.sink,
-            vault: Arc::new(config.vault),
+            vault,
+            logins,
             clock: config.clock,
             resolver: config.resolver,
-            tls: Arc::new(Tls::new(config.roots)),
+            tls,
             retry: config.retry,
             plain_http_hosts: config.plain_http_hosts,
             approver: config.approver,
@@ -200,6 +216,7 @@ impl Gateway {
             default_model,
             placeholder: grant.placeholder,
             vault: Arc::clone(&self.vault),
+            logins: Arc::clone(&self.logins),
             resolver: Arc::clone(&self.resolver),
             pool: Pool::new(Arc::clone(&self.tls), Arc::clone(&self.resolver)),
             retry: self.retry,
@@ -220,6 +237,35 @@ impl Gateway {
             room: Room::new(Arc::clone(&self.connections)),
         };
         Door::open(listener, state)
+    }
+
+    /// Begins a login at which a person agrees; also the address to open. Its tokens will be for
+    /// `hosts` and for the provider's own token endpoint.
+    ///
+    /// # Errors
+    /// In words, when the login has no client, or its addresses are not usable.
+    pub fn begin_login(
+        &self,
+        login: LoginConfig,
+        hosts: &[String],
+        agents: Vec<AgentName>,
+    ) -> Result<(BegunLogin, String), String> {
+        let (begun, url) = self.logins.begin(login, hosts, agents)?;
+        Ok((BegunLogin(Arc::new(begun)), url))
+    }
+
+    /// Ends it, with what the browser was sent to or a person copied: the tokens are fetched and
+    /// sealed. When the access token runs out (Unix milliseconds), if the provider says so, and
+    /// whether it is renewed by itself.
+    ///
+    /// # Errors
+    /// In words that hold no token. After a wrong paste it may be called again.
+    pub async fn finish_login(
+        &self,
+        begun: &BegunLogin,
+        pasted: &str,
+    ) -> Result<(Option<u64>, bool), String> {
+        self.logins.finish(&begun.0, pasted).await
     }
 
     fn mcp_means(

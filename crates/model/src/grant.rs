@@ -82,6 +82,32 @@ impl From<HostName> for String {
     }
 }
 
+/// Where the vault's private key is kept: `[vault] key` of `nanoclaw.toml`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyPlace {
+    /// A file of mode 0600 in the vault.
+    File,
+    /// The desktop's keyring (Secret Service).
+    Keyring,
+    /// A credential that systemd hands to the service.
+    Systemd,
+}
+
+impl KeyPlace {
+    /// Every place.
+    pub const ALL: [Self; 3] = [Self::File, Self::Keyring, Self::Systemd];
+
+    /// As it is written in files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Keyring => "keyring",
+            Self::Systemd => "systemd",
+        }
+    }
+}
+
 /// The wire format a model speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -160,6 +186,9 @@ pub struct ModelConfig {
     pub model: String,
     /// The vault's name of the key; `None` for servers that want none.
     pub secret: Option<String>,
+    /// The subscription used in place of a key.
+    #[serde(default)]
+    pub login: Option<crate::LoginConfig>,
     /// The file of turns, for scripts only.
     pub script: Option<std::path::PathBuf>,
     /// Largest answer asked for, in tokens.

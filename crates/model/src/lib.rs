@@ -22,8 +22,11 @@ pub use egress::{
     AskTerms, Effect, EgressRule, HostPattern, Injection, PathPattern, PathPatternError,
     RuleLimits, SecretUse, Sight,
 };
-pub use grant::{Budget, HostName, HostNameError, ModelApi, ModelConfig, Price};
+mod login;
+
+pub use grant::{Budget, HostName, HostNameError, KeyPlace, ModelApi, ModelConfig, Price};
 pub use ids::{AgentName, IdError, MessageId, SessionId, TurnId};
+pub use login::{LoginConfig, LoginProvider};
 pub use record::{
     Body, Direction, Done, Durability, LimitState, MAX_INLINE_BYTES, Record, RecordError,
     RecordSink, RecordSinkExt, RequestLine, SaltedDigest, Sha256Hex, WallState,

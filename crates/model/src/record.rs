@@ -158,6 +158,21 @@ pub enum Body {
     },
     /// A secret is about to be used for the session by the gateway.
     SecretUsed { secret: String, host: String },
+    /// The provider of a login is about to be asked for tokens: `login` after a person agreed,
+    /// `renewal` for the session that stands here, or none.
+    LoginRequest { login: String, host: String, purpose: String },
+    /// It answered, or did not. `rotated`: it gave a new refresh token, which is sealed by now.
+    LoginResponse {
+        login: String,
+        purpose: String,
+        status: u16,
+        rotated: bool,
+        expires_ms: Option<u64>,
+        duration_ms: u64,
+        error: Option<String>,
+    },
+    /// A person gave a token for a login, or removed the login.
+    LoginChanged { login: String, change: String, hosts: Vec<String> },
     /// A tool call, as the agent tells it.
     ToolCalled { call: String, tool: String, arguments: String, arguments_sha256: Sha256Hex },
     /// Its result, as the agent tells it.
@@ -241,6 +256,9 @@ impl Body {
             Self::ModelRequest { .. } => "model_request",
             Self::ModelResponse { .. } => "model_response",
             Self::SecretUsed { .. } => "secret_used",
+            Self::LoginRequest { .. } => "login_request",
+            Self::LoginResponse { .. } => "login_response",
+            Self::LoginChanged { .. } => "login_changed",
             Self::ToolCalled { .. } => "tool_called",
             Self::ToolFinished { .. } => "tool_finished",
             Self::EgressIntent { .. } => "egress_intent",

@@ -73,6 +73,28 @@ What policy refused is listed on standard error at the end, unless --quiet.")]
     /// Keep keys for the gateway; they are sealed and never shown
     #[command(subcommand)]
     Secret(SecretCommand),
+    /// Use a subscription (claude, chatgpt) in place of a key
+    #[command(after_help = "Examples:
+  nanoclaw login                                  who is logged in
+  nanoclaw login chatgpt                          prints an address to open in any browser
+  nanoclaw login claude                           takes a token of `claude setup-token`
+  nanoclaw login chatgpt --agent coder --accept-terms --json
+
+The tokens are fetched, sealed and renewed by the gateway; no sandbox has them. Providers have terms
+for this: they are shown, and docs/subscriptions.md tells what is known of them.")]
+    Login(LoginArgs),
+    /// Forget a login's tokens
+    #[command(after_help = "Example:
+  nanoclaw logout chatgpt
+
+The provider is not told; its own settings end what it has granted.")]
+    Logout {
+        /// The login
+        name: String,
+        /// Machine-readable output
+        #[arg(long)]
+        json: bool,
+    },
     /// Servers of tools: what they offer, and what of it is approved
     #[command(subcommand)]
     Mcp(McpCommand),
@@ -152,6 +174,21 @@ pub(crate) enum UsageBy {
     Agent,
     Session,
     Model,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LoginArgs {
+    /// claude, chatgpt, or NAME of [logins.NAME] [default: show the logins there are]
+    pub(crate) name: Option<String>,
+    /// Which agent it may serve; several allowed [default: every agent whose model names it]
+    #[arg(long, value_name = "AGENT")]
+    pub(crate) agent: Vec<String>,
+    /// Say that you have read the provider's terms and may use the subscription so
+    #[arg(long)]
+    pub(crate) accept_terms: bool,
+    /// One JSON object a line
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

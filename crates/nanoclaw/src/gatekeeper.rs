@@ -2,16 +2,18 @@
 //! needs one.
 //!
 //! ```text
-//! exec ─► nothing inherited ─► lock, socket ─► walls, measured
-//!      ─► recorder ─► vault ─► ready ─► serve
+//! exec ─► nothing inherited ─► key from the keyring, if it is there ─► lock, socket
+//!      ─► walls, measured ─► recorder ─► vault ─► ready ─► serve
 //! ```
 //!
 //! Invariants:
-//! 1. The walls stand before the first thread, the first secret and the first byte from anybody.
+//! 1. The walls stand before the first thread, the first secret and the first byte from anybody;
+//!    but a vault's key that is in the keyring is fetched before, for that takes a program.
 //! 2. One gateway a home: the lock of its folder decides; the second stops quietly.
 //! 3. Without a recorder there is no gateway; it leaves with its last client.
 
 use gateway::control::{self, Approvals, EXIT_RUNNING, READY, Tracked};
+use gateway::vault::{Fetched, keyring};
 use gateway::{Approver, Gateway, GatewayConfig, Vault, tls, usage};
 use model::RecordSink;
 use rustix::process::{Resource, Rlimit};
@@ -69,22 +71,27 @@ pub(crate) fn main(home: &str) -> ExitCode {
     }
     let Ok(ready) = io::stdout().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
     let mut ready = File::from(ready);
+    // The program that asks the keyring is started now, for later none can be.
+    let key = match Fetched::now(Path::new(home)) {
+        Ok(key) => key,
+        Err(e) => return failed(&mut ready, &e),
+    };
     let lock = match take_place(Path::new(home)) {
         Ok(Some(lock)) => lock,
         Ok(None) => return ExitCode::from(EXIT_RUNNING),
         Err(e) => return failed(&mut ready, e.as_ref()),
     };
-    match confined(home, lock, &mut ready) {
+    match confined(home, lock, key, &mut ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => failed(&mut ready, e.as_ref()),
     }
 }
 
-fn confined(home: &str, place: Place, ready: &mut File) -> Outcome<()> {
+fn confined(home: &str, place: Place, key: Fetched, ready: &mut File) -> Outcome<()> {
     confine(&walls(Path::new(home)))?;
     let threads =
         tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
-    let served = threads.block_on(serve(home, place, ready));
+    let served = threads.block_on(serve(home, place, key, ready));
     // A name that is still being resolved must not hold up the end.
     threads.shutdown_timeout(LAST_WORK);
     served
@@ -147,13 +154,13 @@ fn walls(home: &Path) -> RoleWalls {
     }
 }
 
-async fn serve(home: &str, place: Place, ready: &mut File) -> Outcome<()> {
+async fn serve(home: &str, place: Place, key: Fetched, ready: &mut File) -> Outcome<()> {
     let home = Path::new(home);
     // The starter is a client of the recorder, so there is one; it cannot be started from here.
     let none = || Err(io::Error::other("no recorder runs, and nothing goes unrecorded"));
     let recorder = audit::Client::connect(home, "gateway", none)?;
     let records = Arc::new(Tracked::new(Arc::new(recorder)));
-    let vault = Vault::open(home).map_err(|e| format!("the vault: {e}"))?;
+    let vault = Vault::open_fetched(home, key).map_err(|e| format!("the vault: {e}"))?;
     let approvals = Arc::new(Approvals::default());
     let mut config = GatewayConfig::new(Arc::clone(&records) as Arc<dyn RecordSink>, vault);
     config.shared_connections = gateway::shared_connections(place.descriptors);
@@ -199,7 +206,10 @@ fn publish_trust(path: &Path, authority: &tls::Authority) -> Outcome<()> {
 /// Starts a gateway for `home` and waits until it is ready or has found another one running. It
 /// detaches itself and gets none of our environment but [`VARIABLES`].
 pub(crate) fn start(home: &Path) -> io::Result<()> {
-    let kept = VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+    let kept = VARIABLES
+        .iter()
+        .chain(&keyring::VARIABLES)
+        .filter_map(|name| Some((name, std::env::var_os(name)?)));
     let mut child = Command::new("/proc/self/exe")
         .arg("--home")
         .arg(home)

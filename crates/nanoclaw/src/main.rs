@@ -100,6 +100,8 @@ fn run_command(cli: Cli) -> Result<u8> {
         Command::Secret(SecretCommand::Remove { name }) => {
             commands::secret::remove(&home()?, &name)
         }
+        Command::Login(args) => commands::login::login(home()?, &args),
+        Command::Logout { name, json } => commands::login::logout(&home()?, &name, json),
         Command::Mcp(McpCommand::List { name, json }) => {
             commands::mcp::list(home()?, name.as_deref(), json)
         }

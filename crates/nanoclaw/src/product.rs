@@ -33,6 +33,9 @@ impl Product {
         for warning in &config.warnings {
             crate::ui::note(format!("warning: {}: {}", warning.place, warning.text));
         }
+        if let Some(place) = config.vault_key {
+            gateway::vault::check_place(home.path(), place).map_err(vault_failure)?;
+        }
         crate::run::sweep(&home);
         // 2. The spawner, before anything that a sandbox must not inherit.
         let options = SpawnerOptions { image: None, private: vec![home.path().to_owned()] };
@@ -81,6 +84,11 @@ pub(crate) fn load_config(home: &Home) -> Result<Config> {
         model.script = model.script.take().map(|path| home.path().join(path));
     }
     Ok(config)
+}
+
+/// A vault that does not do, as people meet it.
+pub(crate) fn vault_failure(error: gateway::VaultError) -> Failure {
+    Failure::new(Kind::Protection, format!("the vault: {error}"))
 }
 
 /// Connects to the recorder of the home, starting it if need be.

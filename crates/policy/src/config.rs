@@ -5,7 +5,9 @@ use crate::error::{Place, PolicyError, Problem, quote};
 use crate::keys::{self, nearest};
 use crate::reader::{At, Section, Source};
 use crate::url::{BaseUrl, parse_base_url};
-use model::{AgentName, McpServer, ModelApi, ModelConfig, Price};
+use model::{
+    AgentName, KeyPlace, LoginConfig, LoginProvider, McpServer, ModelApi, ModelConfig, Price,
+};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -49,6 +51,10 @@ pub struct Config {
     pub default_agent: Option<AgentName>,
     /// The models by name.
     pub models: BTreeMap<String, ModelConfig>,
+    /// The logins by name, the built-in ones among them.
+    pub logins: BTreeMap<String, LoginConfig>,
+    /// Where the vault's key is to be kept, if that is written.
+    pub vault_key: Option<KeyPlace>,
     /// The servers of tools by name.
     pub mcp: BTreeMap<String, McpServer>,
     /// What a person should know.
@@ -72,12 +78,17 @@ impl Config {
         let mut config =
             Self { default_agent: default_agent.map(|at| at.value), ..Self::default() };
         config.mcp = crate::mcp_section::read(&top)?;
+        config.logins = crate::login_section::read(&top)?;
+        config.vault_key = read_vault(&top)?;
         for (name, section) in top.named("models", &keys::MODEL)? {
             if !is_name(&name.value) {
                 let why = format!("{} is not a model's name", quote(&name.value));
                 return Err(Problem::bad("[models]", why, RENAME).at(&name.place));
             }
-            let model = read_model(&name.value, &section, &mut config.warnings)?;
+            let mut model = read_model(&name.value, &section, &config.logins)?;
+            if model.api != ModelApi::Script {
+                read_server(&section, &mut model, &mut config.warnings)?;
+            }
             config.models.insert(name.value, model);
         }
         for (name, section) in top.named("models", &keys::MODEL)? {
@@ -127,7 +138,7 @@ fn is_name(name: &str) -> bool {
 fn read_model(
     name: &str,
     section: &Section<'_, '_>,
-    warnings: &mut Vec<Warning>,
+    logins: &BTreeMap<String, LoginConfig>,
 ) -> Result<ModelConfig, PolicyError> {
     let (api, also) = read_apis(section)?;
     let max = section.integer_in("max_tokens", "max_tokens = 8192", 1..=TOKENS_MAX)?;
@@ -148,6 +159,7 @@ fn read_model(
         base_url: String::new(),
         model: String::new(),
         secret: None,
+        login: None,
         script: None,
         max_tokens,
         context_tokens,
@@ -156,7 +168,7 @@ fn read_model(
     };
     match api {
         ModelApi::Script => read_script(section, &mut config)?,
-        _ => read_server(section, &mut config, warnings)?,
+        _ => read_key(section, &mut config, logins)?,
     }
     Ok(config)
 }
@@ -264,7 +276,7 @@ fn read_script(section: &Section<'_, '_>, config: &mut ModelConfig) -> Result<()
         let why = "has no meaning for api = \"script\"";
         return Err(Problem::bad("price", why, "remove it").at(&section.place));
     }
-    for key in ["base_url", "model", "secret"] {
+    for key in ["base_url", "model", "secret", "login"] {
         if let Some(found) = section.string(key, "script = \"demo.toml\"")? {
             let problem = Problem::bad(key, "has no meaning for api = \"script\"", "remove it");
             return Err(problem.at(&found.place));
@@ -300,8 +312,6 @@ fn read_server(
         if ok { Ok(text.to_owned()) } else { Err(Problem::bad("model", "is not a name", remedy)) }
     })?;
     config.model = model.ok_or_else(|| section.missing("model", example))?.value;
-    config.secret =
-        section.parsed("secret", "secret = \"anthropic\"", secret_name)?.map(|at| at.value);
     let written =
         section.parsed("base_url", "base_url = \"https://api.example.org\"", parse_base_url)?;
     match written {
@@ -310,6 +320,10 @@ fn read_server(
                 warnings.push(Warning { place, text: format!("base_url {text}: {why}") });
             }
             config.base_url = text;
+        }
+        None if config.login.is_some() => {
+            let url = config.login.as_ref().map(|login| login.provider.base_url());
+            config.base_url = url.unwrap_or_default().to_owned();
         }
         None => {
             let (url, line) = own_server(config.api);
@@ -324,6 +338,44 @@ fn read_server(
         }
     }
     Ok(())
+}
+
+/// What opens the server: a secret, a login, or nothing.
+fn read_key(
+    section: &Section<'_, '_>,
+    config: &mut ModelConfig,
+    logins: &BTreeMap<String, LoginConfig>,
+) -> Result<(), PolicyError> {
+    let secret = section.parsed("secret", "secret = \"anthropic\"", secret_name)?;
+    config.secret = secret.map(|at| at.value);
+    let owned = |text: &str| Ok(text.to_owned());
+    let Some(at) = section.parsed("login", "login = \"claude\"", owned)? else { return Ok(()) };
+    let bad = |why: &str, remedy: &str| Err(Problem::bad("login", why, remedy).at(&at.place));
+    if config.secret.is_some() {
+        return bad("stands beside secret", "keep login or secret");
+    }
+    let login = crate::login_section::named(&at, logins)?;
+    let (spoken, remedy) = match login.provider {
+        LoginProvider::Claude => (ModelApi::Anthropic, "write api = \"anthropic\""),
+        LoginProvider::ChatGpt => (ModelApi::Responses, "write api = \"responses\""),
+    };
+    if config.api != spoken || !config.also.is_empty() {
+        return bad("is of a provider that speaks another format", remedy);
+    }
+    config.login = Some(login);
+    Ok(())
+}
+
+/// `[vault] key`.
+fn read_vault(top: &Section<'_, '_>) -> Result<Option<KeyPlace>, PolicyError> {
+    let Some(table) = top.section("vault", &keys::VAULT)? else { return Ok(None) };
+    let key = table.parsed("key", "key = \"file\"", |text| {
+        KeyPlace::ALL.into_iter().find(|place| place.name() == text).ok_or_else(|| {
+            let why = format!("is {}, which is no place for a key", quote(text));
+            Problem::bad("key", why, "write \"file\", \"keyring\" or \"systemd\"")
+        })
+    })?;
+    Ok(key.map(|at| at.value))
 }
 
 /// The server of whoever defined the format, and the line that gives its key.

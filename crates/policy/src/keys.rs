@@ -14,8 +14,10 @@ pub(crate) struct Keys {
     pub(crate) later: &'static [&'static str],
 }
 
-pub(crate) const CONFIG: Keys =
-    Keys { known: &["schema", "default_agent", "models", "mcp"], later: &["channels"] };
+pub(crate) const CONFIG: Keys = Keys {
+    known: &["schema", "default_agent", "models", "logins", "mcp", "vault"],
+    later: &["channels"],
+};
 
 pub(crate) const MODEL: Keys = Keys {
     known: &[
@@ -23,6 +25,7 @@ pub(crate) const MODEL: Keys = Keys {
         "base_url",
         "model",
         "secret",
+        "login",
         "script",
         "max_tokens",
         "context_tokens",
@@ -31,6 +34,8 @@ pub(crate) const MODEL: Keys = Keys {
     ],
     later: &[],
 };
+
+pub(crate) const VAULT: Keys = Keys { known: &["key"], later: &[] };
 
 pub(crate) const PRICE: Keys =
     Keys { known: &["input", "cached_input", "cache_write", "output"], later: &[] };
@@ -212,6 +217,8 @@ mod tests {
                 "/properties/mcp/additionalProperties/properties/sandbox",
                 &crate::mcp_section::SANDBOX,
             ),
+            (&config, "/properties/vault", &VAULT),
+            (&config, "/properties/logins/additionalProperties", &crate::login_section::LOGIN),
             (&config, "/properties/models/additionalProperties", &MODEL),
             (&config, "/properties/models/additionalProperties/properties/price", &PRICE),
         ] {

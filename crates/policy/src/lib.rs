@@ -36,6 +36,7 @@ mod host;
 mod keys;
 pub mod learn;
 pub mod load;
+mod login_section;
 mod mcp_section;
 mod mounts;
 mod path;

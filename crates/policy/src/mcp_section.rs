@@ -79,7 +79,7 @@ fn read_timeout(section: &Section<'_, '_>) -> Result<Option<u64>, PolicyError> {
 
 fn read_reach(section: &Section<'_, '_>) -> Result<McpReach, PolicyError> {
     let private = section.boolean("private", "private = true")?.is_some_and(|at| at.value);
-    let url = section.parsed("url", URL, |text| check_url(text, private))?;
+    let url = section.parsed("url", URL, |text| check_url("url", text, private))?;
     let secret = section.parsed("secret", "secret = \"tracker\"", secret_name)?;
     let command = section.strings("command", COMMAND)?;
     match (url, command) {
@@ -159,8 +159,8 @@ fn read_folders(section: &Section<'_, '_>) -> Result<Vec<Mount>, PolicyError> {
 }
 
 /// A server's endpoint: https, or plain http to this machine where that is meant.
-fn check_url(text: &str, private: bool) -> Result<String, Problem> {
-    let bad = |why: &str, remedy: &str| Err(Problem::bad("url", why, remedy));
+pub(crate) fn check_url(key: &str, text: &str, private: bool) -> Result<String, Problem> {
+    let bad = |why: &str, remedy: &str| Err(Problem::bad(key, why, remedy));
     let (tls, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
         (Some(rest), _) => (true, rest),
         (None, Some(rest)) => (false, rest),

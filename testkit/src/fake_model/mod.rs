@@ -14,7 +14,10 @@
 mod anthropic;
 mod decide;
 mod http;
+mod login;
 mod openai;
+
+pub use login::{FakeLogin, LoginPlan};
 
 use http::{Answer, Request};
 use serde_json::{Value, json};
@@ -32,6 +35,8 @@ use std::time::{Duration, Instant};
 pub struct Options {
     /// Answer 401 unless one of the credential headers carries exactly this.
     pub require_key: Option<String>,
+    /// The provider of a subscription: its token endpoint is here too, and its tokens are the keys.
+    pub login: Option<FakeLogin>,
     /// Answer this status instead...
     pub fail_status: Option<u16>,
     /// ...for so many requests to a model.
@@ -208,6 +213,9 @@ impl Shared {
         let path = request.path.split('?').next().unwrap_or("");
         let is_model =
             request.method == "POST" && matches!(path, "/v1/messages" | "/v1/chat/completions");
+        if let Some(answer) = self.options.login.as_ref().and_then(|login| login.answer(request)) {
+            return answer;
+        }
         if let Some(key) = &self.options.require_key
             && !request.headers.iter().any(|(name, value)| {
                 CREDENTIAL_HEADERS.contains(&name.as_str())

@@ -152,6 +152,17 @@ fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
             error: None,
         },
         Body::SecretUsed { secret: s("github"), host: s("api.github.com") },
+        Body::LoginRequest { login: s("claude"), host: s("h"), purpose: s("renewal") },
+        Body::LoginResponse {
+            login: s("claude"),
+            purpose: s("renewal"),
+            status: 200,
+            rotated: true,
+            expires_ms: Some(9),
+            duration_ms: 4,
+            error: None,
+        },
+        Body::LoginChanged { login: s("claude"), change: s("removed"), hosts: vec![s("h")] },
         Body::ToolCalled {
             call: s("1"),
             tool: s("bash"),

@@ -6,7 +6,7 @@ use super::tracked::Tracked;
 use super::wire::{FromGateway, PROTOCOL, ROLE_BYTES_MAX, Reply, ToGateway, decode, encode};
 use crate::asks::{Answer, Approver, Question};
 use crate::door::Door;
-use crate::gateway::Gateway;
+use crate::gateway::{BegunLogin, Gateway};
 use crate::mcp::StdioServers;
 use crate::usage::Notice;
 use model::{McpServer, SessionId};
@@ -155,9 +155,16 @@ pub async fn serve(
                 welcome(&shared, stream, number);
             }
             _ = count.changed() => grace = LAST_CLIENT_GRACE,
-            () = tokio::time::sleep(grace), if now == 0 => return Ok(()),
+            () = unneeded(&shared, grace), if now == 0 => return Ok(()),
         }
     }
+}
+
+/// Returns when nobody has come for a while, and no provider of a login is being asked: its answer
+/// may hold the only refresh token there is.
+async fn unneeded(shared: &Shared, grace: Duration) {
+    tokio::time::sleep(grace).await;
+    shared.gateway.logins.settled().await;
 }
 
 /// Whether whoever is at the other end may direct the gateway.
@@ -178,10 +185,10 @@ fn welcome(shared: &Arc<Shared>, stream: UnixStream, number: u64) {
         let writing = tokio::spawn(write_frames(Arc::clone(&stream), from));
         let programs = Arc::new(Programs::new(to.clone()));
         let (doors, looking) = (HashMap::new(), JoinSet::new());
-        let mut client = Client { shared, number, to, programs, doors, looking };
+        let mut client = Client { shared, number, to, programs, doors, looking, begun: None };
         // However it ended, the client is gone: its doors close.
         let _ = client.run(&stream).await;
-        let Client { shared, number, to, programs, doors, looking } = client;
+        let Client { shared, number, to, programs, doors, looking, begun: _ } = client;
         shared.doors.fetch_sub(doors.len() as u64, Ordering::Relaxed);
         drop((doors, looking));
         programs.left();
@@ -218,6 +225,8 @@ struct Client {
     doors: HashMap<u64, Door>,
     /// Servers of tools that are being looked at; each may take a minute.
     looking: JoinSet<()>,
+    /// A login at which a person is agreeing.
+    begun: Option<BegunLogin>,
 }
 
 fn unwelcome(why: &'static str) -> io::Error {
@@ -301,6 +310,16 @@ impl Client {
                 self.programs.stopped(order, how);
                 return Ok(());
             }
+            (ToGateway::BeginLogin { id, login, hosts, agents }, None) => {
+                let begun = self.shared.gateway.begin_login(*login, &hosts, agents);
+                let (reply, begun) = match begun {
+                    Ok((begun, url)) => (Reply::LoginAddress { url }, Some(begun)),
+                    Err(why) => (Reply::Refused { why }, None),
+                };
+                self.begun = begun;
+                (id, reply)
+            }
+            (ToGateway::FinishLogin { id, pasted }, None) => (id, self.finish(&pasted).await),
             (ToGateway::Ping { id }, None) => {
                 (id, Reply::Pong { doors: self.shared.doors.load(Ordering::Relaxed) })
             }
@@ -363,6 +382,20 @@ impl Client {
         let Some(door) = self.doors.get(&key) else { return no_door() };
         match flush(&self.shared.records).await {
             Ok(()) => Reply::Counts(door.counts().to_map()),
+            Err(why) => Reply::Refused { why },
+        }
+    }
+
+    /// What was pasted wrongly may be pasted again.
+    async fn finish(&mut self, pasted: &str) -> Reply {
+        let Some(begun) = &self.begun else {
+            return Reply::Refused { why: "no login was begun here".into() };
+        };
+        match self.shared.gateway.finish_login(begun, pasted).await {
+            Ok((expires_ms, renewable)) => {
+                self.begun = None;
+                Reply::LoggedIn { expires_ms, renewable }
+            }
             Err(why) => Reply::Refused { why },
         }
     }

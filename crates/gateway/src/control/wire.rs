@@ -9,14 +9,14 @@
 use crate::asks::{Answer, Question};
 use crate::door::DoorGrant;
 use crate::usage::Notice;
-use model::{SessionId, TurnId};
+use model::{AgentName, LoginConfig, SessionId, TurnId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 
 /// Version of this protocol.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 /// Largest frame: a grant with a few scripts of 1 MiB each.
 pub(crate) const FRAME_BYTES_MAX: usize = 8 << 20;
@@ -55,6 +55,10 @@ pub(crate) enum ToGateway {
     NotStarted { order: u64, why: String },
     /// It ran, and is gone.
     Stopped { order: u64, how: String },
+    /// A person wants to log in: what is the address to open?
+    BeginLogin { id: u64, login: Box<LoginConfig>, hosts: Vec<String>, agents: Vec<AgentName> },
+    /// What came back from it. The code in it opens nothing without what the gateway kept.
+    FinishLogin { id: u64, pasted: String },
     /// Is anybody there?
     Ping { id: u64 },
 }
@@ -89,6 +93,10 @@ pub(crate) enum Reply {
     Pong { doors: u64 },
     /// What the server offers.
     Described(Vec<crate::mcp::Described>),
+    /// The address at which a person agrees.
+    LoginAddress { url: String },
+    /// The login is sealed; when its token runs out, and whether it is renewed by itself.
+    LoggedIn { expires_ms: Option<u64>, renewable: bool },
     /// It is not done.
     Refused { why: String },
 }

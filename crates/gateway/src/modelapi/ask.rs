@@ -94,7 +94,7 @@ async fn forward(
     let (door, ask, head) = (asked.door, asked.ask, asked.head);
     let body = asked.body.with_model(&model.config.model);
     let q = Question { model, endpoint, ask, head, body };
-    let secret = match call::key_for(door, &q) {
+    let mut secret = match call::key_for(door, &q).await {
         Ok(secret) => secret,
         Err(failure) => return Ok(Turned::Failed(failure)),
     };
@@ -113,7 +113,7 @@ async fn forward(
         return Ok(Turned::Failed(failure));
     }
     let mut outcome = Outcome::new(Arc::clone(&door.scribe), model.config.name.clone(), bill);
-    let asking = call::attempt_all(door, &q, secret.as_ref(), &mut outcome);
+    let asking = call::attempt_all(door, &q, &mut secret, &mut outcome);
     let Some(reply) = conn.unless_gone(asking).await else {
         return Err(io::ErrorKind::BrokenPipe.into());
     };

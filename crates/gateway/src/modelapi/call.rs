@@ -5,22 +5,22 @@ use super::operation::Ask;
 use super::outcome::{Outcome, sha256_hex};
 use super::provider;
 use super::route::Model;
-use super::wire::{Failure, PASSED_REQUEST_FIELDS};
+use super::wire::{Failure, LOGIN_REQUEST_FIELDS, PASSED_REQUEST_FIELDS};
 use crate::counters::Counters;
 use crate::door::DoorState;
 use crate::endpoint::Endpoint;
 use crate::http::head::Head;
+use crate::login::{Credential, Who};
 use crate::mask::Masker;
 use crate::retry;
 use crate::upstream::{Exchange, UpstreamError};
 use crate::usage::Reservation;
-use crate::vault::Secret;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::header::{HeaderName, HeaderValue};
-use model::{Body, Durability};
+use model::{Body, Durability, LoginConfig, LoginProvider};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
@@ -33,6 +33,10 @@ use zeroize::Zeroizing;
 const ERROR_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Time to read an error page.
 const ERROR_BODY_TIME: Duration = Duration::from_secs(10);
+/// Where Anthropic's clients say what they want to try.
+const BETA: &str = "anthropic-beta";
+/// What says that the bearer token is one of a subscription.
+const OAUTH_BETA: &str = "oauth-2025-04-20";
 /// As much of a provider's own words as helps a person.
 const QUOTED_CHARS_MAX: usize = 400;
 
@@ -53,8 +57,15 @@ pub(crate) enum Reply {
     Refused { status: u16, body: Vec<u8> },
 }
 
-/// Opens the model's key and checks that it may be used at this host.
-pub(crate) fn key_for(door: &DoorState, q: &Question<'_>) -> Result<Option<Secret>, Failure> {
+/// Opens the model's key, or the access token of its login, and checks that it may be used at
+/// this host.
+pub(crate) async fn key_for(
+    door: &DoorState,
+    q: &Question<'_>,
+) -> Result<Option<Credential>, Failure> {
+    if let Some(login) = &q.model.config.login {
+        return token_for(door, q, login, None).await.map(Some);
+    }
     let Some(name) = &q.model.config.secret else { return Ok(None) };
     let secret = door.vault.secret(name).map_err(|e| Failure::new(401, e.to_string()))?;
     let agent = &door.scribe.agent;
@@ -75,7 +86,27 @@ pub(crate) fn key_for(door: &DoorState, q: &Question<'_>) -> Result<Option<Secre
             ),
         ));
     }
-    Ok(Some(secret))
+    Ok(Some(Credential { bytes: secret.bytes, login: None }))
+}
+
+/// The login's access token; with `refused`, another one than that.
+async fn token_for(
+    door: &DoorState,
+    q: &Question<'_>,
+    login: &LoginConfig,
+    refused: Option<&Credential>,
+) -> Result<Credential, Failure> {
+    let scribe = &door.scribe;
+    let who = Who {
+        session: Some(scribe.session.clone()),
+        agent: Some(scribe.agent.clone()),
+        turn: scribe.turn.get(),
+    };
+    let host = &q.endpoint.host;
+    door.logins.credential(&who, login, host, refused).await.map_err(|trouble| Failure {
+        passing: trouble.passing,
+        ..Failure::new(trouble.status, trouble.to_string())
+    })
 }
 
 /// Waits until what is reserved for the call is on the disk.
@@ -117,9 +148,10 @@ async fn written(
         },
         Durability::Durable,
     );
-    let written = match &model.config.secret {
+    let login = model.config.login.as_ref().map(|login| format!("login:{}", login.name));
+    let written = match model.config.secret.clone().or(login) {
         Some(secret) => {
-            let used = Body::SecretUsed { secret: secret.clone(), host: host.to_owned() };
+            let used = Body::SecretUsed { secret, host: host.to_owned() };
             // Polled in this order, so submitted in this order.
             let used = door.scribe.write(used, Durability::Ordered);
             let (used, request) = tokio::join!(biased; used, request);
@@ -136,16 +168,16 @@ async fn written(
 pub(crate) async fn attempt_all(
     door: &DoorState,
     q: &Question<'_>,
-    secret: Option<&Secret>,
+    secret: &mut Option<Credential>,
     outcome: &mut Outcome,
 ) -> Result<Reply, Failure> {
-    let prototype = build(q, secret, &door.provider_tools)?;
-    let request = || clone_request(&prototype);
-    let (mut attempt, started) = (0, Instant::now());
+    let granted = &door.provider_tools;
+    let mut prototype = build(q, secret.as_ref(), granted)?;
+    let (mut attempt, mut renewed, started) = (0, false, Instant::now());
     loop {
         attempt += 1;
         Counters::add(&door.scribe.counters.bytes_up, q.body.len() as u64);
-        let sent = door.pool.send(q.endpoint, request).await;
+        let sent = door.pool.send(q.endpoint, || clone_request(&prototype)).await;
         let (failure, passing, asked) = match sent {
             Err(e) => (unreachable_failure(q, &e), e.is_passing(), None),
             Ok(exchange) => {
@@ -158,8 +190,16 @@ pub(crate) async fn attempt_all(
                     exchange.response.headers().get(name).and_then(|v| v.to_str().ok())
                 };
                 let asked = retry::asked_pause(field("retry-after"), field("retry-after-ms"));
-                let body = error_body(exchange.response.into_body(), secret, outcome).await;
+                let body = exchange.response.into_body();
+                let body = error_body(body, secret.as_ref(), outcome).await;
                 let status = true_status(status, &body);
+                // A token that has run out or was taken back is renewed once, and asked with again.
+                if let (401, false, Some(login)) = (status, renewed, &q.model.config.login) {
+                    renewed = true;
+                    *secret = Some(token_for(door, q, login, secret.as_ref()).await?);
+                    prototype = build(q, secret.as_ref(), granted)?;
+                    continue;
+                }
                 if let Some(reply) = own_words(status, &body) {
                     return Ok(reply);
                 }
@@ -183,7 +223,7 @@ fn with_attempts(mut failure: Failure, attempts: u32) -> Failure {
 
 fn build(
     q: &Question<'_>,
-    secret: Option<&Secret>,
+    secret: Option<&Credential>,
     provider_tools: &BTreeSet<String>,
 ) -> Result<Request<Full<Bytes>>, Failure> {
     let broken = |what: &str| Failure::new(400, format!("the request cannot be built: {what}"));
@@ -194,7 +234,8 @@ fn build(
         .header("content-type", "application/json")
         .body(Full::new(q.body.clone()))
         .map_err(|_| broken("its path"))?;
-    for &name in PASSED_REQUEST_FIELDS {
+    let of_login = if q.model.config.login.is_some() { LOGIN_REQUEST_FIELDS } else { &[] };
+    for &name in PASSED_REQUEST_FIELDS.iter().chain(of_login) {
         if let Some(value) = q.head.field(name) {
             let value = match name {
                 "anthropic-beta" => provider::granted_betas(value, provider_tools),
@@ -207,7 +248,10 @@ fn build(
         }
     }
     if let Some(secret) = secret {
-        let (field, before) = wire.key_field();
+        let (field, before) = match secret.login {
+            Some(_) => ("authorization", "Bearer "),
+            None => wire.key_field(),
+        };
         let mut value = Zeroizing::new(before.as_bytes().to_vec());
         value.extend_from_slice(secret.bytes.expose());
         let mut value = HeaderValue::from_bytes(&value).map_err(|_| {
@@ -216,8 +260,24 @@ fn build(
         })?;
         value.set_sensitive(true);
         request.headers_mut().insert(HeaderName::from_static(field), value);
+        login_fields(request.headers_mut(), secret);
     }
     Ok(request)
+}
+
+/// What says to Anthropic that the bearer token is one of a subscription.
+fn login_fields(headers: &mut hyper::HeaderMap, credential: &Credential) {
+    if credential.login != Some(LoginProvider::Claude) {
+        return;
+    }
+    let said = headers.get(BETA).and_then(|v| v.to_str().ok()).unwrap_or("");
+    if said.split(',').any(|flag| flag.trim() == OAUTH_BETA) {
+        return;
+    }
+    let all = if said.is_empty() { OAUTH_BETA.into() } else { format!("{said},{OAUTH_BETA}") };
+    if let Ok(value) = HeaderValue::from_str(&all) {
+        headers.insert(BETA, value);
+    }
 }
 
 fn clone_request(prototype: &Request<Full<Bytes>>) -> Request<Full<Bytes>> {
@@ -228,7 +288,7 @@ fn clone_request(prototype: &Request<Full<Bytes>>) -> Request<Full<Bytes>> {
     request
 }
 
-async fn error_body(body: Incoming, secret: Option<&Secret>, outcome: &mut Outcome) -> Vec<u8> {
+async fn error_body(body: Incoming, secret: Option<&Credential>, outcome: &mut Outcome) -> Vec<u8> {
     let read = Limited::new(body, ERROR_BODY_BYTES_MAX).collect();
     let bytes = match tokio::time::timeout(ERROR_BODY_TIME, read).await {
         Ok(Ok(collected)) => collected.to_bytes(),
@@ -280,6 +340,14 @@ fn status_failure(q: &Question<'_>, status: u16, body: &[u8]) -> Failure {
     let name = &q.model.config.name;
     let said = provider_words(body).map(|w| format!(": {w}")).unwrap_or_default();
     let message = match (status, &q.model.config.secret) {
+        (401 | 403, None) if q.model.config.login.is_some() => {
+            let login = q.model.config.login.as_ref().map_or("?", |l| l.name.as_str());
+            format!(
+                "the login {login} was refused by {host} (status {status}{said}); if it serves no \
+                 more, log in again with `nanoclaw login {login}` (docs/subscriptions.md says what \
+                 the providers allow)"
+            )
+        }
         (401 | 403, Some(secret)) => format!(
             "the key named {secret} was refused by {host} (status {status}{said}); set it with \
              `nanoclaw secret set {secret}`"

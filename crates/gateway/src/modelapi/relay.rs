@@ -5,11 +5,11 @@ use super::outcome::Outcome;
 use super::wire::{Failure, passes_answer_field};
 use crate::door::DoorState;
 use crate::http::conn::{AnswerBody, Conn, answer};
+use crate::login::Credential;
 use crate::mask::Masker;
 use crate::memory::{Full, Held};
 use crate::upstream::{Exchange, Lease};
 use crate::usage::{Meter, looks_like_sse};
-use crate::vault::Secret;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::HeaderMap;
@@ -38,7 +38,7 @@ pub(crate) async fn relay(
     door: &DoorState,
     q: &Question<'_>,
     exchange: Exchange,
-    secret: Option<&Secret>,
+    secret: Option<&Credential>,
     outcome: &mut Outcome,
     keep_alive: bool,
 ) -> io::Result<Relayed> {

@@ -30,6 +30,9 @@ pub(crate) const PASSED_REQUEST_FIELDS: &[&str] = &[
     "user-agent",
 ];
 
+/// Further ones where a subscription answers: what Claude Code says that it is.
+pub(crate) const LOGIN_REQUEST_FIELDS: &[&str] = &["x-app"];
+
 /// Answer headers that are passed to the agent.
 pub(crate) fn passes_answer_field(name: &str) -> bool {
     matches!(name, "content-type" | "cache-control" | "request-id" | "x-request-id" | "retry-after")

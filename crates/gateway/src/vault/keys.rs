@@ -1,11 +1,12 @@
 //! The vault's key pair: X25519, one file each, one line each.
 
 use super::files::{OTHERS, read_small, vault_dir};
-use super::{VaultError, io_error, write};
+use super::{VaultError, io_error, keyring, write};
 use aws_lc_rs::agreement::{PrivateKey, X25519};
 use aws_lc_rs::encoding::{AsBigEndian as _, Curve25519SeedBin};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use model::KeyPlace;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
@@ -29,6 +30,35 @@ pub(super) fn identity_path(dir: &Path) -> PathBuf {
     dir.join("identity")
 }
 
+/// The file that says where the key is kept, when that was chosen.
+fn place_path(dir: &Path) -> PathBuf {
+    dir.join("place")
+}
+
+/// Where the key is kept, when that was chosen.
+pub(super) fn chosen_place(dir: &Path) -> Result<Option<KeyPlace>, VaultError> {
+    let path = place_path(dir);
+    let Some((text, _)) = read_key_file(&path)? else { return Ok(None) };
+    let found = KeyPlace::ALL.into_iter().find(|p| p.name() == text.trim_end());
+    let why = "it names no place of a key";
+    found.map(Some).ok_or(VaultError::BadKey { path, why })
+}
+
+/// Whether the vault of `home` keeps its key where it should. A vault without a key does.
+///
+/// # Errors
+/// When the key is kept elsewhere, or the vault cannot be read.
+pub fn check_place(home: &Path, wanted: KeyPlace) -> Result<(), VaultError> {
+    let dir = vault_dir(home);
+    let found = match chosen_place(&dir)? {
+        Some(place) => place,
+        None if identity_path(&dir).exists() => KeyPlace::File,
+        None if recipient_path(&dir).exists() => KeyPlace::Systemd,
+        None => return Ok(()),
+    };
+    if found == wanted { Ok(()) } else { Err(VaultError::OtherPlace { wanted, found, dir }) }
+}
+
 /// Where systemd puts credentials for a service that has any.
 pub(super) fn credentials_folder() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
@@ -47,6 +77,13 @@ pub enum KeySource {
         /// Which.
         path: PathBuf,
     },
+    /// The desktop's keyring.
+    Keyring,
+    /// Not within reach of this process: the public key is there, the private one is not.
+    Elsewhere {
+        /// The file it would stand in.
+        path: PathBuf,
+    },
     /// There is none yet; the first secret makes one.
     NotYet {
         /// The file it will stand in.
@@ -61,6 +98,10 @@ impl fmt::Display for KeySource {
             Self::File { path } => {
                 write!(f, "a file that only its owner may read ({})", path.display())
             }
+            Self::Keyring => f.write_str("the desktop's keyring (Secret Service)"),
+            Self::Elsewhere { path } => {
+                write!(f, "not here; a service may have it from systemd ({})", path.display())
+            }
             Self::NotYet { path } => {
                 write!(f, "none yet; the first secret makes one ({})", path.display())
             }
@@ -69,36 +110,77 @@ impl fmt::Display for KeySource {
 }
 
 /// Where the private key of the vault of `home` comes from, in the order in which the gateway
-/// looks: a systemd credential, then a file. Loads the key, so that "there" means "of use".
+/// looks: where it was chosen to be; else a systemd credential, then a file. Loads the key, so
+/// that "there" means "of use".
 ///
 /// # Errors
-/// As [`super::Vault::open`]: a key that is damaged or that others may read.
+/// As [`super::Vault::open`]: a key that is damaged, locked up, or that others may read.
 pub fn key_source(home: &Path) -> Result<KeySource, VaultError> {
     let (dir, credentials) = (vault_dir(home), credentials_folder());
     let path = identity_path(&dir);
-    if let Some(folder) = credentials {
+    let chosen = chosen_place(&dir)?;
+    if chosen == Some(KeyPlace::Keyring) {
+        Identity::load(&dir, None)?;
+        return Ok(KeySource::Keyring);
+    }
+    if let Some(folder) = credentials.filter(|_| chosen != Some(KeyPlace::File)) {
         let path = folder.join(CREDENTIAL_NAME);
         if Identity::from_file(&path, false)?.is_some() {
             return Ok(KeySource::Systemd { path });
         }
     }
+    if chosen == Some(KeyPlace::Systemd) {
+        return Ok(KeySource::Elsewhere { path });
+    }
     Ok(match Identity::from_file(&path, true)? {
         Some(_) => KeySource::File { path },
+        None if recipient_path(&dir).exists() => KeySource::Elsewhere { path },
         None => KeySource::NotYet { path },
     })
+}
+
+/// What had to be fetched before the walls of the gateway stand: the key of a vault that keeps it
+/// in the keyring.
+pub struct Fetched(pub(super) Option<Zeroizing<String>>);
+
+impl Fetched {
+    /// Fetches it, if it is kept in the keyring and there is one yet.
+    ///
+    /// # Errors
+    /// When the keyring is locked, missing, or has not the key.
+    pub fn now(home: &Path) -> Result<Self, VaultError> {
+        let dir = vault_dir(home);
+        let public = Recipient::load(&recipient_path(&dir))?;
+        match (chosen_place(&dir)?, public) {
+            (Some(KeyPlace::Keyring), Some(public)) => {
+                Ok(Self(Some(keyring::lookup(&public.short())?)))
+            }
+            _ => Ok(Self(None)),
+        }
+    }
 }
 
 /// The private key.
 pub(super) struct Identity(PrivateKey);
 
 impl Identity {
-    /// Loads the private key: a systemd credential if there is one, else the vault's own file.
-    /// `None` when there is neither.
+    /// Loads the private key from where it was chosen to be; else a systemd credential if there
+    /// is one, else the vault's own file. `None` when there is none.
     pub(super) fn load(dir: &Path, credentials: Option<&Path>) -> Result<Option<Self>, VaultError> {
-        if let Some(folder) = credentials
+        let chosen = chosen_place(dir)?;
+        if chosen == Some(KeyPlace::Keyring) {
+            let path = recipient_path(dir);
+            let Some(public) = Recipient::load(&path)? else { return Ok(None) };
+            let line = keyring::lookup(&public.short())?;
+            return Self::from_text(&line, &path).map(Some);
+        }
+        if let Some(folder) = credentials.filter(|_| chosen != Some(KeyPlace::File))
             && let Some(identity) = Self::from_file(&folder.join(CREDENTIAL_NAME), false)?
         {
             return Ok(Some(identity));
+        }
+        if chosen == Some(KeyPlace::Systemd) {
+            return Ok(None);
         }
         Self::from_file(&identity_path(dir), true)
     }
@@ -110,14 +192,23 @@ impl Identity {
         if private && mode & OTHERS != 0 {
             return Err(VaultError::Permissions { path: path.to_owned(), mode });
         }
-        let bytes = decode(&text, IDENTITY_PREFIX, path)?;
-        let key = PrivateKey::from_private_key(&X25519, &bytes[..])
-            .map_err(|_| VaultError::BadKey { path: path.to_owned(), why: "not an X25519 key" })?;
-        Ok(Some(Self(key)))
+        Self::from_text(&text, path).map(Some)
     }
 
-    /// Makes a new private key and writes it with mode 0600.
-    pub(super) fn create(dir: &Path) -> Result<Self, VaultError> {
+    /// From its line; `path` stands for it in errors.
+    pub(super) fn from_text(text: &str, path: &Path) -> Result<Self, VaultError> {
+        let bytes = decode(text, IDENTITY_PREFIX, path)?;
+        let key = PrivateKey::from_private_key(&X25519, &bytes[..])
+            .map_err(|_| VaultError::BadKey { path: path.to_owned(), why: "not an X25519 key" })?;
+        Ok(Self(key))
+    }
+
+    /// Makes a new private key and keeps it at its place, a file of mode 0600 unless another one
+    /// was chosen.
+    pub(super) fn create(dir: &Path, place: Option<KeyPlace>) -> Result<Self, VaultError> {
+        if place == Some(KeyPlace::Systemd) {
+            return Err(VaultError::NoCredential { name: CREDENTIAL_NAME });
+        }
         let doing = "making a key pair";
         let key = PrivateKey::generate(&X25519).map_err(|_| VaultError::Crypto { doing })?;
         let seed: Curve25519SeedBin<'_> =
@@ -125,9 +216,14 @@ impl Identity {
         let mut line = Zeroizing::new(String::with_capacity(128));
         line.push_str(IDENTITY_PREFIX);
         STANDARD.encode_string(seed.as_ref(), &mut line);
-        line.push('\n');
-        write(&identity_path(dir), line.as_bytes())?;
-        Ok(Self(key))
+        let made = Self(key);
+        if place == Some(KeyPlace::Keyring) {
+            keyring::store(&made.recipient()?.short(), &line)?;
+        } else {
+            line.push('\n');
+            write(&identity_path(dir), line.as_bytes())?;
+        }
+        Ok(made)
     }
 
     pub(super) fn private_key(&self) -> &PrivateKey {
@@ -155,9 +251,19 @@ impl Recipient {
         Ok(Some(Self(*decode(&text, RECIPIENT_PREFIX, path)?)))
     }
 
+    /// The name under which a keyring has its private key.
+    pub(super) fn short(&self) -> String {
+        STANDARD.encode(self.0)
+    }
+
     pub(super) fn to_text(&self) -> String {
         format!("{RECIPIENT_PREFIX}{}\n", STANDARD.encode(self.0))
     }
+}
+
+/// Writes down where the key is kept.
+pub(super) fn write_place(dir: &Path, place: KeyPlace) -> Result<(), VaultError> {
+    write(&place_path(dir), format!("{}\n", place.name()).as_bytes())
 }
 
 /// The text and mode of a key file; `None` when it does not exist.

@@ -13,20 +13,24 @@
 //! 4. Files are written whole (temporary name, sync, rename) with mode 0600.
 
 pub(crate) mod files;
+pub mod keyring;
 mod keys;
+mod logins;
 mod seal;
 mod sealer;
 mod secret;
 
 use std::path::{Path, PathBuf};
 
-pub use keys::{KeySource, key_source};
+pub(crate) use logins::SealedLogin;
+
+pub use keys::{Fetched, KeySource, check_place, key_source};
 pub use sealer::{Sealer, SecretInfo};
 pub use secret::{SecretBytes, SecretName};
 
 use files::{vault_dir, write_file};
 use keys::{Identity, Recipient};
-use model::AgentName;
+use model::{AgentName, KeyPlace};
 
 /// What went wrong with the vault. Never contains a byte of a secret.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +80,48 @@ pub enum VaultError {
         path: PathBuf,
         /// What is wrong.
         why: &'static str,
+    },
+    /// A login cannot be opened.
+    #[error("the login {name} cannot be opened: {why}; log in again with `nanoclaw login {name}`")]
+    Login {
+        /// Which login.
+        name: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// The keyring does not do.
+    #[error(
+        "the vault's key is kept in the desktop's keyring, and {why}; unlock it in this session \
+         (`secret-tool` of the package libsecret-tools must reach it), or write [vault] key = \
+         \"file\" before the first secret is set"
+    )]
+    Keyring {
+        /// What is wrong.
+        why: String,
+    },
+    /// The key is not kept where the configuration says.
+    #[error(
+        "nanoclaw.toml says [vault] key = \"{}\", but the key of {dir} is kept as \"{}\"; write \
+         that, or move the folder away and set the secrets again",
+        wanted.name(),
+        found.name()
+    )]
+    OtherPlace {
+        /// What was written.
+        wanted: KeyPlace,
+        /// What is so.
+        found: KeyPlace,
+        /// The vault folder.
+        dir: PathBuf,
+    },
+    /// systemd is to hand over the key and did not.
+    #[error(
+        "the vault's key is to come from systemd, and this process has no credential named {name}; \
+         use a unit with LoadCredentialEncrypted={name}:… (docs/secrets.md)"
+    )]
+    NoCredential {
+        /// Its name.
+        name: &'static str,
     },
     /// A sealed file cannot be opened.
     #[error(
@@ -151,12 +197,31 @@ impl Vault {
     /// When the private key is unreadable, damaged, readable by others, or not the one that
     /// secrets are sealed to.
     pub fn open(home: &Path) -> Result<Self, VaultError> {
-        Self::open_with(home, keys::credentials_folder())
+        Self::open_with(home, keys::credentials_folder(), Fetched::now(home)?)
     }
 
-    fn open_with(home: &Path, credentials: Option<PathBuf>) -> Result<Self, VaultError> {
+    /// The same with what was [fetched](Fetched::now) before, for a process that can start no
+    /// program any more.
+    ///
+    /// # Errors
+    /// As [`Vault::open`].
+    pub fn open_fetched(home: &Path, fetched: Fetched) -> Result<Self, VaultError> {
+        Self::open_with(home, keys::credentials_folder(), fetched)
+    }
+
+    fn open_with(
+        home: &Path,
+        credentials: Option<PathBuf>,
+        fetched: Fetched,
+    ) -> Result<Self, VaultError> {
         let dir = vault_dir(home);
-        let identity = Identity::load(&dir, credentials.as_deref())?;
+        let identity = match (fetched.0, keys::chosen_place(&dir)?) {
+            (Some(line), _) => {
+                Some(Identity::from_text(&line, Path::new("in the desktop's keyring"))?)
+            }
+            (None, Some(KeyPlace::Keyring)) => None,
+            (None, _) => Identity::load(&dir, credentials.as_deref())?,
+        };
         if let Some(identity) = &identity {
             let (path, own) = (keys::recipient_path(&dir), identity.recipient()?);
             match Recipient::load(&path)? {
@@ -188,20 +253,31 @@ impl Vault {
             }
             Err(e) => return Err(io_error(&path, "read", &e)),
         };
-        let late;
-        let identity = match &self.identity {
-            Some(identity) => identity,
+        let (header, bytes) = self.with_identity(|identity| seal::open(&text, &name, identity))?;
+        Ok(Secret { bytes, hosts: header.hosts, agents: header.agents })
+    }
+
+    /// Lends the private key; one that was made after the vault was opened is loaded now.
+    fn with_identity<T>(
+        &self,
+        lend: impl FnOnce(&Identity) -> Result<T, VaultError>,
+    ) -> Result<T, VaultError> {
+        match &self.identity {
+            Some(identity) => lend(identity),
+            None if keys::chosen_place(&self.dir)? == Some(KeyPlace::Keyring) => {
+                let why = "it was made after the gateway started: end the running sessions and \
+                           start again";
+                Err(VaultError::Keyring { why: why.into() })
+            }
             None => {
                 let found = Identity::load(&self.dir, self.credentials.as_deref())?;
-                late = found.ok_or_else(|| VaultError::NoIdentity {
+                let late = found.ok_or_else(|| VaultError::NoIdentity {
                     path: keys::identity_path(&self.dir),
                     dir: self.dir.clone(),
                 })?;
-                &late
+                lend(&late)
             }
-        };
-        let (header, bytes) = seal::open(&text, &name, identity)?;
-        Ok(Secret { bytes, hosts: header.hosts, agents: header.agents })
+        }
     }
 }
 
@@ -225,7 +301,8 @@ mod tests {
         fs::create_dir(&credentials).expect("made");
         fs::rename(home.join("vault/identity"), credentials.join("nanoclaw-vault")).expect("moved");
         fs::remove_file(home.join("vault/recipient")).expect("removed");
-        let vault = Vault::open_with(&home, Some(credentials.clone())).expect("opened");
+        let vault =
+            Vault::open_with(&home, Some(credentials.clone()), Fetched(None)).expect("opened");
         assert!(vault.secret("a").is_ok());
         // The public key was published again, so sealing goes on without the private one.
         let sealer = Sealer::open_or_create(&home).expect("opened");
@@ -233,7 +310,7 @@ mod tests {
         assert!(vault.secret("b").is_ok() && !home.join("vault/identity").exists());
         fs::remove_file(home.join("vault/recipient")).expect("removed");
         Sealer::open_or_create(&home).expect("another key pair");
-        let mixed = Vault::open_with(&home, Some(credentials));
+        let mixed = Vault::open_with(&home, Some(credentials), Fetched(None));
         assert!(matches!(mixed, Err(VaultError::BadKey { .. })));
         fs::remove_dir_all(&home).expect("removed");
     }

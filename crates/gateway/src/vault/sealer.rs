@@ -4,7 +4,7 @@ use super::files::{self, vault_dir};
 use super::keys::{self, Identity, Recipient};
 use super::seal::{self, Header};
 use super::{SecretBytes, SecretName, VaultError, io_error, sealed_path, write};
-use model::AgentName;
+use model::{AgentName, KeyPlace};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -34,8 +34,8 @@ impl From<Header> for SecretInfo {
 
 /// The sealing side: can set, list and remove, and never opens.
 pub struct Sealer {
-    dir: PathBuf,
-    recipient: Recipient,
+    pub(super) dir: PathBuf,
+    pub(super) recipient: Recipient,
 }
 
 impl Sealer {
@@ -44,6 +44,14 @@ impl Sealer {
     /// # Errors
     /// When the folder or the keys cannot be made or read.
     pub fn open_or_create(home: &Path) -> Result<Self, VaultError> {
+        Self::open_or_create_at(home, None)
+    }
+
+    /// The same; where `place` is given, the private key is, or is going to be, kept there.
+    ///
+    /// # Errors
+    /// As [`Sealer::open_or_create`]; also when the key is kept elsewhere already.
+    pub fn open_or_create_at(home: &Path, place: Option<KeyPlace>) -> Result<Self, VaultError> {
         let dir = vault_dir(home);
         files::make_dir(&dir).map_err(|e| io_error(&dir, "created", &e))?;
         // Two commands at once must not make two key pairs.
@@ -53,15 +61,25 @@ impl Sealer {
             Some(recipient) => recipient,
             None => {
                 let credentials = keys::credentials_folder();
-                let identity = match Identity::load(&dir, credentials.as_deref())? {
+                let found = Identity::load(&dir, credentials.as_deref())?;
+                let made = found.is_none();
+                let identity = match found {
                     Some(identity) => identity,
-                    None => Identity::create(&dir)?,
+                    None => Identity::create(&dir, place)?,
                 };
                 let recipient = identity.recipient()?;
+                if let Some(place) = place.filter(|p| made || *p == KeyPlace::Systemd) {
+                    // Before the public key: nothing can be sealed to a key nobody knows where to
+                    // look for.
+                    keys::write_place(&dir, place)?;
+                }
                 write(&path, recipient.to_text().as_bytes())?;
                 recipient
             }
         };
+        if let Some(wanted) = place {
+            keys::check_place(home, wanted)?;
+        }
         Ok(Self { dir, recipient })
     }
 
@@ -152,11 +170,15 @@ impl Sealer {
     /// # Errors
     /// When the folder cannot be read.
     pub fn list(&self) -> Result<Vec<SecretInfo>, VaultError> {
+        self.listed("sealed")
+    }
+
+    pub(super) fn listed(&self, suffix: &str) -> Result<Vec<SecretInfo>, VaultError> {
         let entries = fs::read_dir(&self.dir).map_err(|e| io_error(&self.dir, "read", &e))?;
         let mut all: Vec<SecretInfo> = entries
             .take(SECRETS_MAX)
             .filter_map(Result::ok)
-            .filter(|entry| entry.path().extension().is_some_and(|e| e == "sealed"))
+            .filter(|entry| entry.path().extension().is_some_and(|e| e == suffix))
             .filter_map(|entry| seal::read_bounded(&entry.path()).ok())
             .filter_map(|text| seal::split(&text).map(|parts| parts.header))
             .map(SecretInfo::from)

@@ -14,6 +14,9 @@ pub(super) const TOO_SHORT: &str = "it has fewer than 6 bytes, so it could not b
 /// Longest name: it becomes a file name together with a suffix.
 const NAME_CHARS_MAX: usize = 64;
 
+/// What stands before a login's name where it is sealed.
+const LOGIN: &str = "login:";
+
 /// The bytes of a secret. No `Debug`, `Display`, `Clone` or `Serialize`; wiped when dropped.
 pub struct SecretBytes(Zeroizing<Vec<u8>>);
 
@@ -79,6 +82,16 @@ impl SecretName {
                 why: "it must have 1 to 64 letters, digits, '_' and inner '-'",
             })
         }
+    }
+
+    /// What a login of that name is sealed as: no secret can be called so.
+    pub(super) fn of_login(name: &str) -> Result<Self, VaultError> {
+        Self::parse(name).map(|name| Self(format!("{LOGIN}{name}")))
+    }
+
+    /// The login's own name again.
+    pub(super) fn login_of(sealed: &str) -> &str {
+        sealed.strip_prefix(LOGIN).unwrap_or(sealed)
     }
 
     /// The name as text.

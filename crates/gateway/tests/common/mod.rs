@@ -205,6 +205,7 @@ pub fn http_model(name: &str, api: ModelApi, port: u16, secret: Option<&str>) ->
         base_url: format!("http://127.0.0.1:{port}"),
         model: "provider-model-1".into(),
         secret: secret.map(Into::into),
+        login: None,
         script: None,
         max_tokens: 1000,
         context_tokens: 10_000,

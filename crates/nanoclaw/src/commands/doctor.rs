@@ -12,9 +12,12 @@ use serde_json::json;
 /// Exit code 4 when something required is missing, 5 when the log is not intact. Without a home the
 /// machine is looked at all the same.
 pub(crate) fn run(home: Result<Home>, as_json: bool) -> Result<u8> {
-    let machine = sandbox::inspect();
+    let mut machine = sandbox::inspect();
     let (state, log_broken) = match home {
-        Ok(home) => state::inspect(&home),
+        Ok(home) => {
+            machine.push(state::roles(home.path()));
+            state::inspect(&home)
+        }
         Err(e) => (vec![homeless(e)], false),
     };
     if as_json {

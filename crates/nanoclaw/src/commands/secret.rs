@@ -11,9 +11,9 @@ const MINUTE: u64 = 60_000;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-fn sealer(home: &Home) -> Result<Sealer> {
-    Sealer::open_or_create(home.path())
-        .map_err(|e| Failure::new(Kind::Protection, format!("the vault: {e}")))
+pub(super) fn sealer(home: &Home) -> Result<Sealer> {
+    let place = product::load_config(home)?.vault_key;
+    Sealer::open_or_create_at(home.path(), place).map_err(product::vault_failure)
 }
 
 pub(crate) fn set(home: &Home, name: &str, hosts: &[String], agents: &[String]) -> Result<u8> {
@@ -90,7 +90,7 @@ fn hosts_of_models(home: &Home, name: &str) -> Result<Vec<String>> {
     Ok(hosts)
 }
 
-fn host(base_url: &str) -> Option<String> {
+pub(super) fn host(base_url: &str) -> Option<String> {
     let rest = base_url.split_once("://")?.1;
     let authority = rest.split('/').next()?;
     if let Some(v6) = authority.strip_prefix('[') {

@@ -319,6 +319,12 @@ impl Running {
         Ran { status, stdout: read(self.stdout.take()), stderr: read(self.stderr.take()) }
     }
 
+    /// Standard output so far.
+    pub(crate) fn output(&self) -> String {
+        let so_far = self.stdout.as_ref().map(Drain::so_far).unwrap_or_default();
+        String::from_utf8_lossy(&so_far).into_owned()
+    }
+
     /// Waits until standard output has this text in it.
     pub(crate) fn wait_for_output(&self, text: &str) {
         let has = |drain: &Drain| String::from_utf8_lossy(&drain.so_far()).contains(text);

@@ -33,6 +33,8 @@ fn every_command_has_help_with_an_example() {
         "mcp",
         "mcp list",
         "mcp approve",
+        "login",
+        "logout",
         "usage",
         "doctor",
         "completions",

@@ -20,7 +20,11 @@
 mod lab;
 mod handed;
 mod hunt;
+mod logins;
 mod process;
+#[path = "../e2e/provider.rs"]
+#[allow(dead_code)] // the other half of its tests uses the rest
+mod provider;
 mod reach;
 mod secrets;
 mod site;

@@ -34,14 +34,14 @@ fn set(lab: &Lab, name: &str, value: &str, flags: &[&str]) {
 
 /// What a sweep found, and whom it could look into.
 #[derive(Debug, Default)]
-struct Swept {
-    found: Vec<String>,
-    processes: Vec<Process>,
+pub(crate) struct Swept {
+    pub(crate) found: Vec<String>,
+    pub(crate) processes: Vec<Process>,
 }
 
 /// Looks into every file of the installation and its user, and into arguments, environment and
 /// (but for the gateway's) memory of all its processes.
-fn sweep(lab: &Lab, hunts: &[Hunt]) -> Swept {
+pub(crate) fn sweep(lab: &Lab, hunts: &[Hunt]) -> Swept {
     let mut swept = Swept { processes: process::of(lab), ..Swept::default() };
     let mut files = files_below(&lab.home());
     files.extend(files_below(&lab.person()));
@@ -84,7 +84,7 @@ fn script(origin: &str) -> String {
 }
 
 /// Tells that all is done, and waits.
-const STAY: &str = "touch here; while test -e wait; do sleep 0.05; done";
+pub(crate) const STAY: &str = "touch here; while test -e wait; do sleep 0.05; done";
 
 /// Starts `script` with a workspace of the user's, which it returns.
 fn started(lab: &Lab, site: &Site, script: &str, input: &str) -> (Running, PathBuf) {

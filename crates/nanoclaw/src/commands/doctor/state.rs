@@ -5,6 +5,7 @@ use crate::home::Home;
 use crate::product;
 use audit::verify::Sort;
 use gateway::Sealer;
+use gateway::vault::{KeySource, key_source};
 use policy::{Additions, Config, load};
 use sandbox::{Check, Status};
 use std::io::ErrorKind;
@@ -36,7 +37,7 @@ pub(super) fn inspect(home: &Home) -> (Vec<Check>, bool) {
             let found =
                 format!("{shown} is not there yet; the first command that needs it makes it");
             let above = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-            return (vec![ok("home", found), room(above)], false);
+            return (vec![ok("home", found), vault_key(path), room(above)], false);
         }
         Err(e) => {
             let remedy = "choose another --home, or make its path accessible to you";
@@ -53,6 +54,7 @@ pub(super) fn inspect(home: &Home) -> (Vec<Check>, bool) {
     checks.extend(files);
     let (log, broken) = log(home);
     checks.push(log);
+    checks.push(vault_key(path));
     checks.push(vault(home, config.as_ref()));
     checks.push(running(path));
     checks.push(room(path));
@@ -180,6 +182,21 @@ fn vault(home: &Home, config: Option<&Config>) -> Check {
     }
 }
 
+/// Where the vault's key comes from: loaded, not believed.
+fn vault_key(home: &Path) -> Check {
+    match key_source(home) {
+        Err(e) => {
+            check("vault key", Status::Degraded, e.to_string(), "secrets cannot be used until then")
+        }
+        Ok(source @ KeySource::Elsewhere { .. }) => {
+            let remedy =
+                "restore the file, or run doctor inside the service that has the credential";
+            check("vault key", Status::Degraded, source.to_string(), remedy)
+        }
+        Ok(source) => ok("vault key", source.to_string()),
+    }
+}
+
 /// Whether a gateway serves this home just now; it comes and goes with its clients.
 fn running(home: &Path) -> Check {
     let socket = gateway::control::socket_path(home);
@@ -210,4 +227,38 @@ fn room(path: &Path) -> Check {
         f if f < ROOM_LOW => check("disk space", Status::Degraded, found, remedy),
         _ => ok("disk space", found),
     }
+}
+
+/// Which uids hold the vault and the log, as their folders' owners tell, and which one this is.
+pub(super) fn roles(home: &Path) -> Check {
+    let own = rustix::process::geteuid().as_raw();
+    let owner = |part: &str| std::fs::metadata(home.join(part)).ok().map(|meta| meta.uid());
+    let (vault, log) = (owner("vault"), owner("audit"));
+    let mut uids: Vec<u32> = [Some(own), vault, log].into_iter().flatten().collect();
+    uids.sort_unstable();
+    uids.dedup();
+    let (status, found) = match (uids.len(), vault.is_some() && log.is_some()) {
+        (1, there) => {
+            let yet = if there { "" } else { " (as far as there is a vault and a log yet)" };
+            let found = format!(
+                "same-uid: gateway, recorder and the rest are all uid {own}{yet}; around the \
+                 gateway stand Landlock, seccomp and memory that cannot be read"
+            );
+            (Status::Degraded, found)
+        }
+        _ => {
+            let said =
+                |uid: Option<u32>| uid.map_or_else(|| "nobody yet".into(), |u| u.to_string());
+            let (vault, log) = (said(vault), said(log));
+            (
+                Status::Ok,
+                format!("this is uid {own}; the vault belongs to {vault}, the log to {log}"),
+            )
+        }
+    };
+    let remedy = match status {
+        Status::Ok => "",
+        _ => "run nothing else as this user that you do not trust",
+    };
+    check("roles", status, found, remedy)
 }
