@@ -74,6 +74,9 @@ impl Servers {
         };
         let recorded = scribe.write(wanted.turn.as_ref(), body, Durability::Durable);
         recorded.map_err(|e| format!("it was not started, for {e}"))?;
+        if let Some(door) = door {
+            door.only_from(report.pid).map_err(|e| format!("it was not started, for {e}"))?;
+        }
         Ok((prepared.start().map_err(started)?, pipes))
     }
 
@@ -94,6 +97,7 @@ impl Servers {
             budget: model::Budget::default(),
             scripts: BTreeMap::new(),
             plain_http_hosts: Vec::new(),
+            provider_tools: BTreeSet::new(),
             stdin_secrets: BTreeSet::new(),
         };
         // A name that no session's own door has.

@@ -2,6 +2,7 @@
 
 use super::label;
 use super::register::Place;
+use crate::crosscheck;
 use crate::scribe::{Scribe, inline};
 use crate::words::Words;
 use gateway::control::Door;
@@ -60,14 +61,18 @@ impl Running {
     /// It writes no more, or nobody hears it any more.
     fn end(self, words: &Words) {
         leave(&self.sandbox);
-        let Ended { outcome, usage } = self.sandbox.wait();
+        let ended = self.sandbox.wait();
+        let totals = self.door.as_ref().map(|door| crosscheck::settle(door, &ended));
+        let Ended { outcome, usage, .. } = ended;
         let body = Body::SandboxStopped {
             outcome: inline(&format!("{}: {outcome}", label(&self.server))).to_owned(),
             cpu_ms: usage.cpu_ms,
             peak_memory_bytes: usage.peak_memory_bytes,
         };
         // Nothing follows that could be withheld; a log that is gone shows its missing tail.
-        drop(self.scribe.write(self.turn.as_ref(), body, Durability::Ordered));
+        for body in std::iter::once(body).chain(totals.into_iter().flat_map(|t| t.findings)) {
+            drop(self.scribe.write(self.turn.as_ref(), body, Durability::Ordered));
+        }
         let said: String = words.whole().trim().chars().rev().take(WORDS_CHARS_MAX).collect();
         let said: String = said.chars().rev().collect();
         (self.stopped)(match said.as_str() {
