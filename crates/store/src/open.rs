@@ -260,10 +260,8 @@ mod tests {
         drop(old);
         let store = Store::open(&path, Owner::this_process().unwrap()).unwrap();
         assert_eq!(store.pragma("foreign_keys").unwrap(), 1);
-        let broken: Option<String> = store
-            .conn
-            .query_row("PRAGMA foreign_key_check", [], |row| row.get(0))
-            .map_or(None, Some);
+        let broken: Option<String> =
+            store.conn.query_row("PRAGMA foreign_key_check", [], |row| row.get(0)).ok();
         assert_eq!(broken, None);
         let text: String = store
             .conn
