@@ -23,9 +23,7 @@ use crate::tls::Authority;
 use crate::upstream::{Pool, Roots, Tls};
 use crate::usage::{Ledger, Notices};
 use crate::vault::Vault;
-use model::{
-    AgentName, LoginConfig, McpServer, ModelApi, ModelConfig, RecordSink, SessionId,
-};
+use model::{AgentName, LoginConfig, McpServer, ModelApi, ModelConfig, RecordSink, SessionId};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;

@@ -407,14 +407,15 @@ mod tests {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let (tell, ended) = oneshot::channel();
         let running = Running { stream: Box::new(ours), ended: Some(ended) };
-        let link = Arc::new(StdioLink::new(running));
+        let memory = Memory::new(crate::memory::SharedMemory::default());
+        let link = Arc::new(StdioLink::new(running, memory));
         let waits = Arc::clone(&link);
         let call = tokio::spawn(async move { waits.request(1, &json!({})).await });
         tokio::time::sleep(Duration::from_millis(20)).await;
         drop(theirs);
         tell.send("exited with status 3".into()).expect("waited for");
         for result in [call.await.expect("no panic"), link.request(2, &json!({})).await] {
-            let Err(McpError::Died(how)) = result else { panic!("{result:?}") };
+            let Err(McpError::Died(how)) = result else { panic!("it says how it ended") };
             assert_eq!(how, "exited with status 3");
         }
     }
@@ -433,7 +434,8 @@ mod tests {
             )
             .await
             .expect("written");
-        call.await.expect("no panic").expect("answered").expect("a result");
+        let (result, _held) = call.await.expect("no panic").expect("answered");
+        result.expect("a result");
         link.overdue(before);
         assert!(!link.is_over(), "it works on something else");
         let started = std::time::Instant::now();

@@ -262,6 +262,7 @@ mod tests {
             base_url: String::new(),
             model: "m".into(),
             secret: None,
+            login: None,
             script: None,
             max_tokens: 100,
             context_tokens: 10_000,
