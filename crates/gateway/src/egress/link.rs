@@ -122,7 +122,10 @@ impl Links {
         // Somebody may have opened one meanwhile.
         let opening = self.shared.turn(to).await;
         match self.kept(to, age_max).await {
-            Some(link) => Kept::Link(link),
+            Some(link) => {
+                opening.into_iter().for_each(Opening::unneeded);
+                Kept::Link(link)
+            }
             None => Kept::Nothing { _turn: opening },
         }
     }

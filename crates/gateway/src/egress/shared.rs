@@ -141,12 +141,38 @@ enum Host {
 pub(crate) struct Pool {
     all: Mutex<Vec<Arc<Shared>>>,
     hosts: Mutex<BTreeMap<Origin, Host>>,
+    turns: Arc<Turns>,
+}
+
+/// How turns to open a connection ended.
+#[derive(Default)]
+struct Turns {
     opened: AtomicU64,
+    fruitless: AtomicU64,
 }
 
 /// The turn to open a connection; the others wait until it is dropped.
 pub(crate) struct Opening {
+    turns: Arc<Turns>,
+    opened_before: u64,
+    unneeded: bool,
     _turn: OwnedMutexGuard<()>,
+}
+
+impl Opening {
+    /// A place was free after all: that no connection comes of this turn is no failure.
+    pub(super) fn unneeded(mut self) {
+        self.unneeded = true;
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        // Before the turn itself goes to the next in line.
+        if !self.unneeded && self.turns.opened.load(Ordering::SeqCst) == self.opened_before {
+            self.turns.fruitless.fetch_add(1, Ordering::SeqCst);
+        }
+    }
 }
 
 impl Pool {
@@ -176,16 +202,17 @@ impl Pool {
                 Host::Unknown(turn) => Arc::clone(turn),
             }
         };
-        let before = self.opened.load(Ordering::Relaxed);
-        let opening = match Arc::clone(&turn).try_lock_owned() {
-            Ok(turn) => Opening { _turn: turn },
-            Err(_) => {
-                let turn = turn.lock_owned().await;
-                if self.opened.load(Ordering::Relaxed) == before {
-                    return None;
-                }
-                Opening { _turn: turn }
-            }
+        let fruitless = || self.turns.fruitless.load(Ordering::SeqCst);
+        let before = fruitless();
+        let turn = turn.lock_owned().await;
+        if fruitless() != before {
+            return None;
+        }
+        let opening = Opening {
+            turns: Arc::clone(&self.turns),
+            opened_before: self.turns.opened.load(Ordering::SeqCst),
+            unneeded: false,
+            _turn: turn,
         };
         while lock(&self.all).iter().any(|s| s.to == *to && s.is_undecided()) {
             tokio::time::sleep(SETTINGS_CHECK).await;
@@ -204,8 +231,8 @@ impl Pool {
         let used = Mutex::new(Use { streams: 1, last: Instant::now() });
         let since = Instant::now();
         let shared = Arc::new(Shared { to: to.clone(), ip, connected, since, used });
-        self.opened.fetch_add(1, Ordering::Relaxed);
         let mut all = lock(&self.all);
+        self.turns.opened.fetch_add(1, Ordering::SeqCst);
         if all.len() >= CONNECTIONS_MAX {
             // Its requests go on; it only takes no further ones.
             all.remove(0);
