@@ -6,8 +6,8 @@
 //!
 //! Invariants:
 //! 1. No process of the sandbox is asked once a program runs in it: the numbers stand in `/proc`,
-//!    and the files of the network namespace stay readable here when every process in it is gone. The
-//!    zero point is the first process' own reading, from before anything foreign ran.
+//!    and the files of the network namespace stay readable here when every process in it is gone.
+//!    The zero point is the first process' own reading, from before anything foreign ran.
 //! 2. What this kernel does not count, or does not show, is `None`, never zero.
 
 use crate::report::{NetworkCounts, Traffic};
