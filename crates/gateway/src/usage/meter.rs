@@ -2,8 +2,8 @@
 //!
 //! Each format has its counts in one place, an object called `usage` or `usageMetadata` near the
 //! top of an answer or an event; only there they are taken, for what stands deeper may be the
-//! agent's own words, repeated. Only that object is kept, so that an event which repeats a whole conversation
-//! (Responses' last one does) costs no memory.
+//! agent's own words, repeated. Only that object is kept, so that an event which repeats a whole
+//! conversation (Responses' last one does) costs no memory.
 
 use super::Usage;
 use crate::modelapi::wire::Wire;
