@@ -70,7 +70,7 @@ impl Config {
             context_tokens: number("NANOCLAW_CONTEXT_TOKENS", DEFAULT_CONTEXT_TOKENS)?,
             instructions: crate::rpc::clip(&instructions, MAX_INSTRUCTIONS_BYTES).to_owned(),
             placeholder,
-            door: Door::Socket(socket(set("NANOCLAW_DOOR"))),
+            door: door(set)?,
             host_tools: set("NANOCLAW_HOST_TOOLS")
                 .is_some_and(|value| value == "true" || value == "1"),
             home: set("HOME").map(PathBuf::from).ok_or(err("HOME", "is missing"))?,
@@ -78,9 +78,16 @@ impl Config {
     }
 }
 
-/// The door's socket: the one that is named, or the one that every sandbox with a door has.
-pub(crate) fn socket(named: Option<String>) -> PathBuf {
-    named.map_or_else(|| DoorSpec::INSIDE.into(), PathBuf::from)
+/// The door: the port of it that the sandbox names, else the socket that is named, else the one that
+/// every sandbox with a door has. `set` looks up one environment variable that is not empty.
+pub(crate) fn door(set: impl Fn(&str) -> Option<String>) -> Result<Door, ConfigError> {
+    const PORT: &str = "NANOCLAW_DOOR_PORT";
+    let inside = || DoorSpec::INSIDE.into();
+    match set(PORT).map(|port| port.parse::<u16>()) {
+        Some(Ok(port)) if port > 0 => Ok(Door::Port(port)),
+        Some(_) => Err(ConfigError { name: PORT, why: "is not a port" }),
+        None => Ok(Door::Socket(set("NANOCLAW_DOOR").map_or_else(inside, PathBuf::from))),
+    }
 }
 
 #[cfg(test)]
@@ -96,6 +103,10 @@ mod tests {
         let base = [("NANOCLAW_MODEL", "m"), ("NANOCLAW_MODEL_API", "openai"), ("HOME", "/h")];
         let config = read(&base).unwrap();
         assert_eq!(config.door, Door::Socket(DoorSpec::INSIDE.into()));
+        // The door takes nobody at its socket but the sandbox's relay, which listens at the port.
+        let named =
+            [&base[..], &[("NANOCLAW_DOOR_PORT", "3128"), ("NANOCLAW_DOOR", "/x")]].concat();
+        assert_eq!(read(&named).unwrap().door, Door::Port(3128));
         assert!(!config.host_tools);
         assert_eq!(config.context_tokens, DEFAULT_CONTEXT_TOKENS);
         for (name, bad) in [
@@ -104,6 +115,8 @@ mod tests {
             ("NANOCLAW_CONTEXT_TOKENS", "many"),
             ("NANOCLAW_PLACEHOLDER", "a\r\nX-Evil: 1"),
             ("NANOCLAW_MODEL", ""),
+            ("NANOCLAW_DOOR_PORT", "0"),
+            ("NANOCLAW_DOOR_PORT", "70000"),
         ] {
             let mut pairs = vec![(name, bad)];
             pairs.extend(base.iter().filter(|(n, _)| *n != name));

@@ -37,8 +37,8 @@ pub use mcp::{MCP_ROLE, mcp_main};
 /// The role `nanoclaw __agent`: speaks ACP on stdin and stdout until stdin ends. Settings come
 /// from the environment: `NANOCLAW_MODEL`, `NANOCLAW_MODEL_API` (`anthropic` or `openai`), `HOME`;
 /// optionally `NANOCLAW_MAX_TOKENS`, `NANOCLAW_CONTEXT_TOKENS`, `NANOCLAW_INSTRUCTIONS`,
-/// `NANOCLAW_PLACEHOLDER`, `NANOCLAW_DOOR`, `NANOCLAW_TOOLS` (its own tools, with commas between),
-/// `NANOCLAW_HOST_TOOLS` (`true` when the host has tools for it).
+/// `NANOCLAW_PLACEHOLDER`, `NANOCLAW_DOOR_PORT`, `NANOCLAW_DOOR`, `NANOCLAW_TOOLS` (its own tools,
+/// with commas between), `NANOCLAW_HOST_TOOLS` (`true` when the host has tools for it).
 ///
 /// Exit codes: 0 when stdin ended, 1 when the streams failed, 2 when a setting is missing or
 /// wrong (the reason goes to stderr).

@@ -3,6 +3,7 @@
 //! 1. No answer is a refusal, whatever the reason: too late, nobody there, approver gone.
 //! 2. Question and decision are on record, in this order, before anything goes out.
 //! 3. A session cannot flood people: few questions wait at a time.
+//! 4. Once nobody waits for an answer any more, the question is taken back.
 
 use crate::door::DoorState;
 use crate::egress::Refusal;
@@ -59,6 +60,10 @@ pub enum Answer {
 pub trait Approver: Send + Sync {
     /// Puts the question; returns at once.
     fn ask(&self, question: Question, answer: Box<dyn FnOnce(Answer) + Send>);
+
+    /// Takes a question back: nobody waits for its answer any more. Returns at once. `id` is that
+    /// of a [`Question`] put before; an answer that comes nevertheless decides nothing.
+    fn withdraw(&self, _id: &str) {}
 }
 
 /// Where nobody can be asked: every question is answered with [`Answer::None`].
@@ -110,6 +115,9 @@ pub(crate) async fn ask(
     door.asks.approver.ask(question, Box::new(move |answer| drop(tx.send(answer))));
     let answer = tokio::time::timeout(timeout, rx).await;
     pending.id = None;
+    if answer.is_err() {
+        door.asks.approver.withdraw(&id);
+    }
     let (decision, by, why) = match answer {
         Ok(Ok(Answer::Allow { by })) => ("allow", by, None),
         Ok(Ok(Answer::Deny { by })) => {
@@ -135,8 +143,8 @@ pub(crate) async fn ask(
     }
 }
 
-/// A question without an answer. When whoever waits for one hangs up, that is on record: what a
-/// human says afterwards decides nothing.
+/// A question without an answer. When whoever waits for one hangs up, it is taken back, and that
+/// is on record: what a human says afterwards decides nothing.
 struct Pending<'a> {
     door: &'a DoorState,
     turn: Option<TurnId>,
@@ -146,6 +154,7 @@ struct Pending<'a> {
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         if let Some(approval) = self.id.take() {
+            self.door.asks.approver.withdraw(&approval);
             let (decision, by) = ("withdrawn".to_owned(), String::new());
             let body = Body::ApprovalDecided { approval, decision, by };
             self.door.scribe.note(self.turn.take(), body);

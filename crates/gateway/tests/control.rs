@@ -6,7 +6,7 @@
 
 use gateway::control::{
     Approvals, ControlClient, ControlError, Doors, Event, NoPrograms, Programs, Settings, Tracked,
-    Wanted, Watcher, serve, socket_path, state_dir,
+    Wanted, Watcher, Withdrawn, serve, socket_path, state_dir,
 };
 use gateway::{Answer, DoorGrant, Gateway, GatewayConfig, Question, Sealer, SecretBytes, Vault};
 use model::{Body, Durability, Record, RecordSink, TurnId};
@@ -157,21 +157,36 @@ fn counting_server() -> (u16, Arc<AtomicUsize>) {
     (port, seen)
 }
 
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < until, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Hears events, and answers questions as told.
 #[derive(Default)]
 struct Ear {
     events: Mutex<Vec<Event>>,
     questions: Mutex<Vec<Question>>,
     allow: bool,
+    /// Answers only what was taken back.
+    late: bool,
+    taken_back: AtomicUsize,
 }
 
 impl Ear {
     fn wait_for(&self, wanted: impl Fn(&Event) -> bool) {
-        let until = Instant::now() + Duration::from_secs(20);
-        while !self.events.lock().unwrap().iter().any(&wanted) {
-            assert!(Instant::now() < until, "heard only {:?}", self.events.lock().unwrap());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until("an event", || self.events.lock().unwrap().iter().any(&wanted));
+    }
+
+    fn asked(&self) -> usize {
+        self.questions.lock().unwrap().len()
+    }
+
+    fn taken_back(&self) -> usize {
+        self.taken_back.load(Ordering::SeqCst)
     }
 }
 
@@ -180,8 +195,12 @@ impl Watcher for Ear {
         self.events.lock().unwrap().push(event);
     }
 
-    fn ask(&self, question: Question) -> Answer {
+    fn ask(&self, question: Question, withdrawn: &Withdrawn) -> Answer {
         self.questions.lock().unwrap().push(question);
+        while self.late && !withdrawn.is_set() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.taken_back.fetch_add(usize::from(self.late), Ordering::SeqCst);
         let by = "owner".to_owned();
         if self.allow { Answer::Allow { by } } else { Answer::Deny { by } }
     }
@@ -406,13 +425,67 @@ fn a_question_reaches_the_session_s_own_client_and_its_answer_decides() {
     let asked = yes.questions.lock().unwrap()[0].clone();
     assert_eq!((asked.session.as_str(), asked.rule.as_str()), ("s1", "agents/tester.toml:7"));
     assert!(asked.summary.contains("/page"), "{asked:?}");
-    let decisions: Vec<String> = home.records.0.lock().unwrap().iter().fold(vec![], |mut v, r| {
+    assert_eq!(decisions(&home), ["deny by owner", "allow by owner"]);
+}
+
+fn decisions(home: &Home) -> Vec<String> {
+    home.records.0.lock().unwrap().iter().fold(vec![], |mut v, r| {
         if let Body::ApprovalDecided { decision, by, .. } = &r.0.body {
             v.push(format!("{decision} by {by}"));
         }
         v
-    });
-    assert_eq!(decisions, ["deny by owner", "allow by owner"]);
+    })
+}
+
+#[test]
+fn a_question_nobody_waits_for_is_taken_back_and_answered_for_nothing() {
+    let (port, seen) = counting_server();
+    let home = Home::new();
+    let ear = Arc::new(Ear { allow: true, late: true, ..Ear::default() });
+    let client = home.client(&ear);
+    let open = |name: &str, terms: serde_json::Value| {
+        client.open_door(grant(&home, name, terms), &home.door(name)).unwrap()
+    };
+    let ask = |socket: &Path| {
+        let mut stream = UnixStream::connect(socket).unwrap();
+        stream.write_all(page_request(port).as_bytes()).unwrap();
+        stream
+    };
+    let patient = || rule(port, model::Effect::Ask);
+    // Who asked hangs up.
+    let door = open("s1", patient());
+    let stream = ask(door.socket());
+    wait_until("the question", || ear.asked() == 1);
+    assert_eq!(ear.taken_back(), 0, "it is waited for");
+    drop(stream);
+    wait_until("its end", || ear.taken_back() == 1);
+    // The session ends.
+    let waiting = ask(door.socket());
+    wait_until("the question", || ear.asked() == 2);
+    drop(door);
+    wait_until("its end", || ear.taken_back() == 2);
+    drop(waiting);
+    // Its time is over.
+    let mut hasty = patient();
+    hasty["egress"][0]["ask"]["timeout_ms"] = json!(50);
+    let door = open("s2", hasty);
+    let refused = exchange(door.socket(), &page_request(port));
+    assert!(refused.contains("did not answer within"), "{refused}");
+    wait_until("its end", || ear.taken_back() == 3);
+    // The gateway is gone.
+    let door = open("s3", patient());
+    let waiting = ask(door.socket());
+    wait_until("the question", || ear.asked() == 4);
+    home.kill();
+    wait_until("its end", || ear.taken_back() == 4);
+    ear.wait_for(|e| *e == Event::Restarted);
+    drop(waiting);
+    // Every one of them was answered yes, too late; the connection stands, and nothing went out.
+    client.ping().unwrap();
+    assert_eq!(seen.load(Ordering::SeqCst), 0);
+    let decided = decisions(&home);
+    assert_eq!(decided[..3], ["withdrawn by ", "withdrawn by ", "timeout by "], "{decided:?}");
+    assert!(decided[3..].iter().all(|d| d == "withdrawn by "), "{decided:?}");
 }
 
 #[test]
@@ -585,7 +658,7 @@ fn hangs_up(home: &Home, frames: &[&str], fd: Option<OwnedFd>) -> bool {
 
 #[test]
 fn what_is_no_order_ends_its_connection_and_touches_no_other() {
-    const HELLO: &str = r#"{"hello":{"protocol":2,"role":"x"}}"#;
+    const HELLO: &str = r#"{"hello":{"protocol":3,"role":"x"}}"#;
     let (home, ear) = (Home::new(), Arc::new(Ear::default()));
     let client = home.client(&ear);
     let door = client.open_door(grant(&home, "s1", json!({})), &home.door("1")).unwrap();
@@ -618,7 +691,7 @@ fn foreign_half() {
     let Some(socket) = std::env::var_os("CONTROL_TEST_SOCKET") else { return };
     let mut stream =
         UnixStream::connect(socket).expect("the folder lets anybody in, for this test");
-    let hello = br#"{"hello":{"protocol":2,"role":"x"}}"#;
+    let hello = br#"{"hello":{"protocol":3,"role":"x"}}"#;
     let mut bytes = (hello.len() as u32).to_le_bytes().to_vec();
     bytes.extend(hello);
     let _ = stream.write_all(&bytes);

@@ -3,25 +3,27 @@
 //!
 //! 1. Only somebody at a terminal is asked; where there is none, the answer is no at once.
 //! 2. One question at a time; what was typed before it is not its answer.
-//! 3. What a request is about is foreign text: it is shown escaped, and on one line.
+//! 3. A question for whose answer nobody waits any more ends, and makes room for the next.
+//! 4. What a request is about is foreign text: it is shown escaped, and on one line.
 
 use crate::ui::{self, Paint, brief};
-use gateway::control::{Event, Watcher};
+use gateway::control::{Event, Watcher, Withdrawn};
 use gateway::{Answer, Question};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{QueueSelector, tcflush};
-use std::io::{IsTerminal, Read};
+use std::io::{self, IsTerminal};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// Characters of a question's subject that are shown.
 const SUBJECT: usize = 400;
 /// How often a waiting question looks whether it is still worth waiting for.
 const LOOK: Duration = Duration::from_millis(200);
-/// Longest typed answer looked at, bytes.
-const ANSWER_BYTES_MAX: usize = 256;
+/// Longest line a terminal hands over (`N_TTY_BUF_SIZE`), bytes: what is left of a longer read would
+/// answer the next question.
+const LINE_BYTES_MAX: usize = 4_096;
 /// Who answers at the terminal of an installation: whoever may start it owns it.
 const OWNER: &str = "owner";
 
@@ -32,7 +34,7 @@ pub(crate) enum Asking {
     Nobody,
     /// Typed lines, read here.
     Terminal,
-    /// Typed lines, read by whoever copies the terminal to the command, see [`Watch::divert`].
+    /// Typed lines, read by whoever copies the terminal to the command, see [`Watch::typed`].
     Copied,
 }
 
@@ -54,6 +56,17 @@ pub(crate) struct Watch {
     diversion: Mutex<Option<SyncSender<Vec<u8>>>>,
     say: Mutex<Say>,
     end: Mutex<End>,
+}
+
+/// Gives typed bytes to a question that waits for them; `false` when they are the command's.
+fn divert(to: Option<&SyncSender<Vec<u8>>>, typed: &[u8]) -> bool {
+    to.is_some_and(|to| to.try_send(typed.to_vec()).is_ok())
+}
+
+/// Whether something can be read, within this time or, without one, at some time.
+fn ready(stdin: &io::Stdin, within: Option<&Timespec>) -> io::Result<bool> {
+    let mut fds = [PollFd::new(stdin, PollFlags::IN)];
+    Ok(rustix::io::retry_on_intr(|| poll(&mut fds, within))? > 0)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -102,11 +115,21 @@ impl Watch {
         lock(&self.end).cause.clone()
     }
 
-    /// Gives typed bytes to a question that waits for them; `false` when they are the command's.
-    pub(crate) fn divert(&self, typed: &[u8]) -> bool {
-        match &*lock(&self.diversion) {
-            Some(to) => to.try_send(typed.to_vec()).is_ok(),
-            None => false,
+    /// Waits for what is typed at standard input, and gives it to the question that waits for it.
+    /// The command's is returned: so many bytes of `piece`, 0 at the end.
+    pub(crate) fn typed(&self, piece: &mut [u8]) -> io::Result<usize> {
+        let stdin = io::stdin();
+        loop {
+            ready(&stdin, None)?;
+            // With this a question begins, so nothing typed before it is on its way to it.
+            let diversion = lock(&self.diversion);
+            if !ready(&stdin, Some(&Timespec::default()))? {
+                continue;
+            }
+            let n = rustix::io::retry_on_intr(|| rustix::io::read(&stdin, &mut *piece))?;
+            if n == 0 || !divert(diversion.as_ref(), &piece[..n]) {
+                return Ok(n);
+            }
         }
     }
 
@@ -114,23 +137,26 @@ impl Watch {
         lock(&self.say)(text);
     }
 
-    fn put(&self, question: &Question) -> Answer {
+    fn put(&self, question: &Question, withdrawn: &Withdrawn) -> Answer {
         let until = Instant::now() + question.timeout;
-        let _one = lock(&self.one);
-        let paint = Paint(std::io::stderr().is_terminal() && ui::colours());
-        let left = until.saturating_duration_since(Instant::now()).as_secs();
-        ui::note(format!(
-            "\n{}  {}\n  rule {}; answer within {left} s. Allow once? [y/n]",
-            paint.bold(&format!("Agent {} asks:", question.agent)),
-            brief(&question.summary, SUBJECT),
-            brief(&question.rule, SUBJECT),
-        ));
-        let typed = match self.asking {
-            Asking::Copied => self.diverted(until),
-            _ => self.read(until),
+        let waits = || {
+            let attended = self.attended.load(Ordering::SeqCst);
+            attended && Instant::now() < until && !withdrawn.is_set()
         };
+        // What ends before its turn is not shown.
+        let Some(_one) = self.turn(&waits) else { return Answer::None };
+        let typed = self.begin(question, until);
+        let line = match self.asking {
+            Asking::Copied => diverted(&typed, &waits),
+            _ => read(&waits),
+        };
+        *lock(&self.diversion) = None;
         let by = OWNER.to_owned();
-        match typed.as_deref().map(str::trim) {
+        match line.as_deref().map(str::trim) {
+            _ if withdrawn.is_set() => {
+                ui::note("  (the question was withdrawn: nobody waits for it any more)");
+                Answer::None
+            }
             Some("y" | "Y" | "yes") => Answer::Allow { by },
             Some(_) => {
                 ui::note("  refused");
@@ -143,42 +169,62 @@ impl Watch {
         }
     }
 
-    fn waits(&self, until: Instant) -> bool {
-        self.attended.load(Ordering::SeqCst) && Instant::now() < until
-    }
-
-    /// A line that the copier of the terminal hands over.
-    fn diverted(&self, until: Instant) -> Option<String> {
-        let (to, from) = sync_channel(1);
-        *lock(&self.diversion) = Some(to);
-        let mut line = None;
-        while line.is_none() && self.waits(until) {
-            match from.recv_timeout(LOOK) {
-                Ok(bytes) => line = Some(String::from_utf8_lossy(&bytes).into_owned()),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-        }
-        *lock(&self.diversion) = None;
-        line
-    }
-
-    /// A line from the terminal itself.
-    fn read(&self, until: Instant) -> Option<String> {
-        let stdin = std::io::stdin();
-        // What cannot be thrown away was not typed on a terminal; then there is no question either.
-        let _ = tcflush(&stdin, QueueSelector::IFlush);
-        let look = Timespec { tv_sec: 0, tv_nsec: i64::from(LOOK.subsec_nanos()) };
-        while self.waits(until) {
-            let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
-            if matches!(poll(&mut fds, Some(&look)), Ok(1..)) {
-                let mut bytes = [0; ANSWER_BYTES_MAX];
-                let n = stdin.lock().read(&mut bytes).ok()?;
-                return Some(String::from_utf8_lossy(&bytes[..n]).into_owned());
+    /// Waits until no other question is shown.
+    fn turn(&self, waits: &dyn Fn() -> bool) -> Option<MutexGuard<'_, ()>> {
+        while waits() {
+            match self.one.try_lock() {
+                Ok(one) => return Some(one),
+                Err(TryLockError::Poisoned(one)) => return Some(one.into_inner()),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
             }
         }
         None
     }
+
+    /// Shows a question. What was typed so far is thrown away; what is typed from now on comes here
+    /// where somebody copies the terminal.
+    fn begin(&self, question: &Question, until: Instant) -> Receiver<Vec<u8>> {
+        let mut diversion = lock(&self.diversion);
+        // What cannot be thrown away was not typed on a terminal; then there is no question either.
+        let _ = tcflush(io::stdin(), QueueSelector::IFlush);
+        let paint = Paint(io::stderr().is_terminal() && ui::colours());
+        let left = until.saturating_duration_since(Instant::now()).as_secs();
+        ui::note(format!(
+            "\n{}  {}\n  rule {}; answer within {left} s. Allow once? [y/n]",
+            paint.bold(&format!("Agent {} asks:", question.agent)),
+            brief(&question.summary, SUBJECT),
+            brief(&question.rule, SUBJECT),
+        ));
+        let (to, from) = sync_channel(1);
+        *diversion = Some(to);
+        from
+    }
+}
+
+/// A line that the copier of the terminal hands over.
+fn diverted(from: &Receiver<Vec<u8>>, waits: &dyn Fn() -> bool) -> Option<String> {
+    while waits() {
+        match from.recv_timeout(LOOK) {
+            Ok(bytes) => return Some(String::from_utf8_lossy(&bytes).into_owned()),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    None
+}
+
+/// A line from the terminal itself.
+fn read(waits: &dyn Fn() -> bool) -> Option<String> {
+    let stdin = io::stdin();
+    let look = Timespec { tv_sec: 0, tv_nsec: i64::from(LOOK.subsec_nanos()) };
+    while waits() {
+        if ready(&stdin, Some(&look)).ok()? {
+            let mut bytes = [0; LINE_BYTES_MAX];
+            let n = rustix::io::read(&stdin, &mut bytes).ok()?;
+            return Some(String::from_utf8_lossy(&bytes[..n]).into_owned());
+        }
+    }
+    None
 }
 
 impl Watcher for Watch {
@@ -199,7 +245,7 @@ impl Watcher for Watch {
         }
     }
 
-    fn ask(&self, question: Question) -> Answer {
+    fn ask(&self, question: Question, withdrawn: &Withdrawn) -> Answer {
         let unseen = !self.attended.load(Ordering::SeqCst);
         if self.asking == Asking::Nobody || unseen {
             let subject = brief(&question.summary, SUBJECT);
@@ -207,7 +253,7 @@ impl Watcher for Watch {
             self.say(&format!("refused, for a human must allow it and {why} here: {subject}"));
             return Answer::None;
         }
-        self.put(&question)
+        self.put(&question, withdrawn)
     }
 }
 
@@ -227,30 +273,74 @@ mod tests {
         }
     }
 
+    fn ask(watch: &Watch, millis: u64) -> Answer {
+        watch.ask(question(millis), &Withdrawn::default())
+    }
+
+    fn type_in(watch: &Watch, line: &[u8]) -> bool {
+        divert(lock(&watch.diversion).as_ref(), line)
+    }
+
     #[test]
     fn a_typed_line_answers_the_question_that_waits_and_no_other() {
         let watch = Watch::new(Asking::Copied);
-        assert!(!watch.divert(b"y\n"), "nobody asks, so it is the command's");
+        assert!(!type_in(&watch, b"y\n"), "nobody asks, so it is the command's");
         for (typed, allowed) in [(b"y\n", true), (b"n\n", false)] {
             let answer = std::thread::scope(|s| {
-                let asked = s.spawn(|| watch.ask(question(10_000)));
-                while !watch.divert(typed) {
+                let asked = s.spawn(|| ask(&watch, 10_000));
+                while !type_in(&watch, typed) {
                     std::thread::yield_now();
                 }
                 asked.join().expect("answered")
             });
             assert_eq!(matches!(answer, Answer::Allow { .. }), allowed);
         }
-        assert!(!watch.divert(b"y\n"), "the question is over");
+        assert!(!type_in(&watch, b"y\n"), "the question is over");
+    }
+
+    #[test]
+    fn a_question_taken_back_ends_and_the_next_one_is_put() {
+        let (watch, first) = (Watch::new(Asking::Copied), Withdrawn::default());
+        let shown = || lock(&watch.diversion).is_some();
+        std::thread::scope(|s| {
+            let asked = s.spawn(|| watch.ask(question(60_000), &first));
+            while !shown() {
+                std::thread::yield_now();
+            }
+            let next = s.spawn(|| ask(&watch, 60_000));
+            let never = Withdrawn::default();
+            never.set();
+            assert_eq!(watch.ask(question(60_000), &never), Answer::None, "before its turn");
+            first.set();
+            assert_eq!(asked.join().expect("over"), Answer::None);
+            while !type_in(&watch, b"y\n") {
+                std::thread::yield_now();
+            }
+            assert!(matches!(next.join().expect("answered"), Answer::Allow { .. }));
+        });
+    }
+
+    #[test]
+    fn a_yes_to_a_question_taken_back_allows_nothing() {
+        let (watch, withdrawn) = (Watch::new(Asking::Copied), Withdrawn::default());
+        std::thread::scope(|s| {
+            let asked = s.spawn(|| watch.ask(question(60_000), &withdrawn));
+            while lock(&watch.diversion).is_none() {
+                std::thread::yield_now();
+            }
+            withdrawn.set();
+            type_in(&watch, b"y\n");
+            assert_eq!(asked.join().expect("over"), Answer::None);
+        });
     }
 
     #[test]
     fn no_answer_in_time_nobody_there_and_nobody_waiting_are_no() {
-        assert_eq!(Watch::new(Asking::Copied).ask(question(1)), Answer::None);
-        assert_eq!(Watch::new(Asking::Nobody).ask(question(10_000)), Answer::None);
+        assert_eq!(ask(&Watch::new(Asking::Copied), 1), Answer::None);
+        assert_eq!(ask(&Watch::new(Asking::Nobody), 10_000), Answer::None);
         let watch = Watch::new(Asking::Copied);
         watch.attend(false);
-        assert_eq!(watch.ask(question(10_000)), Answer::None);
+        assert_eq!(ask(&watch, 10_000), Answer::None);
     }
 
     #[test]

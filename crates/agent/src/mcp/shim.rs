@@ -43,14 +43,12 @@ const LAST_ANSWERS_TIME: Duration = Duration::from_secs(2);
 #[must_use]
 pub fn mcp_main() -> ExitCode {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let door = match set("NANOCLAW_DOOR_PORT").map(|port| port.parse::<u16>()) {
-        Some(Ok(port)) if port > 0 => Door::Port(port),
-        Some(_) => {
-            let why = "NANOCLAW_DOOR_PORT is not a port; leave it as the sandbox sets it";
-            let _ = writeln!(io::stderr(), "nanoclaw mcp: {why}");
+    let door = match config::door(set) {
+        Ok(door) => door,
+        Err(e) => {
+            let _ = writeln!(io::stderr(), "nanoclaw mcp: {e}");
             return ExitCode::from(2);
         }
-        None => Door::Socket(config::socket(set("NANOCLAW_DOOR"))),
     };
     match serve(door, io::stdin().lock(), io::stdout()) {
         Ok(()) => ExitCode::SUCCESS,

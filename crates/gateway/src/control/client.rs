@@ -9,8 +9,10 @@
 mod life;
 mod logins;
 mod programs;
+mod questions;
 
 pub use programs::{Doors, NoPrograms, Programs, Wanted};
+pub use questions::Withdrawn;
 
 use super::link::{Link, connect};
 use super::wire::{Reply, ToGateway};
@@ -53,8 +55,9 @@ pub enum Event {
 pub trait Watcher: Send + Sync {
     /// Something happened. Must not wait for the gateway.
     fn happened(&self, event: Event);
-    /// A human is asked; called on a thread of its own and may take its time.
-    fn ask(&self, question: Question) -> Answer;
+    /// A human is asked; called on a thread of its own and may take its time, until `withdrawn`
+    /// says that the answer is of no use any more.
+    fn ask(&self, question: Question, withdrawn: &Withdrawn) -> Answer;
 }
 
 /// How a client finds, starts and hears the gateway.
@@ -113,6 +116,8 @@ struct State {
     generation: u64,
     next: u64,
     waiting: HashMap<u64, SyncSender<Reply>>,
+    /// Questions of the gateway of now that are being put to a human.
+    asked: HashMap<u64, Withdrawn>,
     doors: BTreeMap<u64, Box<Held>>,
     /// Servers of tools that a person looks at now.
     looking: Vec<programs::Looking>,
@@ -120,6 +125,14 @@ struct State {
     starting: usize,
     deaths: Vec<Instant>,
     closing: bool,
+}
+
+impl State {
+    /// After a connection: no reply comes any more, and no answer is of use.
+    fn nobody_waits(&mut self) {
+        self.waiting.clear();
+        self.asked.drain().for_each(|(_, withdrawn)| withdrawn.set());
+    }
 }
 
 struct Shared {
@@ -148,6 +161,7 @@ impl ControlClient {
             generation: 0,
             next: 0,
             waiting: HashMap::new(),
+            asked: HashMap::new(),
             doors: BTreeMap::new(),
             looking: Vec::new(),
             starting: 0,
@@ -473,7 +487,7 @@ impl Shared {
     fn close(&self) {
         let mut state = self.lock();
         state.closing = true;
-        state.waiting.clear();
+        state.nobody_waits();
         if let Phase::Up(link) = &state.phase {
             link.shutdown();
         }

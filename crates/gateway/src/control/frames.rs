@@ -135,7 +135,9 @@ mod tests {
         ];
         let mut bytes: Vec<u8> = messages.iter().flat_map(|m| encode(m).expect("fits")).collect();
         let reply = FromGateway::Reply { id: 1, reply: Reply::Refused { why: "x".into() } };
-        bytes.extend(encode(&reply).expect("fits"));
+        for message in [reply, FromGateway::Withdraw { ask: 7 }] {
+            bytes.extend(encode(&message).expect("fits"));
+        }
         bytes
     }
 
@@ -169,7 +171,8 @@ mod tests {
     fn fuzz_control_frames() {
         let good = seeds();
         let single: Vec<&[u8]> = vec![&good, &good[..40]];
-        let words: [&[u8]; 5] = [b"\0\0\0", b"\"id\":", b"null", b"\"hello\"", b"\"ping\""];
+        let words: [&[u8]; 6] =
+            [b"\0\0\0", b"\"id\":", b"null", b"\"hello\"", b"\"ping\"", b"\"withdraw\""];
         fuzz::with_words("control-frames", &single, &words, |bytes, dice| {
             let (found, clean) = frames(&[bytes]);
             assert_eq!(frames(&dice.pieces(bytes, 30)), (found.clone(), clean));

@@ -17,9 +17,11 @@
 //!    the connection.
 //! 5. A program is started by the client whose session needs it, from what that client granted; the
 //!    gateway names it and no more.
-//! 6. When the gateway is gone, nothing goes out; the listening sockets stay with the product, so
+//! 6. A question for whose answer nobody waits any more is taken back.
+//! 7. When the gateway is gone, nothing goes out; the listening sockets stay with the product, so
 //!    that a sandbox finds the same door in front of the next gateway.
 
+mod approvals;
 mod client;
 mod deliver;
 mod frames;
@@ -29,11 +31,12 @@ mod server;
 mod tracked;
 mod wire;
 
+pub use approvals::Approvals;
 pub use client::{
     ControlClient, ControlError, Door, Doors, Event, NoPrograms, Programs, Settings, Wanted,
-    Watcher,
+    Watcher, Withdrawn,
 };
-pub use server::{Approvals, serve};
+pub use server::serve;
 pub use tracked::Tracked;
 
 use std::path::{Path, PathBuf};

@@ -1,20 +1,19 @@
 //! The gateway's side: one task a client, its doors, and the questions on their way to people.
 
+use super::approvals::Approvals;
 use super::frames::Inbox;
 use super::programs::Programs;
 use super::tracked::Tracked;
 use super::wire::{FromGateway, PROTOCOL, ROLE_BYTES_MAX, Reply, ToGateway, decode, encode};
-use crate::asks::{Answer, Approver, Question};
 use crate::door::Door;
 use crate::gateway::{BegunLogin, Gateway};
 use crate::mcp::StdioServers;
-use crate::usage::Notice;
 use model::{AgentName, LoginConfig, McpServer, SessionId};
 use std::collections::HashMap;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
@@ -34,8 +33,6 @@ const CLIENTS_MAX: usize = 64;
 const DOORS_MAX: usize = 1_024;
 /// Frames on their way to a client that reads slowly; a question beyond is not asked.
 const UNSENT_MAX: usize = 256;
-/// Questions of one client that wait for an answer.
-const QUESTIONS_MAX: usize = 64;
 /// What follows a secret in its pipe: agents read it as a line, and another may follow.
 const LINE_END: &[u8] = b"\n";
 /// How long the last records of a door may take to be taken by the recorder.
@@ -43,78 +40,6 @@ const FLUSH_TIME: Duration = Duration::from_secs(10);
 
 /// Frames on their way to one client.
 pub(super) type Sender = mpsc::Sender<Vec<u8>>;
-type Waiting = Box<dyn FnOnce(Answer) + Send>;
-
-#[derive(Default)]
-struct Routes {
-    /// Which client a session belongs to.
-    sessions: HashMap<SessionId, (u64, Sender)>,
-    /// Questions without an answer, with the client that was asked.
-    questions: HashMap<u64, (u64, Waiting)>,
-    next: u64,
-}
-
-/// Carries questions and notices to the client whose session they are about.
-#[derive(Default)]
-pub struct Approvals(Mutex<Routes>);
-
-impl Approvals {
-    fn lock(&self) -> MutexGuard<'_, Routes> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells the client of the notice's session; without one there is nobody to tell.
-    pub fn notice(&self, notice: Notice) {
-        let to = self.lock().sessions.get(&notice.session).map(|(_, to)| to.clone());
-        if let (Some(to), Ok(frame)) = (to, encode(&FromGateway::Notice { notice })) {
-            // A client that does not read is told nothing more.
-            let _ = to.try_send(frame);
-        }
-    }
-
-    fn answered(&self, client: u64, ask: u64, answer: Answer) {
-        let mut routes = self.lock();
-        // Only who was asked may answer.
-        let own = routes.questions.get(&ask).is_some_and(|(who, _)| *who == client);
-        let waiting = if own { routes.questions.remove(&ask) } else { None };
-        drop(routes);
-        if let Some((_, waiting)) = waiting {
-            waiting(answer);
-        }
-    }
-
-    /// Forgets a client; what it was asked counts as not answered.
-    fn left(&self, client: u64) {
-        let mut routes = self.lock();
-        routes.sessions.retain(|_, (who, _)| *who != client);
-        let gone: Vec<u64> = routes
-            .questions
-            .iter()
-            .filter(|(_, (who, _))| *who == client)
-            .map(|(n, _)| *n)
-            .collect();
-        let unanswered: Vec<_> = gone.iter().filter_map(|n| routes.questions.remove(n)).collect();
-        drop(routes);
-        drop(unanswered);
-    }
-}
-
-impl Approver for Approvals {
-    fn ask(&self, question: Question, answer: Waiting) {
-        let mut routes = self.lock();
-        let Some((client, to)) = routes.sessions.get(&question.session).cloned() else { return };
-        // Those that timed out meanwhile are answered later or never; their places are bounded.
-        if routes.questions.values().filter(|(who, _)| *who == client).count() >= QUESTIONS_MAX {
-            return;
-        }
-        let ask = routes.next;
-        routes.next += 1;
-        let Ok(frame) = encode(&FromGateway::Ask { ask, question }) else { return };
-        if to.try_send(frame).is_ok() {
-            routes.questions.insert(ask, (client, answer));
-        }
-    }
-}
 
 /// What all clients share.
 struct Shared {
@@ -371,8 +296,7 @@ impl Client {
                 door.set_turn(turn);
                 self.doors.insert(key, door);
                 shared.doors.fetch_add(1, Ordering::Relaxed);
-                let route = (self.number, self.to.clone());
-                shared.approvals.lock().sessions.insert(session, route);
+                shared.approvals.came(session, self.number, self.to.clone());
                 Reply::Done
             }
             Err(e) => refused(e.to_string()),

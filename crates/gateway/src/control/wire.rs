@@ -80,6 +80,8 @@ pub(crate) enum FromGateway {
     Reply { id: u64, reply: Reply },
     /// Somebody must decide.
     Ask { ask: u64, question: Question },
+    /// Nobody waits for the answer to this question any more.
+    Withdraw { ask: u64 },
     /// Somebody should know.
     Notice { notice: Notice },
     /// The session needs the program of this server of tools. It is to end when its socket closes.

@@ -161,8 +161,8 @@ fn copy(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
 /// As [`copy`], from standard input; what answers a question is not the command's.
 fn copy_typed(watch: &Watch, mut to: File) {
     let mut piece = [0_u8; 16 << 10];
-    while let Ok(n @ 1..) = io::stdin().read(&mut piece) {
-        if !watch.divert(&piece[..n]) && to.write_all(&piece[..n]).is_err() {
+    while let Ok(n @ 1..) = watch.typed(&mut piece) {
+        if to.write_all(&piece[..n]).is_err() {
             return;
         }
     }

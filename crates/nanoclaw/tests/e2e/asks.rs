@@ -1,6 +1,6 @@
 //! `[[ask]]` at a terminal: what is shown, what each answer does, and what is on record.
 
-use crate::lab::{Lab, wait_until};
+use crate::lab::{Lab, TICK, wait_until};
 use crate::terminal::Desk;
 use crate::totals::records;
 use testkit::{FakeModel, Options};
@@ -12,6 +12,8 @@ both!(
     two_questions_are_put_one_after_the_other,
     ctrl_c_at_a_question_ends_the_command_and_nothing_goes_out,
     an_answer_for_a_program_that_has_left_lets_nothing_out,
+    a_question_nobody_waits_for_is_taken_back_and_the_next_one_put,
+    what_was_typed_before_a_question_is_no_part_of_its_answer,
 );
 
 /// A server, and an agent whose posts to it a human decides.
@@ -78,14 +80,14 @@ fn a_yes_lets_one_request_out_and_a_no_none(lab: &Lab) {
 
 fn what_is_asked_is_shown_exactly_and_escaped(lab: &Lab) {
     let server = asking(lab, "30s");
-    let script = post(&server, "/items/a").replace(
-        &format!(":{}/items/a'", server.address().port()),
-        &format!(":{}/items/a%1b%5b2J?k%1b%0a%e2%80%ae=hidden&plain=1'", server.address().port()),
-    );
+    // A control character in the path itself would be read in more than one way, and never asked.
+    let path = "/items/a%5b2J%e2%80%ae";
+    let script = post(&server, &format!("{path}?k%1b%0a%e2%80%ae=hidden&plain=1"));
+    let script = script.replace("-w 'got /items", "-w 'got /x");
     let Some(mut desk) = desk(lab, &script) else { return };
     desk.wait_for("Allow once? [y/n]");
     let shown = desk.shown();
-    let url = format!("POST http://localhost:{}/items/a%1b%5b2J", server.address().port());
+    let url = format!("POST http://localhost:{}{path}", server.address().port());
     assert!(shown.contains(&url) && shown.contains("plain"), "{shown}");
     assert!(!shown.contains("hidden"), "values are not shown: {shown}");
     let hostile = |c: char| c == '\u{202e}' || c == '\u{1b}';
@@ -158,4 +160,37 @@ fn an_answer_for_a_program_that_has_left_lets_nothing_out(lab: &Lab) {
     desk.wait();
     assert_eq!(server.requests().len(), 0);
     assert_eq!(decisions(lab).len(), 1);
+}
+
+fn a_question_nobody_waits_for_is_taken_back_and_the_next_one_put(lab: &Lab) {
+    let server = asking(lab, "5min");
+    let (left, next) = (post(&server, "/left"), post(&server, "/next"));
+    let Some(mut desk) = desk(lab, &format!("{left} & sleep 1; kill $!; {next}")) else { return };
+    desk.wait_for("Allow once?");
+    desk.wait_for("(the question was withdrawn: nobody waits for it any more)");
+    desk.wait_for("/next\n");
+    desk.type_in("y\r");
+    desk.wait_for("got /next ");
+    let (ran, _) = desk.wait();
+    assert!(!ran.out().contains("got /next 403"), "{ran}");
+    let seen = server.requests();
+    assert!(seen.len() == 1 && seen[0].path == "/next", "{seen:?}");
+    assert_eq!(decisions(lab), [decided("withdrawn", ""), decided("allow", "owner")]);
+}
+
+fn what_was_typed_before_a_question_is_no_part_of_its_answer(lab: &Lab) {
+    let server = asking(lab, "30s");
+    let script = format!("echo ready; sleep 2; {}", post(&server, "/early"));
+    let Some(mut desk) = desk(lab, &script) else { return };
+    desk.wait_for("ready");
+    // A line, and the beginning of one.
+    desk.type_in("y\ry");
+    desk.wait_for("Allow once?");
+    std::thread::sleep(TICK * 20);
+    assert!(!desk.shown().contains("got /early"), "it waits: {}", desk.shown());
+    desk.type_in("\r");
+    desk.wait_for("got /early 403");
+    desk.wait();
+    assert_eq!(server.requests().len(), 0);
+    assert_eq!(decisions(lab), [decided("deny", "owner")]);
 }

@@ -8,7 +8,6 @@ use crate::control::wire::{FromGateway, ToGateway};
 use std::io;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::thread;
 use std::time::Instant;
 
 impl Shared {
@@ -37,16 +36,8 @@ impl Shared {
                     drop(waiting.try_send(reply));
                 }
             }
-            FromGateway::Ask { ask, question } => {
-                let (shared, link) = (Arc::clone(self), Arc::clone(link));
-                let asked = thread::Builder::new().name("gateway-ask".into()).spawn(move || {
-                    let answer = shared.settings.watcher.ask(question);
-                    // A gateway that is gone asks no more.
-                    drop(link.send(&ToGateway::Answer { ask, answer }, None));
-                });
-                // Without a thread nobody is asked; the gateway stops waiting by itself.
-                drop(asked);
-            }
+            FromGateway::Ask { ask, question } => self.put(link, ask, question),
+            FromGateway::Withdraw { ask } => self.take_back(ask),
             FromGateway::Start { order, session, server } => {
                 self.start_program(link, order, &session, &server);
             }
@@ -92,7 +83,7 @@ impl Shared {
     fn mourn(&self) -> bool {
         let mut state = self.lock();
         state.phase = Phase::Down;
-        state.waiting.clear();
+        state.nobody_waits();
         if state.closing {
             return false;
         }
