@@ -1,6 +1,6 @@
 //! Where the vault's key is kept: what `doctor` finds, and that nothing goes on without it.
 
-use crate::lab::{Lab, finish};
+use crate::lab::{Lab, finish, processes_with, wait_until};
 use crate::secret::{configure, nowhere_below, server, set, unlikely_value};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -21,6 +21,12 @@ fn check(ran: &crate::lab::Ran, name: &str) -> serde_json::Value {
 fn found(lab: &Lab, name: &str) -> String {
     let check = check(&lab.run(["doctor", "--json"]), name);
     format!("{} {}", check["status"].as_str().unwrap(), check["found"].as_str().unwrap())
+}
+
+/// A gateway waits a moment for the next command; until then that one finds the key open.
+fn nobody_stays(lab: &Lab) {
+    let home = lab.home().display().to_string();
+    wait_until("the gateway has left", || processes_with(&home).is_empty());
 }
 
 fn doctor_says_where_the_key_is(lab: &Lab) {
@@ -66,6 +72,7 @@ fn the_key_may_come_from_systemd(lab: &Lab) {
     assert_eq!(with(&["chat", "-m", "NOTOOL hello"]).ok(), "MOCK_TEXT[NOTOOL hello]\n");
     assert_eq!(server.requests().len(), 1);
     // Without it nothing is opened.
+    nobody_stays(lab);
     let ran = lab.run(["chat", "-m", "NOTOOL hello"]);
     assert!(ran.err().contains("private key is missing"), "{ran}");
     assert_eq!(server.requests().len(), 1);
@@ -112,6 +119,7 @@ fn the_key_may_be_in_the_keyring_of_the_desktop(lab: &Lab) {
     assert_eq!(server.requests().len(), 1);
 
     // Out of the session nothing is opened, and nothing is started.
+    nobody_stays(lab);
     let ran = lab.run(["chat", "-m", "NOTOOL hello"]);
     assert!(ran.failed(4).contains("the desktop's keyring"), "{ran}");
     assert_eq!(server.requests().len(), 1);
