@@ -35,6 +35,7 @@ use crate::script::ScriptError;
 use crate::tls::Authority;
 use crate::upstream::Pool;
 use crate::vault::Vault;
+use crate::veil::Veil;
 use model::{AgentName, Budget, EgressRule, ModelConfig, SessionId, TurnId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -174,6 +175,7 @@ pub(crate) struct DoorState {
     pub(crate) default_model: Option<usize>,
     pub(crate) placeholder: String,
     pub(crate) vault: Arc<Vault>,
+    pub(crate) veil: Veil,
     pub(crate) logins: Arc<crate::login::Logins>,
     pub(crate) lookups: Lookups,
     pub(crate) pool: Pool,

@@ -24,6 +24,7 @@ use crate::tls::Authority;
 use crate::upstream::{Pool, Roots, Tls};
 use crate::usage::{Ledger, Notices};
 use crate::vault::Vault;
+use crate::veil::Veil;
 use model::{AgentName, LoginConfig, McpServer, ModelApi, ModelConfig, RecordSink, SessionId};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
@@ -204,7 +205,14 @@ impl Gateway {
         };
         let memory = Memory::new(self.memory.clone());
         let lookups = Lookups::new(self.lookups.clone());
+        let keys = models.iter().filter_map(|m| match &m.backend {
+            Backend::Http(to) => Some((to.host.clone(), m.config.secret.clone()?)),
+            Backend::Script(_) => None,
+        });
+        let (vault, agent) = (Arc::clone(&self.vault), scribe.agent.clone());
+        let veil = Veil::new(vault, agent, &grant.egress, keys, &grant.tools);
         let state = DoorState {
+            veil,
             tools: DoorTools::new(
                 grant.tools,
                 &scribe,

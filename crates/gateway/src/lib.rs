@@ -43,6 +43,7 @@ pub mod tls;
 mod upstream;
 pub mod usage;
 pub mod vault;
+mod veil;
 
 pub use asks::{Answer, Approver, NobodyApproves, Question};
 pub use counters::Counts;

@@ -116,6 +116,11 @@ impl HttpLink {
     pub(crate) async fn request(&self, id: u64, message: &Value) -> Result<Charged, McpError> {
         let Answer { response, secret, _driver } = self.post(message).await?;
         let kind = response.headers().get("content-type").and_then(|v| v.to_str().ok());
+        if crate::egress::fields::is_encoded(response.headers()) {
+            // What cannot be read cannot be masked either.
+            let why = "its answer is compressed, though no compression was accepted";
+            return Err(McpError::Protocol(why.into()));
+        }
         let streamed = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
         let mut body = response.into_body();
         let (mut masker, mut events) = (masker(secret.as_ref()), Events::default());
@@ -203,6 +208,7 @@ impl HttpLink {
             .header("host", &self.place.authority)
             .header("content-type", "application/json")
             .header("accept", "application/json, text/event-stream")
+            .header("accept-encoding", "identity")
             .header("user-agent", concat!("nanoclaw/", env!("CARGO_PKG_VERSION")));
         if let Some(version) = self.version.get() {
             request = request.header("mcp-protocol-version", version);
@@ -304,6 +310,11 @@ where
     let driver = Driver::start(async move { drop(connection.await) });
     let response = sender.send_request(request).await.map_err(|_| McpError::Ended)?;
     Ok((response, driver))
+}
+
+/// The host of a server's URL, as [`HttpLink`] reaches it.
+pub(crate) fn host_of(url: &str) -> Option<String> {
+    place(url).ok().map(|place| place.host)
 }
 
 /// Takes a URL apart; policy has checked it before.
