@@ -1,7 +1,7 @@
 //! Names looked up for one door: a few at a time, answered in a bounded time.
 //!
 //! ```text
-//! name ─► a place of the door's ─► one of its own, else one that all share ─► resolver ─► addresses
+//! name ─► a place of the door's ─► its own, else one that all share ─► resolver ─► addresses
 //! ```
 //!
 //! 1. A place is held until the resolver has really ended, however early whoever asked gave up: a

@@ -33,9 +33,9 @@ pub trait Resolver: Send + Sync {
     fn resolve<'a>(&'a self, host: &'a str) -> Resolving<'a>;
 }
 
-/// The system's resolver: `getaddrinfo`, each on a thread of its own, for it may block as long as it
-/// likes and other blocking work (syncs, flushes of records) must not stand behind it. How many there
-/// are at a time is up to whoever asks; the gateway bounds it for each door.
+/// The system's resolver: `getaddrinfo`, each on a thread of its own, for it may block as long as
+/// it likes and other blocking work (syncs, flushes of records) must not stand behind it. How many
+/// there are at a time is up to whoever asks; the gateway bounds it for each door.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemResolver;
 
