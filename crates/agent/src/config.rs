@@ -78,8 +78,8 @@ impl Config {
     }
 }
 
-/// The door: the port of it that the sandbox names, else the socket that is named, else the one that
-/// every sandbox with a door has. `set` looks up one environment variable that is not empty.
+/// The door: the port of it that the sandbox names, else the socket that is named, else the one
+/// that every sandbox with a door has. `set` looks up one environment variable that is not empty.
 pub(crate) fn door(set: impl Fn(&str) -> Option<String>) -> Result<Door, ConfigError> {
     const PORT: &str = "NANOCLAW_DOOR_PORT";
     let inside = || DoorSpec::INSIDE.into();

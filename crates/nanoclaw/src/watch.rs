@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 const SUBJECT: usize = 400;
 /// How often a waiting question looks whether it is still worth waiting for.
 const LOOK: Duration = Duration::from_millis(200);
-/// Longest line a terminal hands over (`N_TTY_BUF_SIZE`), bytes: what is left of a longer read would
+/// Longest line a terminal hands over (`N_TTY_BUF_SIZE`), bytes: what a shorter read leaves would
 /// answer the next question.
 const LINE_BYTES_MAX: usize = 4_096;
 /// Who answers at the terminal of an installation: whoever may start it owns it.

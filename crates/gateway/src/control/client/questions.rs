@@ -35,7 +35,7 @@ impl Shared {
         let asked = thread::Builder::new().name("gateway-ask".into()).spawn(move || {
             let answer = shared.settings.watcher.ask(question, &withdrawn);
             let mut state = shared.lock();
-            // One taken back is not there any more; the next gateway may have given its number away.
+            // One taken back is not there any more; the next gateway may use its number again.
             if !withdrawn.is_set() {
                 state.asked.remove(&ask);
             }
