@@ -77,6 +77,10 @@ impl<'a> Fields<'a> {
             &line.query_keys,
             |out, name| canonical::string(out, name),
         );
+        // Left out where it is not so, as in the logs of versions that did not tell.
+        if line.websocket {
+            inner.flag("websocket", true);
+        }
         inner.out.push(b'}');
         self
     }

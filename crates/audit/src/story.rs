@@ -357,7 +357,8 @@ fn requested(line: Option<&RequestLine>) -> String {
         [] => String::new(),
         keys => format!(" with {}", quote(&keys.join(", "))),
     };
-    format!(", {} {}{keys}", quote(&line.method), quote(&line.path))
+    let blind = if line.websocket { " as a WebSocket" } else { "" };
+    format!(", {} {}{keys}{blind}", quote(&line.method), quote(&line.path))
 }
 
 fn of_decisions(body: &Body) -> String {

@@ -31,10 +31,11 @@ pub(crate) fn forbidden(address: IpAddr) -> Option<Forbidden> {
 
 fn forbidden_v4(address: Ipv4Addr) -> Option<Forbidden> {
     match address.octets() {
-        // AWS, GCP, Azure, DigitalOcean, Hetzner; ECS tasks; Alibaba; Azure's wire server
-        [169, 254, 169, 254] | [169, 254, 170, 2] | [100, 100, 100, 200] | [168, 63, 129, 16] => {
-            closed("a cloud metadata address")
-        }
+        // AWS, GCP, Azure, DigitalOcean, Hetzner; ECS tasks; EKS pods; Alibaba; Azure's wire server
+        [169, 254, 169, 254]
+        | [169, 254, 170, 2 | 23]
+        | [100, 100, 100, 200]
+        | [168, 63, 129, 16] => closed("a cloud metadata address"),
         [0, ..] => closed("the unspecified network"),
         [127, ..] => private("loopback"),
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => private("a private network"),
@@ -69,9 +70,9 @@ fn forbidden_v6(address: Ipv6Addr) -> Option<Forbidden> {
         // 6to4 (RFC 3056) and Teredo (RFC 4380, inverted bits)
         [0x2002, ..] => forbidden_v4(embedded(s[1], s[2])).or(closed("6to4")),
         [0x2001, 0, ..] => forbidden_v4(embedded(!s[6], !s[7])).or(closed("Teredo")),
-        [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254] | [0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254] => {
-            closed("a cloud metadata address")
-        }
+        // AWS, and its EKS pods; GCP
+        [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254 | 0x0023]
+        | [0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254] => closed("a cloud metadata address"),
         [0xfc00..=0xfdff, ..] => private("a private network"),
         [0xfe80..=0xfebf, ..] => private("link-local"),
         [0xfec0..=0xfeff, ..] => private("site-local"),
@@ -123,6 +124,8 @@ mod tests {
             ("169.254.1.1", true),
             ("169.254.169.254", false),
             ("169.254.170.2", false),
+            ("169.254.170.23", false),
+            ("::ffff:169.254.170.23", false),
             ("100.64.0.1", true),
             ("100.100.100.200", false),
             ("192.0.0.8", false),
@@ -154,6 +157,9 @@ mod tests {
             ("fc00::1", true),
             ("fd12:3456::1", true),
             ("fd00:ec2::254", false),
+            ("fd00:ec2::23", false),
+            ("fd20:ce::254", false),
+            ("fd00:ec2::24", true),
             ("fe80::1", true),
             ("fec0::1", true),
             ("ff02::1", false),

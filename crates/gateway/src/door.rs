@@ -7,7 +7,7 @@
 //!
 //! Invariants:
 //! 1. Identity comes from the listener alone; nothing a client sends can change it.
-//! 2. Dropping the [`Door`] ends every connection through it.
+//! 2. Dropping the [`Door`] ends every connection through it, inside and outside.
 //! 3. What one session can hold (connections, heads, bodies) is bounded; what all hold together is,
 //!    too, and some of it is each one's own ([`crate::room`]).
 //! 4. Every byte of every connection is counted, read or not. Once it is known which process of the
@@ -20,6 +20,7 @@ use crate::egress;
 use crate::endpoint::EndpointError;
 use crate::http::conn::{AnswerBody, Conn, answer};
 use crate::http::head::{Head, Version};
+use crate::lookups::Lookups;
 use crate::memory::Memory;
 use crate::metered::{Metered, leave_unread};
 use crate::modelapi::route::Model;
@@ -27,7 +28,6 @@ use crate::modelapi::serve;
 use crate::modelapi::spend::Spend;
 use crate::quota::Quota;
 use crate::rates::Rates;
-use crate::resolve::Resolver;
 use crate::retry::RetryPolicy;
 use crate::room::{Full, Room};
 use crate::scribe::{Scribe, TurnCell};
@@ -35,6 +35,7 @@ use crate::script::ScriptError;
 use crate::tls::Authority;
 use crate::upstream::Pool;
 use crate::vault::Vault;
+use crate::veil::Veil;
 use model::{AgentName, Budget, EgressRule, ModelConfig, SessionId, TurnId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -174,8 +175,9 @@ pub(crate) struct DoorState {
     pub(crate) default_model: Option<usize>,
     pub(crate) placeholder: String,
     pub(crate) vault: Arc<Vault>,
+    pub(crate) veil: Veil,
     pub(crate) logins: Arc<crate::login::Logins>,
-    pub(crate) resolver: Arc<dyn Resolver>,
+    pub(crate) lookups: Lookups,
     pub(crate) pool: Pool,
     pub(crate) retry: RetryPolicy,
     pub(crate) spend: Spend,

@@ -6,6 +6,7 @@ use crate::door::{Door, DoorError, DoorGrant, DoorState, Relay};
 use crate::egress::{link::Links, name::Refused};
 use crate::endpoint::Endpoint;
 use crate::login::{Begun, Logins};
+use crate::lookups::{Lookups, SharedLookups};
 use crate::mcp::{
     self, Described, DoorTools, McpError, Means, NoStdioServers, Reach, StdioServers,
 };
@@ -23,6 +24,7 @@ use crate::tls::Authority;
 use crate::upstream::{Pool, Roots, Tls};
 use crate::usage::{Ledger, Notices};
 use crate::vault::Vault;
+use crate::veil::Veil;
 use model::{AgentName, LoginConfig, McpServer, ModelApi, ModelConfig, RecordSink, SessionId};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
@@ -105,7 +107,7 @@ pub struct Gateway {
     vault: Arc<Vault>,
     pub(crate) logins: Arc<Logins>,
     clock: Clock,
-    resolver: Arc<dyn Resolver>,
+    lookups: SharedLookups,
     tls: Arc<Tls>,
     retry: RetryPolicy,
     plain_http_hosts: Vec<String>,
@@ -129,20 +131,21 @@ impl Gateway {
     pub fn new(config: GatewayConfig) -> Self {
         let quota = Quota::open(config.state_dir.as_deref(), (config.clock)());
         let quota = quota.map_err(|e| e.to_string());
+        let lookups = SharedLookups::new(config.resolver);
         let (vault, tls) = (Arc::new(config.vault), Arc::new(Tls::new(config.roots)));
         let logins = Logins::new(
             Arc::clone(&vault),
             Arc::clone(&config.sink),
             Arc::clone(&config.clock),
             Arc::clone(&tls),
-            Arc::clone(&config.resolver),
+            Lookups::new(lookups.clone()),
         );
         Self {
             sink: config.sink,
             vault,
             logins,
             clock: config.clock,
-            resolver: config.resolver,
+            lookups,
             tls,
             retry: config.retry,
             plain_http_hosts: config.plain_http_hosts,
@@ -201,11 +204,19 @@ impl Gateway {
             counters: Arc::new(Counters::default()),
         };
         let memory = Memory::new(self.memory.clone());
+        let lookups = Lookups::new(self.lookups.clone());
+        let keys = models.iter().filter_map(|m| match &m.backend {
+            Backend::Http(to) => Some((to.host.clone(), m.config.secret.clone()?)),
+            Backend::Script(_) => None,
+        });
+        let (vault, agent) = (Arc::clone(&self.vault), scribe.agent.clone());
+        let veil = Veil::new(vault, agent, &grant.egress, keys, &grant.tools);
         let state = DoorState {
+            veil,
             tools: DoorTools::new(
                 grant.tools,
                 &scribe,
-                self.mcp_means(None, programs, memory.clone()),
+                self.mcp_means(None, programs, (memory.clone(), lookups.clone())),
             ),
             scribe: Arc::new(scribe),
             rules: grant.egress,
@@ -215,8 +226,8 @@ impl Gateway {
             placeholder: grant.placeholder,
             vault: Arc::clone(&self.vault),
             logins: Arc::clone(&self.logins),
-            resolver: Arc::clone(&self.resolver),
-            pool: Pool::new(Arc::clone(&self.tls), Arc::clone(&self.resolver)),
+            pool: Pool::new(Arc::clone(&self.tls), lookups.clone()),
+            lookups,
             retry: self.retry,
             spend: Spend {
                 ledger: Arc::clone(&self.ledger),
@@ -270,14 +281,10 @@ impl Gateway {
         &self,
         session: Option<SessionId>,
         programs: Arc<dyn StdioServers>,
-        memory: Memory,
+        (memory, lookups): (Memory, Lookups),
     ) -> Means {
-        let reach = Reach {
-            vault: Arc::clone(&self.vault),
-            resolver: Arc::clone(&self.resolver),
-            tls: Arc::clone(&self.tls),
-            memory,
-        };
+        let reach =
+            Reach { vault: Arc::clone(&self.vault), lookups, tls: Arc::clone(&self.tls), memory };
         Means { session, agent: None, reach, programs }
     }
 
@@ -300,7 +307,8 @@ impl Gateway {
         session: Option<SessionId>,
         programs: Arc<dyn StdioServers>,
     ) -> Result<Vec<Described>, McpError> {
-        let means = self.mcp_means(session, programs, Memory::new(self.memory.clone()));
+        let own = (Memory::new(self.memory.clone()), Lookups::new(self.lookups.clone()));
+        let means = self.mcp_means(session, programs, own);
         mcp::describe(server, means, &self.sink, (self.clock)()).await
     }
 

@@ -3,6 +3,7 @@
 //! One small trait, so that schemes that sign a request can follow. Whatever the agent sent in the
 //! place of the secret is replaced.
 
+use crate::http::head::same_name;
 use crate::vault::SecretBytes;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -63,6 +64,12 @@ impl Injector for Injection {
             Self::Header { name } => {
                 let field = HeaderName::from_bytes(name.as_bytes())
                     .map_err(|_| InjectError::FieldName { name: name.clone() })?;
+                // What a server would take for the same field is replaced with it.
+                let twins = |n: &HeaderName| *n != field && same_name(n.as_str(), field.as_str());
+                let twins: Vec<_> = request.fields.keys().filter(|n| twins(n)).cloned().collect();
+                for twin in twins {
+                    request.fields.remove(twin);
+                }
                 request.fields.insert(field, value(secret.expose())?);
             }
             Self::Query { name } => {

@@ -3,6 +3,8 @@
 //! 1. A door holds at most [`CONNECTIONS_MAX`], so that no session is more than a part of it all.
 //! 2. All doors together hold at most what is shared and [`OWN`] each: when others have used up
 //!    what is shared, every door still has its own.
+//! 3. Outside they have as many at most, for each serves one request at a time and what it opened
+//!    ends with it ([`crate::driver`]); beside these are the few that a door's pools keep.
 
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};

@@ -3,14 +3,17 @@
 //! Invariants:
 //! 1. Certificates are always verified, with the crypto provider named here and no other.
 //! 2. A connection belongs to one door; no two sessions ever share one.
-//! 3. No timer: an idle connection's age is judged when someone asks for one.
+//! 3. A connection ends with whoever has it, the exchange or the pool; one that is kept and not
+//!    used ends by itself.
 
+use crate::driver::Driver;
 use crate::endpoint::Endpoint;
-use crate::resolve::{self, ADDRESSES_MAX, Resolver};
+use crate::lookups::Lookups;
+use crate::resolve::{self, ADDRESSES_MAX};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -119,7 +122,11 @@ fn client_config(roots: Roots) -> Result<Arc<ClientConfig>, UpstreamError> {
     Ok(Arc::new(config))
 }
 
-type Sender = SendRequest<Full<Bytes>>;
+/// A connection that is driven for as long as this is there.
+struct Sender {
+    requests: http1::SendRequest<Full<Bytes>>,
+    driver: Driver,
+}
 
 struct Idle {
     to: (bool, String, u16),
@@ -134,7 +141,7 @@ fn key(to: &Endpoint) -> (bool, String, u16) {
 /// One door's connections to model servers.
 pub(crate) struct Pool {
     tls: Arc<Tls>,
-    resolver: Arc<dyn Resolver>,
+    lookups: Lookups,
     idle: Mutex<Vec<Idle>>,
 }
 
@@ -159,8 +166,8 @@ pub(crate) struct Lease {
 }
 
 impl Pool {
-    pub(crate) fn new(tls: Arc<Tls>, resolver: Arc<dyn Resolver>) -> Self {
-        Self { tls, resolver, idle: Mutex::new(Vec::new()) }
+    pub(crate) fn new(tls: Arc<Tls>, lookups: Lookups) -> Self {
+        Self { tls, lookups, idle: Mutex::new(Vec::new()) }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Idle>> {
@@ -170,17 +177,20 @@ impl Pool {
     fn take(&self, to: &Endpoint) -> Option<Sender> {
         let key = key(to);
         let mut idle = self.lock();
-        idle.retain(|c| c.since.elapsed() < IDLE_TIME && !c.sender.is_closed());
+        idle.retain(|c| c.since.elapsed() < IDLE_TIME && !c.sender.requests.is_closed());
         let at = idle.iter().rposition(|c| c.to == key)?;
-        Some(idle.swap_remove(at).sender)
+        let sender = idle.swap_remove(at).sender;
+        sender.driver.wake();
+        Some(sender)
     }
 
     /// Gives a connection back after its answer was read to the end.
     pub(crate) fn give_back(&self, lease: Lease) {
         let mut idle = self.lock();
-        if lease.sender.is_closed() {
+        if lease.sender.requests.is_closed() {
             return;
         }
+        lease.sender.driver.rest(IDLE_TIME);
         if idle.len() >= IDLE_CONNECTIONS_MAX {
             idle.remove(0);
         }
@@ -196,10 +206,11 @@ impl Pool {
     ) -> Result<Exchange, UpstreamError> {
         let silent = || UpstreamError::Silent { host: to.host.clone() };
         while let Some(mut sender) = self.take(to) {
-            if sender.ready().await.is_err() {
+            if sender.requests.ready().await.is_err() {
                 continue;
             }
-            let sent = tokio::time::timeout(FIRST_BYTE_TIME, sender.try_send_request(request()));
+            let sending = sender.requests.try_send_request(request());
+            let sent = tokio::time::timeout(FIRST_BYTE_TIME, sending);
             match sent.await.map_err(|_| silent())? {
                 Ok(response) => return Ok(Exchange { response, to: key(to), sender }),
                 // Unsent requests come back from hyper; whatever was sent is not repeated here.
@@ -211,7 +222,8 @@ impl Pool {
             }
         }
         let mut sender = self.open(to).await?;
-        let sent = tokio::time::timeout(FIRST_BYTE_TIME, sender.send_request(request())).await;
+        let sending = sender.requests.send_request(request());
+        let sent = tokio::time::timeout(FIRST_BYTE_TIME, sending).await;
         let response = sent.map_err(|_| silent())?.map_err(|e| exchange_error(to, &e))?;
         Ok(Exchange { response, to: key(to), sender })
     }
@@ -235,8 +247,9 @@ impl Pool {
     async fn dial(&self, to: &Endpoint) -> Result<TcpStream, UpstreamError> {
         let addresses = match to.host.parse::<IpAddr>() {
             Ok(address) => vec![address],
-            Err(_) => resolve::resolve(&*self.resolver, &to.host).await.map_err(|e| {
-                UpstreamError::Resolve { host: to.host.clone(), cause: e.to_string() }
+            Err(_) => self.lookups.look_up(&to.host).await.map_err(|e| UpstreamError::Resolve {
+                host: to.host.clone(),
+                cause: e.to_string(),
             })?,
         };
         if to.must_be_loopback()
@@ -263,12 +276,11 @@ async fn handshake<T>(to: &Endpoint, io: TokioIo<T>) -> Result<Sender, UpstreamE
 where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let (sender, connection) = http1::Builder::new()
+    let (requests, connection) = http1::Builder::new()
         .max_buf_size(HEAD_BYTES_MAX)
         .handshake(io)
         .await
         .map_err(|e| exchange_error(to, &e))?;
-    // Ends by itself when the sender and the answer are dropped.
-    tokio::spawn(async move { drop(connection.await) });
-    Ok(sender)
+    let driver = Driver::start(async move { drop(connection.await) });
+    Ok(Sender { requests, driver })
 }

@@ -340,7 +340,9 @@ async fn a_remote_server_gets_the_secret_and_no_agent_ever_sees_it() {
     let tools =
         json!([{"name": "echo", "description": "Echoes", "inputSchema": {"type": "object"}}]);
     let echo = json!({"jsonrpc": "2.0", "id": 3, "result":
-        {"content": [{"type": "text", "text": format!("your key is {KEY}")}]}});
+        {"content": [{"type": "text", "text": format!("your key is {KEY}, AGAIN")}]}})
+    .to_string()
+    .replace("AGAIN", &KEY.replace('t', "\\u0074"));
     let event =
         format!("data: {{\"jsonrpc\":\"2.0\",\"method\":\"notifications/x\"}}\n\ndata: {echo}\n\n");
     let describing = FakeServer::start(remote(&tools, json_answer(500, "", ""))).await;
@@ -350,7 +352,7 @@ async fn a_remote_server_gets_the_secret_and_no_agent_ever_sees_it() {
     let door = rig.door("s1", &[], &HostTools { grants: pins, servers });
     assert_eq!(names(&door).await, ["remote__echo"]);
     let got = text(&call(&door, "remote__echo", json!({"a": 1})).await);
-    assert_eq!(got, "your key is [secret masked]");
+    assert_eq!(got, "your key is [secret masked], [secret masked]");
     let seen = upstream.requests();
     assert_eq!(seen.len(), 4, "{seen:?}");
     for (n, request) in seen.iter().enumerate() {

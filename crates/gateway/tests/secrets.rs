@@ -225,9 +225,9 @@ async fn a_websocket_is_passed_on_counted_and_cut_when_it_repeats_a_secret() {
     })
     .await;
     let roots = || vec![server.cert.clone()];
-    let way =
-        Plan { egress: vec![rule_for("a.test", server.port)], roots: roots(), ..Plan::default() }
-            .open();
+    let opens = |rule| vec![EgressRule { websocket: true, ..rule }];
+    let egress = opens(rule_for("a.test", server.port));
+    let way = Plan { egress, roots: roots(), ..Plan::default() }.open();
     let (head, mut stream) = switching(&way, server.port).await;
     assert!(
         head.starts_with("HTTP/1.1 101 ") && head.contains("sec-websocket-accept: x"),
@@ -246,7 +246,7 @@ async fn a_websocket_is_passed_on_counted_and_cut_when_it_repeats_a_secret() {
         }
         other => panic!("{other:?}"),
     }
-    let egress = vec![with_secret("a.test", server.port, Injection::Bearer)];
+    let egress = opens(with_secret("a.test", server.port, Injection::Bearer));
     let way = Plan { egress, roots: roots(), ..Plan::default() }.open();
     let (_, mut stream) = switching(&way, server.port).await;
     let sent = server.requests()[1].clone();
@@ -259,9 +259,31 @@ async fn a_websocket_is_passed_on_counted_and_cut_when_it_repeats_a_secret() {
         other => panic!("{other:?}"),
     }
     // In the query it would stand in places where nothing is masked.
-    let egress = vec![with_secret("a.test", server.port, Injection::Query { name: "key".into() })];
+    let query = Injection::Query { name: "key".into() };
+    let egress = opens(with_secret("a.test", server.port, query));
     let way = Plan { egress, roots: roots(), ..Plan::default() }.open();
     let (head, _) = switching(&way, server.port).await;
     assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
     assert_eq!(server.requests().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_without_websocket_opens_none_and_says_what_would() {
+    let server = Server::start(Some("a.test"), |_| answer(200, "", "fine")).await;
+    let rule = EgressRule { methods: vec!["GET".into()], ..rule_for("a.test", server.port) };
+    let way = Plan { egress: vec![rule], roots: vec![server.cert.clone()], ..Plan::default() };
+    let way = way.open();
+    let (head, _) = switching(&way, server.port).await;
+    assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
+    assert!(server.requests().is_empty());
+    match way.sink.wait_for("egress_refused").await {
+        Body::EgressRefused { rule, reason, request: Some(line), .. } => {
+            assert!(reason.contains("write websocket = true"), "{reason}");
+            assert_eq!((rule.as_str(), line.path.as_str()), ("agents/tester.toml:7", "/ws"));
+            assert!(line.websocket);
+        }
+        other => panic!("{other:?}"),
+    }
+    // The same request without the upgrade is what the rule permits.
+    assert_eq!(parts(&way.get("a.test", server.port, "/ws", "").await).0, 200);
 }

@@ -257,6 +257,9 @@ pub struct EgressRule {
     pub secret: Option<SecretUse>,
     /// Whether the agent may send credentials of its own.
     pub own_credentials: bool,
+    /// Whether a GET may open a WebSocket: any bytes both ways, not looked into.
+    #[serde(default)]
+    pub websocket: bool,
     /// How much.
     pub limits: RuleLimits,
     /// For [`Effect::Ask`]: who decides.
@@ -265,7 +268,7 @@ pub struct EgressRule {
 
 impl EgressRule {
     /// A rule that allows a host at a port with every default: intercepted, nothing private, no
-    /// secret.
+    /// secret, no WebSocket.
     #[must_use]
     pub fn allow(id: impl Into<String>, host: impl Into<HostPattern>, port: u16) -> Self {
         Self {
@@ -279,9 +282,17 @@ impl EgressRule {
             private: false,
             secret: None,
             own_credentials: false,
+            websocket: false,
             limits: RuleLimits::default(),
             ask: None,
         }
+    }
+
+    /// Whether requests of the rule can open a WebSocket at all: it begins with a GET (RFC 6455
+    /// §4.1).
+    #[must_use]
+    pub fn opens_websockets(&self) -> bool {
+        self.methods.is_empty() || self.methods.iter().any(|m| m == "GET")
     }
 }
 

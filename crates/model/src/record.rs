@@ -76,6 +76,9 @@ pub struct RequestLine {
     pub path: String,
     /// Names of the query's parameters, in order.
     pub query_keys: Vec<String>,
+    /// Whether it asks for a WebSocket.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub websocket: bool,
 }
 
 /// One audit entry before it has an index.

@@ -92,7 +92,7 @@ fn confined(home: &str, place: Place, key: Fetched, ready: &mut File) -> Outcome
     let threads =
         tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
     let served = threads.block_on(serve(home, place, key, ready));
-    // A name that is still being resolved must not hold up the end.
+    // A sync that the disk holds up must not hold up the end.
     threads.shutdown_timeout(LAST_WORK);
     served
 }

@@ -63,6 +63,7 @@ pub(crate) fn read(top: &Section<'_, '_>, allows: &[Written]) -> Result<Vec<Writ
             rule.methods = method.into_iter().collect();
             rule.paths = path.into_iter().collect();
         }
+        rule.websocket &= rule.opens_websockets();
         rule.ask = Some(terms);
         all.push(Written { rule, place: section.place.clone(), port_place: place });
     }
@@ -92,7 +93,7 @@ fn inherit(
     let own = read_secret(section)?;
     let terms = |r: &EgressRule| {
         let secret = if own.is_some() { None } else { r.secret.clone() };
-        (r.sight, r.private, secret, r.own_credentials, r.limits.clone())
+        (r.sight, r.private, secret, r.own_credentials, r.websocket, r.limits.clone())
     };
     if let Some(first) = candidates.first().map(|w| &w.rule) {
         if let Some(other) = candidates.iter().find(|w| terms(&w.rule) != terms(first)) {
@@ -100,12 +101,12 @@ fn inherit(
                 "speaks of {host}:{port}, for which {} and {} have different terms",
                 first.id, other.rule.id
             );
-            let remedy = "make their secret, private, own_credentials and limits agree, or name \
-                          the secret in the [[ask]]";
+            let remedy = "make their secret, private, own_credentials, websocket and limits agree, \
+                          or name the secret in the [[ask]]";
             return Err(Problem::bad("egress", why, remedy).at(&what.place));
         }
-        let (sight, private, secret, own_credentials, limits) = terms(first);
-        rule = EgressRule { sight, private, secret, own_credentials, limits, ..rule };
+        let (sight, private, secret, own_credentials, websocket, limits) = terms(first);
+        rule = EgressRule { sight, private, secret, own_credentials, websocket, limits, ..rule };
     }
     if let Some(own) = own {
         if rule.sight != Sight::Intercept {

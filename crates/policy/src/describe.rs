@@ -130,6 +130,13 @@ pub(crate) fn rule(rule: &EgressRule) -> String {
             ", with the agent's OWN CREDENTIALS: whatever key it has or finds may go there",
         );
     }
+    if rule.websocket {
+        mark(
+            &mut text,
+            ", with WEBSOCKETS: after their handshake any bytes pass both ways, nothing is looked \
+             into",
+        );
+    }
     text.push_str(&limits(rule));
     if let Some(terms) = &rule.ask {
         let time = format_duration(Duration::from_millis(terms.timeout_ms));

@@ -184,7 +184,9 @@ fn atoms(rule: &EgressRule) -> Vec<EgressRule> {
     let mut all = Vec::new();
     for methods in each(&rule.methods) {
         for paths in each(&rule.paths) {
-            all.push(EgressRule { methods: methods.clone(), paths, ..rule.clone() });
+            let mut atom = EgressRule { methods: methods.clone(), paths, ..rule.clone() };
+            atom.websocket &= atom.opens_websockets();
+            all.push(atom);
         }
     }
     all
@@ -238,6 +240,7 @@ fn grants(rule: &EgressRule, atom: &EgressRule) -> bool {
         && rule.sight == atom.sight
         && (rule.private || !atom.private)
         && (rule.own_credentials || !atom.own_credentials)
+        && (rule.websocket || !atom.websocket)
         && (atom.secret.is_none() || rule.secret == atom.secret)
         && at_least(r.max_request, a.max_request)
         && at_least(r.max_upload_per_day, a.max_upload_per_day)
@@ -301,6 +304,8 @@ fn changed(rule: &EgressRule, atom: &EgressRule) -> &'static str {
         "a secret is used there"
     } else if atom.own_credentials && !rule.own_credentials {
         "the agent's own credentials may go there"
+    } else if atom.websocket && !rule.websocket {
+        "WebSockets may be opened there, which nobody looks into"
     } else if atom.private && !rule.private {
         "private addresses may be reached"
     } else if rule.ask != atom.ask {

@@ -148,6 +148,7 @@ fn read_allow(section: &Section<'_, '_>) -> Result<Written, PolicyError> {
     rule.private = section.boolean("private", "private = true")?.is_some_and(|at| at.value);
     rule.secret = read_secret(section)?;
     rule.own_credentials = read_own_credentials(section)?;
+    rule.websocket = read_websocket(section, &rule)?;
     rule.limits = read_limits(section)?;
     Ok(written(section, rule))
 }
@@ -231,7 +232,9 @@ fn refuse_what_is_not_seen(section: &Section<'_, '_>, sight: Sight) -> Result<()
         Sight::Tunnel => ("tls = \"tunnel\"", "remove it, or remove `tls = \"tunnel\"`"),
         Sight::Tcp => ("protocol = \"tcp\"", "remove it, or remove `protocol = \"tcp\"`"),
     };
-    for key in ["methods", "paths", "secret", "inject", "own_credentials", "max_request"] {
+    for key in
+        ["methods", "paths", "secret", "inject", "own_credentials", "websocket", "max_request"]
+    {
         if let Some(place) = section.place_of(key) {
             let why = format!("cannot be kept with {what}: the gateway sees no requests there");
             return Err(Problem::bad(key, why, remedy).at(&place));
@@ -362,7 +365,7 @@ fn parse_header(text: &str) -> Result<Injection, Problem> {
         let why = format!("is {}, which is not the name of a header", quote(text));
         return Err(Problem::bad("header", why, "write e.g. \"x-api-key\""));
     }
-    if HEADERS_TAKEN.contains(&name.as_str()) {
+    if HEADERS_TAKEN.contains(&name.replace('_', "-").as_str()) {
         let why = format!("is {}, which the gateway itself writes", quote(text));
         return Err(Problem::bad("header", why, "name the header that the service documents"));
     }
@@ -400,6 +403,22 @@ fn read_own_credentials(section: &Section<'_, '_>) -> Result<bool, PolicyError> 
         )),
     })?;
     Ok(found.is_some_and(|at| at.value))
+}
+
+/// A WebSocket begins as a GET (RFC 6455 §4.1); in its frames nothing can be masked, and servers
+/// repeat the address they were asked for.
+fn read_websocket(section: &Section<'_, '_>, rule: &EgressRule) -> Result<bool, PolicyError> {
+    let Some(found) = section.boolean("websocket", "websocket = true")? else { return Ok(false) };
+    let bad = |why, remedy| Err(Problem::bad("websocket", why, remedy).at(&found.place));
+    if found.value && !rule.opens_websockets() {
+        return bad("has no meaning without GET, with which one begins", "add GET to methods");
+    }
+    let secret = rule.secret.as_ref().map(|s| &s.inject);
+    if found.value && matches!(secret, Some(Injection::Query { .. })) {
+        let why = "cannot be opened with a secret in the query, which servers repeat";
+        return bad(why, "inject it as bearer or header, or write a rule of its own");
+    }
+    Ok(found.value)
 }
 
 fn read_limits(section: &Section<'_, '_>) -> Result<RuleLimits, PolicyError> {

@@ -79,7 +79,11 @@ pub fn explain(
                     Some(used) => format!(", with the secret {}", used.name),
                     None => String::new(),
                 };
-                (outcome_of(rule), rule.id.clone(), format!("{} it{secret}", verb(rule)))
+                let blind = match rule.websocket && method == "GET" {
+                    true => ", and a WebSocket, whose bytes are not looked into",
+                    false => "",
+                };
+                (outcome_of(rule), rule.id.clone(), format!("{} it{secret}{blind}", verb(rule)))
             }
             Verdict::Deny(denial) => (Outcome::Deny, denial.rule, denial.why),
         },

@@ -94,6 +94,7 @@ pub(crate) const EGRESS: Keys = Keys {
         "tls",
         "protocol",
         "own_credentials",
+        "websocket",
         "max_request",
         "max_upload_per_day",
         "max_per_minute",
@@ -113,11 +114,13 @@ pub(crate) const SECRET: Keys = Keys { known: &["name", "deliver"], later: &[] }
 pub(crate) const BUDGET: Keys =
     Keys { known: &["usd_per_day", "usd_per_turn", "tokens_per_day"], later: &[] };
 
-/// A proposal of rules: inert, and with none of the keys that grant more than a path.
+/// A proposal of rules: inert, and with none of the keys that grant more than a path, but for the
+/// WebSockets of the session it was learned from.
 pub(crate) const PROPOSAL: Keys =
     Keys { known: &["schema", "agent", "session", "egress"], later: &[] };
 
-pub(crate) const PROPOSED: Keys = Keys { known: &["host", "port", "methods", "paths"], later: &[] };
+pub(crate) const PROPOSED: Keys =
+    Keys { known: &["host", "port", "methods", "paths", "websocket"], later: &[] };
 
 pub(crate) const TOOLS: Keys = Keys { known: &["allow", "provider"], later: &[] };
 

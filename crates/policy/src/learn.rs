@@ -7,7 +7,8 @@
 //!
 //! 1. The agent chose what it asked for, so nothing here is trusted: names of private networks and
 //!    of metadata services, and paths that look like secrets, are never proposed, nor repeated.
-//! 2. A proposed rule has host, port, methods and paths, and nothing that grants more.
+//! 2. A proposed rule has host, port, methods and paths, and nothing that grants more, but for the
+//!    WebSockets that the session itself asked for.
 //! 3. What a deny rule forbids is not proposed, for it would not help.
 
 mod patterns;
@@ -33,6 +34,9 @@ const PATH_BYTES_MAX: usize = 2_048;
 /// Proposed where only a connection was seen: reading, the least there is.
 const METHODS_UNSEEN: [&str; 2] = ["GET", "HEAD"];
 
+/// Stands among a path's methods where a WebSocket was asked for. No method is written so.
+const WEBSOCKET: &str = "websocket";
+
 /// One request or connection, as the log has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
@@ -42,6 +46,8 @@ pub struct Seen {
     pub port: Option<u16>,
     /// Method and path, where the gateway saw them.
     pub request: Option<(String, String)>,
+    /// Whether the request asked for a WebSocket.
+    pub websocket: bool,
     /// Whether it was let through.
     pub allowed: bool,
     /// The rule that decided.
@@ -158,6 +164,11 @@ fn note(existing: &[EgressRule], one: &Seen, group: &mut Destinations) -> Result
                 return out(&what, "denied by a rule, which no further rule changes");
             }
             Verdict::Deny(_) => {}
+            _ if one.websocket => {
+                let why = "permitted, but not as a WebSocket; if that is meant, write websocket = \
+                           true in its rule by hand";
+                return out(&what, why);
+            }
             _ => return out(&what, "permitted already; it was refused for another reason"),
         }
     }
@@ -165,6 +176,9 @@ fn note(existing: &[EgressRule], one: &Seen, group: &mut Destinations) -> Result
         return out(&shown, "more than 200 destinations");
     };
     destination.requests.insert(method, path);
+    if one.websocket && method == "GET" {
+        destination.requests.insert(WEBSOCKET, path);
+    }
     Ok(())
 }
 
@@ -191,12 +205,13 @@ fn rules_of(destinations: Destinations) -> Vec<EgressRule> {
             let methods = METHODS_UNSEEN.map(str::to_owned).to_vec();
             rules.push(EgressRule { methods, ..base.clone() });
         }
-        for (methods, paths) in destination.requests.patterns() {
+        for (mut methods, paths) in destination.requests.patterns() {
+            let websocket = methods.remove(WEBSOCKET);
             let paths: Vec<PathPattern> =
                 paths.iter().filter_map(|p| PathPattern::parse(p).ok()).collect();
             for paths in paths.chunks(crate::egress_section::ITEMS_MAX) {
                 let (methods, paths) = (methods.iter().cloned().collect(), paths.to_vec());
-                rules.push(EgressRule { methods, paths, ..base.clone() });
+                rules.push(EgressRule { methods, paths, websocket, ..base.clone() });
             }
         }
     }

@@ -70,6 +70,13 @@ fn each_kind_of_grant_is_told_in_words() {
           addresses may be reached",
         ),
         (
+            base,
+            &format!("{base}websocket = true"),
+            "! egress a.org:443 GET /v1/**, with WEBSOCKETS: after their handshake any bytes pass \
+          both ways, nothing is looked into (agents/x.toml:2): WebSockets may be opened there, which \
+          nobody looks into",
+        ),
+        (
             "[[egress]]\nhost='a.org'",
             "[[egress]]\nhost='a.org'\ntls='tunnel'",
             "! egress a.org:443 as a TUNNEL: only host and port are seen, not what is asked, sent or \
@@ -136,6 +143,11 @@ fn what_only_shrinks_gains_nothing() {
         ("[[egress]]\nhost='a.org'\npaths=['/**']", "[[egress]]\nhost='a.org'\npaths=['/a/*/b']"),
         ("[[egress]]\nhost='a.org'", "[[egress]]\nhost='a.org'\n[[deny]]\nhost='a.org'"),
         ("[[egress]]\nhost='a.org'\nsecret='k'", "[[egress]]\nhost='a.org'"),
+        (
+            "[[egress]]\nhost='a.org'\nmethods=['GET','PUT']\nwebsocket=true\n[[ask]]\negress='PUT \
+          a.org/x'",
+            "[[egress]]\nhost='a.org'\nmethods=['GET','PUT']\n[[ask]]\negress='PUT a.org/x'",
+        ),
         ("", "[budget]\nusd_per_day=1"),
         ("[[deny]]\nhost='a.org'", ""),
         (

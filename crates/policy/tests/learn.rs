@@ -16,6 +16,7 @@ fn seen(allowed: bool, host: &str, method: &str, path: &str) -> Seen {
         host: host.to_owned(),
         port: Some(443),
         request: Some((method.to_owned(), path.to_owned())),
+        websocket: false,
         allowed,
         rule: if allowed { "agents/x.toml:2".into() } else { "default deny".into() },
     }
@@ -127,6 +128,7 @@ fn connections_names_and_unused_grants_are_told() {
         host: host.to_owned(),
         port,
         request: None,
+        websocket: false,
         allowed: false,
         rule: "dns".to_owned(),
     };
@@ -144,6 +146,33 @@ fn connections_names_and_unused_grants_are_told() {
     assert_eq!(learned.unused, ["egress old.example.org:443 (agents/x.toml:4)"]);
     let narrower = "agents/x.toml:2 was used only for api.example.org:443 GET /v1/items/*";
     assert!(made.contains(narrower), "{made}");
+}
+
+#[test]
+fn a_websocket_is_proposed_only_where_the_session_asked_for_one() {
+    let socket =
+        |host: &str, path: &str| Seen { websocket: true, ..seen(false, host, "GET", path) };
+    let all = [
+        seen(false, "ws.example.org", "GET", "/page"),
+        socket("ws.example.org", "/live"),
+        socket("api.example.org", "/live"),
+        Seen { allowed: true, ..socket("api.example.org", "/old") },
+        Seen { websocket: true, ..seen(false, "put.example.org", "PUT", "/live") },
+    ];
+    let made = text(&learn(&rules(), &all));
+    let proposed = learn::parse("p.toml", &made).expect("a proposal reads back").rules;
+    let told: Vec<_> = proposed.iter().map(|r| (r.paths[0].as_str(), r.websocket)).collect();
+    assert_eq!(told, [("/live", false), ("/page", false), ("/live", true)], "{made}");
+    assert!(made.contains("paths = [\"/live\"]\n# blind:"), "{made}");
+    // What permits the GET already is not widened behind a person's back.
+    assert!(made.contains("GET api.example.org: permitted, but not as a WebSocket"), "{made}");
+    let learned = learn(
+        &rules(),
+        &[Seen { allowed: true, rule: "agents/x.toml:2".into(), ..all[3].clone() }],
+    );
+    assert!(text(&learned).contains("443 GET /old, with WebSockets"), "{}", text(&learned));
+    let grown = learn::append(FILE, &learn::parse("p.toml", &made).expect("good"));
+    AgentFile::parse("agents/x.toml", &grown).expect(&grown);
 }
 
 #[test]

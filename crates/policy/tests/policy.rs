@@ -124,6 +124,30 @@ fn a_full_file_resolves_to_exactly_its_grants() {
 }
 
 #[test]
+fn a_websocket_is_granted_by_name_only_and_told_loudly() {
+    let plain = "schema = 1\n[[egress]]\nhost = 'a.org'\n[[ask]]\negress = 'GET a.org/x'\n\
+                 [[ask]]\negress = 'PUT a.org/x'\n";
+    let open = plain.replace("host = 'a.org'", "host = 'a.org'\nwebsocket = true");
+    let (closed, open) =
+        (resolve(plain, &Additions::default()), resolve(&open, &Additions::default()));
+    assert!(closed.egress.iter().all(|r| !r.websocket));
+    // A question about a GET has the terms of its host; nothing begins with a PUT.
+    assert_eq!(open.egress.iter().map(|r| r.websocket).collect::<Vec<_>>(), [true, true, false]);
+    let loud = "! egress a.org:443, with WEBSOCKETS: after their handshake any bytes pass both ways, \
+                nothing is looked into (agents/x.toml:2)";
+    assert_eq!(open.grants_text[0], loud);
+    assert_ne!(closed.policy_bytes, open.policy_bytes);
+    let host = model::HostName::parse("a.org").expect("good");
+    let told = |agent: &ResolvedAgent, method| {
+        nanoclaw_policy::explain(&agent.egress, &host, 443, method, "/").why
+    };
+    assert!(told(&open, "GET").contains("WebSocket"), "{}", told(&open, "GET"));
+    assert!(
+        !told(&open, "PUT").contains("WebSocket") && !told(&closed, "GET").contains("WebSocket")
+    );
+}
+
+#[test]
 fn each_tool_of_the_host_is_told_once() {
     let agent =
         resolve("schema = 1\n[tools]\nallow = ['bash', 'web_fetch']\n", &Additions::default());

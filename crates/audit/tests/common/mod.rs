@@ -179,6 +179,7 @@ fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
                 method: s("GET"),
                 path: s("/x"),
                 query_keys: vec![s("a"), s("b")],
+                websocket: true,
             }),
             secret: Some(s("github")),
         },

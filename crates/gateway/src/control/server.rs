@@ -8,7 +8,7 @@ use super::wire::{FromGateway, PROTOCOL, ROLE_BYTES_MAX, Reply, ToGateway, decod
 use crate::door::Door;
 use crate::gateway::{BegunLogin, Gateway};
 use crate::mcp::StdioServers;
-use model::{McpServer, SessionId};
+use model::{AgentName, LoginConfig, McpServer, SessionId};
 use std::collections::HashMap;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
@@ -236,13 +236,7 @@ impl Client {
                 return Ok(());
             }
             (ToGateway::BeginLogin { id, login, hosts, agents }, None) => {
-                let begun = self.shared.gateway.begin_login(*login, &hosts, agents);
-                let (reply, begun) = match begun {
-                    Ok((begun, url)) => (Reply::LoginAddress { url }, Some(begun)),
-                    Err(why) => (Reply::Refused { why }, None),
-                };
-                self.begun = begun;
-                (id, reply)
+                (id, self.begin(*login, &hosts, agents))
             }
             (ToGateway::FinishLogin { id, pasted }, None) => (id, self.finish(&pasted).await),
             (ToGateway::Ping { id }, None) => {
@@ -251,6 +245,15 @@ impl Client {
             _ => return Err(unwelcome("a second hello, or a descriptor out of place")),
         };
         self.tell(&FromGateway::Reply { id, reply }).await
+    }
+
+    fn begin(&mut self, login: LoginConfig, hosts: &[String], agents: Vec<AgentName>) -> Reply {
+        let (reply, begun) = match self.shared.gateway.begin_login(login, hosts, agents) {
+            Ok((begun, url)) => (Reply::LoginAddress { url }, Some(begun)),
+            Err(why) => (Reply::Refused { why }, None),
+        };
+        self.begun = begun;
+        reply
     }
 
     /// Beside everything else, for what is looked at may have to be started by this very client.

@@ -32,7 +32,14 @@ pub(crate) enum ToGateway {
     Hello { protocol: u32, role: String },
     /// With a listening socket. `door` is the client's own number for it; `relay` the only
     /// process that may connect, once there is one.
-    OpenDoor { id: u64, door: u64, grant: Box<DoorGrant>, turn: Option<TurnId>, relay: Option<u32> },
+    OpenDoor {
+        id: u64,
+        door: u64,
+        grant: Box<DoorGrant>,
+        turn: Option<TurnId>,
+        /// The process that may connect, if it is known already.
+        relay: Option<u32>,
+    },
     /// Only this process may connect from now on.
     OnlyFrom { id: u64, door: u64, pid: u32 },
     /// Says which turn the session is in.

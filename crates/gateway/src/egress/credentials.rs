@@ -5,12 +5,12 @@
 //! 2. The placeholder never goes out: it is taken out where a secret takes its place, and refused
 //!    everywhere else, in whatever spelling.
 
-use crate::http::head::{Field, Head};
+use crate::http::head::{Field, Head, same_name};
 use crate::inject::{parameter_name, percent_decode};
 use crate::mask::Masker;
 use model::{EgressRule, Injection};
 
-/// Fields that carry credentials.
+/// Fields that carry credentials, also with `_` for `-`.
 const FIELDS: &[&str] = &[
     "authorization",
     "proxy-authorization",
@@ -24,20 +24,19 @@ const FIELDS: &[&str] = &[
     "x-access-token",
     "x-amz-security-token",
 ];
-/// Parameters of a query that carry credentials, in lower case.
+/// Parameters of a query that carry credentials, also with `_` for `-`.
 const PARAMETERS: &[&str] = &[
     "key",
-    "api_key",
     "api-key",
     "apikey",
-    "access_token",
-    "auth_token",
-    "private_token",
+    "access-token",
+    "auth-token",
+    "private-token",
     "token",
     "sig",
     "signature",
     "password",
-    "client_secret",
+    "client-secret",
     "x-amz-signature",
     "x-amz-security-token",
     "x-goog-signature",
@@ -155,10 +154,11 @@ impl Scan<'_> {
 
     fn is_credential_field(&self, name: &str, value: &str) -> bool {
         let injected = match self.rule.secret.as_ref().map(|s| &s.inject) {
-            Some(Injection::Header { name: own }) => own.eq_ignore_ascii_case(name),
+            Some(Injection::Header { name: own }) => same_name(own, name),
             _ => false,
         };
-        injected || FIELDS.contains(&name) || (name == "sec-websocket-protocol" && is_key(value))
+        let known = FIELDS.iter().any(|field| same_name(field, name));
+        injected || known || (name == "sec-websocket-protocol" && is_key(value))
     }
 
     fn is_credential_parameter(&self, name: &str) -> bool {
@@ -166,7 +166,7 @@ impl Scan<'_> {
             Some(Injection::Query { name: own }) => own == name,
             _ => false,
         };
-        injected || PARAMETERS.contains(&name.to_ascii_lowercase().as_str())
+        injected || PARAMETERS.iter().any(|known| same_name(known, name))
     }
 
     fn has_placeholder(&self, text: &str) -> bool {
@@ -220,14 +220,25 @@ mod tests {
             "X-Goog-Api-Key: k\r\n",
             "PRIVATE-TOKEN: k\r\n",
             "X-Auth-Token: k\r\n",
+            "X_Api_Key: k\r\n",
+            "x-api_key: k\r\n",
+            "Private_Token: k\r\n",
             "Sec-WebSocket-Protocol: realtime, insecure-api-key.k\r\n",
         ] {
             assert!(run(&closed, "/", field).is_err(), "{field}");
             assert!(run(&open, "/", field).is_ok(), "{field}");
         }
-        for target in
-            ["/?key=k", "/?a=b&Api_Key=k", "/?k%65y=k", "/?token", "/?x&sig=1", "/?ACCESS_TOKEN=1"]
-        {
+        for target in [
+            "/?key=k",
+            "/?a=b&Api_Key=k",
+            "/?api-key=k",
+            "/?private-token=k",
+            "/?x_amz_signature=k",
+            "/?k%65y=k",
+            "/?token",
+            "/?x&sig=1",
+            "/?ACCESS_TOKEN=1",
+        ] {
             assert!(run(&closed, target, "").is_err(), "{target}");
             assert_eq!(run(&open, target, "").expect("passes").target, target);
         }
@@ -253,6 +264,9 @@ mod tests {
         let own = format!("X-Own: {PLACEHOLDER}\r\n");
         assert!(run(&with, "/", &own).is_err());
         assert_eq!(run(&header, "/", &own).expect("taken out").fields.len(), 1);
+        let twin = own.replace("X-Own", "X_Own");
+        assert_eq!(run(&header, "/", &twin).expect("taken out").fields.len(), 1);
+        assert!(run(&header, "/", "X_OWN: mine\r\n").is_err());
         for target in [
             format!("/{PLACEHOLDER}"),
             format!("/?q={PLACEHOLDER}"),

@@ -29,7 +29,7 @@ pub(crate) async fn exchange(
     match attempt(conn, door, to, head, target).await? {
         Ok(keep_alive) => Ok(keep_alive),
         Err(refusal) => {
-            refusal.record(door, to.base(), Some(line(&head.method, target))).await;
+            refusal.record(door, to.base(), Some(line(head, target))).await;
             refusal.answer(conn, head).await
         }
     }
@@ -117,6 +117,11 @@ async fn converse(
     let status = response.status().as_u16();
     carried.answered(status);
     if status == 101 && judged.websocket {
+        if judged.hides() && response.headers().contains_key("sec-websocket-extensions") {
+            let why = format!("{} compresses, though that was not accepted", to.host);
+            carried.fail(why.as_str());
+            return Ok(Conversed::Refused(Refusal::new(502, &judged.rule.id, why)));
+        }
         websocket::run(conn, response, &carried, allowance, masker, judged).await?;
         return Ok(Conversed::Done { keep_alive: false });
     }
@@ -126,7 +131,7 @@ async fn converse(
         return Ok(Conversed::Refused(Refusal::new(502, &judged.rule.id, why)));
     }
     let own = judged.rule.own_credentials;
-    let back = Back { head, own_credentials: own, hides: judged.secret.is_some(), masker };
+    let back = Back { head, own_credentials: own, hides: judged.hides(), masker };
     let sides = Sides { conn, uploading, carried: &carried };
     let kept = judged.secret.is_none() && !judged.websocket;
     match stream_back(sides, &mut allowance, response, back).await? {

@@ -2,7 +2,7 @@
 //! requests; redirects are followed, each judged anew.
 
 use super::exchange::SILENCE;
-use super::request::{self, line};
+use super::request::{self, Judged, line, unveiled};
 use super::start::{self, Letter, Started};
 use super::upload::Upload;
 use super::{Origin, Refusal};
@@ -114,7 +114,7 @@ pub(crate) async fn fetch(
         let got = match get(door, &to, &target, max_bytes).await {
             Ok(got) => got,
             Err(refusal) => {
-                refusal.record(door, to.base(), Some(line("GET", &target))).await;
+                refusal.record(door, to.base(), Some(line(&head(&to, &target), &target))).await;
                 return Err(refusal);
             }
         };
@@ -141,6 +141,11 @@ async fn get(
 ) -> Result<Got, Refusal> {
     let head = head(to, target);
     let judged = request::judge(door, to, &head, target)?;
+    // It is read as text here anyway.
+    let own = judged.rule.secret.as_ref().map(|s| s.name.as_str());
+    let veil = door.veil.everywhere(to.host.as_str(), own);
+    let veil = veil.map_err(|e| unveiled(judged.rule, &e))?;
+    let judged = Judged { veil, ..judged };
     let letter = Letter { to, head: &head, judged: &judged };
     let started = start::start(door, &letter, Upload::empty(), true).await?;
     let Started { mut link, request, carried, mut masker, .. } = started;

@@ -3,10 +3,13 @@
 //! 1. Certificates are always verified, for the name that the rule permits.
 //! 2. A connection belongs to one door; no two sessions ever share one, nor a TLS session.
 //! 3. A connection that carried a secret is never used again, nor by two requests at a time.
+//! 4. A connection ends with whoever has it, the request or this door's pool; one that is kept and
+//!    not used ends by itself.
 
 use super::Origin;
 use super::shared::{self, Opening, Pool, Stream};
 use super::upload::Upload;
+use crate::driver::Driver;
 use crate::upstream::{Tls, UpstreamError};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -26,7 +29,7 @@ use tokio_rustls::TlsConnector;
 /// Connections kept per door; package managers open about as many.
 const IDLE_CONNECTIONS_MAX: usize = 16;
 /// Below the keep-alive time of common servers; a stale one is noticed and replaced.
-const IDLE_TIME: Duration = Duration::from_secs(30);
+pub(super) const IDLE_TIME: Duration = Duration::from_secs(30);
 /// A request with a body cannot be repeated, so it gets no connection that may be about to close.
 const IDLE_TIME_BODY: Duration = Duration::from_secs(2);
 /// TLS handshake, two round trips and a certificate check.
@@ -38,8 +41,8 @@ const TLS_SESSIONS: usize = 32;
 
 /// Where one request at a time can be sent: a connection, or a place on one that is shared.
 pub(crate) enum Sender {
-    H1(http1::SendRequest<Upload>),
-    H2 { sender: http2::SendRequest<Upload>, _place: Option<Stream> },
+    H1 { sender: http1::SendRequest<Upload>, driver: Driver },
+    H2 { sender: http2::SendRequest<Upload>, _place: Stream },
 }
 
 impl Sender {
@@ -52,7 +55,7 @@ impl Sender {
         request: Request<Upload>,
     ) -> hyper::Result<Response<Incoming>> {
         match self {
-            Self::H1(sender) => sender.send_request(request).await,
+            Self::H1 { sender, .. } => sender.send_request(request).await,
             Self::H2 { sender, .. } => sender.send_request(request).await,
         }
     }
@@ -88,6 +91,7 @@ struct Idle {
     to: Origin,
     since: Instant,
     sender: http1::SendRequest<Upload>,
+    driver: Driver,
     ip: IpAddr,
 }
 
@@ -122,15 +126,18 @@ impl Links {
         // Somebody may have opened one meanwhile.
         let opening = self.shared.turn(to).await;
         match self.kept(to, age_max).await {
-            Some(link) => Kept::Link(link),
+            Some(link) => {
+                opening.into_iter().for_each(Opening::unneeded);
+                Kept::Link(link)
+            }
             None => Kept::Nothing { _turn: opening },
         }
     }
 
     async fn kept(&self, to: &Origin, age_max: Duration) -> Option<Link> {
-        self.shared.tidy(IDLE_TIME);
+        self.shared.tidy();
         if let Some((sender, stream, ip)) = self.shared.join(to, age_max) {
-            return Some(Link { sender: Sender::H2 { sender, _place: Some(stream) }, ip });
+            return Some(Link { sender: Sender::H2 { sender, _place: stream }, ip });
         }
         loop {
             let mut found = {
@@ -140,8 +147,10 @@ impl Links {
                 let at = idle.iter().rposition(fits)?;
                 idle.swap_remove(at)
             };
+            found.driver.wake();
             if found.sender.ready().await.is_ok() {
-                return Some(Link { sender: Sender::H1(found.sender), ip: found.ip });
+                let Idle { sender, driver, ip, .. } = found;
+                return Some(Link { sender: Sender::H1 { sender, driver }, ip });
             }
         }
     }
@@ -149,15 +158,16 @@ impl Links {
     /// Keeps a connection whose answer was read to the end. One that is shared was never given
     /// away.
     pub(crate) fn give_back(&self, to: Origin, link: Link) {
-        let Sender::H1(sender) = link.sender else { return };
+        let Sender::H1 { sender, driver } = link.sender else { return };
         if sender.is_closed() {
             return;
         }
+        driver.rest(IDLE_TIME);
         let mut idle = self.lock();
         if idle.len() >= IDLE_CONNECTIONS_MAX {
             idle.remove(0);
         }
-        idle.push(Idle { to, since: Instant::now(), sender, ip: link.ip });
+        idle.push(Idle { to, since: Instant::now(), sender, driver, ip: link.ip });
     }
 
     async fn config(&self, only_h1: bool) -> Result<Arc<ClientConfig>, UpstreamError> {
@@ -202,14 +212,11 @@ impl Links {
             return Ok(Link { sender, ip });
         }
         let connected = shared::hello(stream, HEAD_BYTES_MAX as u32).await.map_err(broken)?;
-        let sender = match sharing {
-            Sharing::Shared => {
-                let (sender, stream) = self.shared.share(to, ip, connected);
-                Sender::H2 { sender, _place: Some(stream) }
-            }
-            _ => Sender::H2 { sender: connected.sender, _place: None },
+        let (sender, place) = match sharing {
+            Sharing::Shared => self.shared.share(to, ip, connected),
+            Sharing::OnlyH1 | Sharing::Alone => shared::alone(to, ip, connected),
         };
-        Ok(Link { sender, ip })
+        Ok(Link { sender: Sender::H2 { sender, _place: place }, ip })
     }
 }
 
@@ -220,7 +227,6 @@ where
     let mut builder = http1::Builder::new();
     let builder = builder.max_buf_size(HEAD_BYTES_MAX);
     let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
-    // Ends by itself when the sender and the answer are dropped.
-    tokio::spawn(async move { drop(connection.with_upgrades().await) });
-    Ok(Sender::H1(sender))
+    let driver = Driver::start(async move { drop(connection.with_upgrades().await) });
+    Ok(Sender::H1 { sender, driver })
 }

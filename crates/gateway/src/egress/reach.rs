@@ -105,7 +105,7 @@ impl Intent<'_> {
         _on_record: &Carried,
     ) -> Result<Vec<IpAddr>, Refusal> {
         let (rule, host) = (self.rule, self.to.host.as_str());
-        let found = resolve::resolve(&*door.resolver, host).await.map_err(|e| {
+        let found = door.lookups.look_up(host).await.map_err(|e| {
             let why = format!("the name {host} cannot be resolved: {e}");
             Refusal::new(502, &rule.id, why).on_record()
         })?;

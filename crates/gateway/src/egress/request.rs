@@ -5,8 +5,9 @@ use super::Refusal;
 use super::credentials::{self, Cleared};
 use crate::authority;
 use crate::door::DoorState;
-use crate::http::head::{Framing, Head};
+use crate::http::head::{Framing, Head, same_name};
 use crate::inject::parameter_name;
+use crate::mask::Masker;
 use crate::vault::{Secret, VaultError};
 use model::{EgressRule, HostName, Injection, MAX_INLINE_BYTES, RequestLine};
 use policy::Verdict;
@@ -47,10 +48,22 @@ pub(crate) struct Judged<'a> {
     pub(crate) ask: bool,
     pub(crate) cleared: Cleared,
     pub(crate) secret: Option<Secret>,
+    /// Further secrets that the answer must not show.
+    pub(crate) veil: Vec<Secret>,
     pub(crate) websocket: bool,
 }
 
 impl Judged<'_> {
+    /// Whether the answer is looked through for secrets.
+    pub(crate) fn hides(&self) -> bool {
+        self.secret.is_some() || !self.veil.is_empty()
+    }
+
+    /// Masks what the answer must not show.
+    pub(crate) fn masker(&self) -> Masker {
+        Masker::of(self.secret.iter().chain(&self.veil).map(|s| s.bytes.expose()))
+    }
+
     /// The largest body.
     pub(crate) fn body_max(&self) -> u64 {
         self.rule.limits.max_request.unwrap_or(u64::MAX).min(UPLOAD_BYTES_MAX)
@@ -58,14 +71,20 @@ impl Judged<'_> {
 }
 
 /// What the log keeps of a request.
-pub(crate) fn line(method: &str, target: &str) -> RequestLine {
+pub(crate) fn line(head: &Head, target: &str) -> RequestLine {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let keys = query.split('&').filter(|pair| !pair.is_empty()).take(KEYS_MAX);
     RequestLine {
-        method: method.to_owned(),
+        method: head.method.clone(),
         path: path.chars().take(MAX_INLINE_BYTES).collect(),
         query_keys: keys.map(shown_key).collect(),
+        websocket: upgrades(head),
     }
+}
+
+/// Whether a WebSocket is asked for, properly or not.
+fn upgrades(head: &Head) -> bool {
+    head.field("upgrade").is_some_and(|v| v.eq_ignore_ascii_case("websocket"))
 }
 
 /// A parameter's name; one without a value may be a value itself.
@@ -116,21 +135,30 @@ pub(crate) fn judge<'a>(
     }
     let cleared = credentials::clear(head, target, rule, &door.placeholder)
         .map_err(|why| Refusal::new(403, &rule.id, why))?;
-    let websocket = websocket(head, rule)?;
+    let websocket = websocket(door, head, rule)?;
     let secret = secret(door, to, rule)?;
-    Ok(Judged { rule, ask, cleared, secret, websocket })
+    let own = rule.secret.as_ref().map(|s| s.name.as_str());
+    let veil = door.veil.at(to.host.as_str(), own).map_err(|e| unveiled(rule, &e))?;
+    Ok(Judged { rule, ask, cleared, secret, veil, websocket })
 }
 
 /// Fields by which frameworks replace the method or the path that was just judged.
 fn second_request_line(head: &Head) -> Option<&'static str> {
     const METHOD: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
     const PATH: [&str; 2] = ["x-original-url", "x-rewrite-url"];
-    let is = |name: &str, wanted: &str| name.eq_ignore_ascii_case(wanted);
     let method = METHOD.into_iter().find(|wanted| {
-        head.fields.iter().any(|(n, v)| is(n, wanted) && !v.eq_ignore_ascii_case(&head.method))
+        head.fields
+            .iter()
+            .any(|(n, v)| same_name(n, wanted) && !v.eq_ignore_ascii_case(&head.method))
     });
-    let sent = |wanted: &&str| head.fields.iter().any(|(n, _)| is(n, wanted));
+    let sent = |wanted: &&str| head.fields.iter().any(|(n, _)| same_name(n, wanted));
     method.or_else(|| PATH.into_iter().find(sent))
+}
+
+/// Nothing is asked whose answer could show a secret that cannot be masked.
+pub(super) fn unveiled(rule: &EgressRule, cause: &VaultError) -> Refusal {
+    let why = format!("a secret that its answer could repeat cannot be masked: {cause}");
+    Refusal::new(403, &rule.id, why)
 }
 
 fn check_size(rule: &EgressRule, bytes: u64) -> Result<(), Refusal> {
@@ -144,14 +172,23 @@ fn check_size(rule: &EgressRule, bytes: u64) -> Result<(), Refusal> {
 }
 
 /// Whether this is a WebSocket handshake (RFC 6455 §4.1) that may go on.
-fn websocket(head: &Head, rule: &EgressRule) -> Result<bool, Refusal> {
-    if !head.field("upgrade").is_some_and(|v| v.eq_ignore_ascii_case("websocket")) {
+fn websocket(door: &DoorState, head: &Head, rule: &EgressRule) -> Result<bool, Refusal> {
+    if !upgrades(head) {
         return Ok(false);
     }
     let connection = head.field("connection").unwrap_or("");
     let asks = connection.split(',').any(|t| t.trim().eq_ignore_ascii_case("upgrade"));
     if !asks || head.method != "GET" || head.framing != Framing::None {
         return Err(Refusal::new(400, "http", "this is no proper WebSocket handshake"));
+    }
+    if !rule.websocket {
+        let agent = &door.scribe.agent;
+        let why = format!(
+            "the rule permits the request, but not as a WebSocket, through which any bytes pass \
+             both ways unseen; if that is meant, write websocket = true in its [[egress]] in \
+             agents/{agent}.toml"
+        );
+        return Err(Refusal::new(403, &rule.id, why));
     }
     // Servers repeat the address they were asked for; in frames nothing can be masked.
     if matches!(rule.secret.as_ref().map(|s| &s.inject), Some(Injection::Query { .. })) {
@@ -195,9 +232,15 @@ mod tests {
 
     #[test]
     fn a_record_keeps_names_of_parameters_and_never_what_may_be_a_value() {
-        let kept = line("GET", "/a/b?x=hidden&y&abcdefghijklmnopqrstuvwxyz0123456789&%7A=1&");
+        let head = |method: &str, more: &str| {
+            let text = format!("{method} / HTTP/1.1\r\nhost: a.test\r\n{more}\r\n");
+            crate::http::head::parse(text.as_bytes()).expect("a head")
+        };
+        let get = head("GET", "");
+        let kept = line(&get, "/a/b?x=hidden&y&abcdefghijklmnopqrstuvwxyz0123456789&%7A=1&");
         assert_eq!((kept.method.as_str(), kept.path.as_str()), ("GET", "/a/b"));
         assert_eq!(kept.query_keys, ["x", "y", "…", "z"]);
-        assert!(line("GET", &format!("/?{}", "a&".repeat(500))).query_keys.len() <= 64);
+        assert!(line(&get, &format!("/?{}", "a&".repeat(500))).query_keys.len() <= 64);
+        assert!(!kept.websocket && line(&head("GET", "Upgrade: WebSocket\r\n"), "/").websocket);
     }
 }

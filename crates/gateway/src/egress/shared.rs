@@ -7,21 +7,29 @@
 //!
 //! 1. Streams of a connection are bounded by [`STREAMS_MAX`] and by what the server said in its
 //!    SETTINGS (RFC 9113 §6.5.2); before it said so there is one.
-//! 2. What one stream's reader leaves unread never takes another's room: the connection's window
+//! 2. A connection ends with the last of its requests and its pool, and all that hyper spawned for
+//!    it does, too.
+//! 3. What one stream's reader leaves unread never takes another's room: the connection's window
 //!    holds all of theirs.
 
 use super::Origin;
+use super::link::IDLE_TIME;
 use super::upload::Upload;
+use crate::driver::Driver;
 use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper::rt::Executor;
+use hyper_util::rt::TokioIo;
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinSet;
 
 /// Requests at a time on one connection. Servers allow a hundred and more; but a lost packet holds
 /// up all streams of its connection, and the window below grows with them.
@@ -49,8 +57,36 @@ type Permits = Box<dyn Fn() -> usize + Send + Sync>;
 
 /// A connection that is ready for requests.
 pub(crate) struct Connected {
-    pub(super) sender: Sender,
+    sender: Sender,
     permits: Permits,
+    driver: Driver,
+}
+
+/// The tasks that hyper makes of one connection; the socket is in one of them.
+#[derive(Clone)]
+struct Tasks(Arc<Mutex<Option<JoinSet<()>>>>);
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        if let Some(tasks) = &mut *lock(&self.0) {
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn(task);
+        }
+    }
+}
+
+/// Ends what a connection is made of when it is dropped.
+struct Parts<C> {
+    connection: Arc<Mutex<Option<C>>>,
+    tasks: Tasks,
+}
+
+impl<C> Drop for Parts<C> {
+    fn drop(&mut self) {
+        // Out of their locks first: what is dropped may use them.
+        let (connection, tasks) = (lock(&self.connection).take(), lock(&self.tasks.0).take());
+        drop((connection, tasks));
+    }
 }
 
 /// Says hello to an HTTP/2 server.
@@ -58,18 +94,23 @@ pub(super) async fn hello<T>(stream: T, head_bytes_max: u32) -> hyper::Result<Co
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let tasks = Tasks(Arc::new(Mutex::new(Some(JoinSet::new()))));
+    let mut builder = http2::Builder::new(tasks.clone());
     builder
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
         .max_header_list_size(head_bytes_max)
         .initial_max_send_streams(STREAMS_FIRST);
     let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
-    let connection = Arc::new(Mutex::new(connection));
-    let driven = Arc::clone(&connection);
-    tokio::spawn(std::future::poll_fn(move |cx| Pin::new(&mut *lock(&driven)).poll(cx).map(drop)));
-    let permits = Box::new(move || lock(&connection).current_max_send_streams());
-    Ok(Connected { sender, permits })
+    let connection = Arc::new(Mutex::new(Some(connection)));
+    let parts = Parts { connection: Arc::clone(&connection), tasks };
+    let driver =
+        Driver::start(std::future::poll_fn(move |cx| match &mut *lock(&parts.connection) {
+            Some(connection) => Pin::new(connection).poll(cx).map(drop),
+            None => Poll::Ready(()),
+        }));
+    let permitted = move || lock(&connection).as_ref().map_or(0, |c| c.current_max_send_streams());
+    Ok(Connected { sender, permits: Box::new(permitted), driver })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -90,10 +131,19 @@ struct Shared {
 }
 
 impl Shared {
+    /// With one request on it.
+    fn new(to: &Origin, ip: IpAddr, connected: Connected) -> (Arc<Self>, Sender, Stream) {
+        let sender = connected.sender.clone();
+        let used = Mutex::new(Use { streams: 1, last: Instant::now() });
+        let shared = Self { to: to.clone(), ip, connected, since: Instant::now(), used };
+        let shared = Arc::new(shared);
+        (Arc::clone(&shared), sender, Stream(shared))
+    }
+
     /// Whether it is worth keeping.
-    fn lives(&self, idle_max: Duration) -> bool {
+    fn lives(&self) -> bool {
         let used = lock(&self.used);
-        !self.connected.sender.is_closed() && (used.streams > 0 || used.last.elapsed() < idle_max)
+        !self.connected.sender.is_closed() && (used.streams > 0 || used.last.elapsed() < IDLE_TIME)
     }
 
     /// Whether the server may still be about to say how many streams it permits.
@@ -112,6 +162,7 @@ impl Shared {
             return None;
         }
         used.streams += 1;
+        self.connected.driver.wake();
         drop(used);
         Some((self.connected.sender.clone(), Stream(Arc::clone(self))))
     }
@@ -125,7 +176,16 @@ impl Drop for Stream {
         let mut used = lock(&self.0.used);
         used.streams = used.streams.saturating_sub(1);
         used.last = Instant::now();
+        if used.streams == 0 {
+            self.0.connected.driver.rest(IDLE_TIME);
+        }
     }
+}
+
+/// The one place on a connection that no other request may use.
+pub(super) fn alone(to: &Origin, ip: IpAddr, connected: Connected) -> (Sender, Stream) {
+    let (_, sender, stream) = Shared::new(to, ip, connected);
+    (sender, stream)
 }
 
 /// What is known of a host.
@@ -141,12 +201,38 @@ enum Host {
 pub(crate) struct Pool {
     all: Mutex<Vec<Arc<Shared>>>,
     hosts: Mutex<BTreeMap<Origin, Host>>,
+    turns: Arc<Turns>,
+}
+
+/// How turns to open a connection ended.
+#[derive(Default)]
+struct Turns {
     opened: AtomicU64,
+    fruitless: AtomicU64,
 }
 
 /// The turn to open a connection; the others wait until it is dropped.
 pub(crate) struct Opening {
+    turns: Arc<Turns>,
+    opened_before: u64,
+    unneeded: bool,
     _turn: OwnedMutexGuard<()>,
+}
+
+impl Opening {
+    /// A place was free after all: that no connection comes of this turn is no failure.
+    pub(super) fn unneeded(mut self) {
+        self.unneeded = true;
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        // Before the turn itself goes to the next in line.
+        if !self.unneeded && self.turns.opened.load(Ordering::SeqCst) == self.opened_before {
+            self.turns.fruitless.fetch_add(1, Ordering::SeqCst);
+        }
+    }
 }
 
 impl Pool {
@@ -158,8 +244,8 @@ impl Pool {
     }
 
     /// Forgets what is closed or was not used for long.
-    pub(super) fn tidy(&self, idle_max: Duration) {
-        lock(&self.all).retain(|shared| shared.lives(idle_max));
+    pub(super) fn tidy(&self) {
+        lock(&self.all).retain(|shared| shared.lives());
     }
 
     /// The turn to open a connection to `to`, after waiting for whoever has it. None where nobody
@@ -176,16 +262,17 @@ impl Pool {
                 Host::Unknown(turn) => Arc::clone(turn),
             }
         };
-        let before = self.opened.load(Ordering::Relaxed);
-        let opening = match Arc::clone(&turn).try_lock_owned() {
-            Ok(turn) => Opening { _turn: turn },
-            Err(_) => {
-                let turn = turn.lock_owned().await;
-                if self.opened.load(Ordering::Relaxed) == before {
-                    return None;
-                }
-                Opening { _turn: turn }
-            }
+        let fruitless = || self.turns.fruitless.load(Ordering::SeqCst);
+        let before = fruitless();
+        let turn = turn.lock_owned().await;
+        if fruitless() != before {
+            return None;
+        }
+        let opening = Opening {
+            turns: Arc::clone(&self.turns),
+            opened_before: self.turns.opened.load(Ordering::SeqCst),
+            unneeded: false,
+            _turn: turn,
         };
         while lock(&self.all).iter().any(|s| s.to == *to && s.is_undecided()) {
             tokio::time::sleep(SETTINGS_CHECK).await;
@@ -200,17 +287,14 @@ impl Pool {
 
     /// Shares a new connection, and gives the first place on it.
     pub(super) fn share(&self, to: &Origin, ip: IpAddr, connected: Connected) -> (Sender, Stream) {
-        let sender = connected.sender.clone();
-        let used = Mutex::new(Use { streams: 1, last: Instant::now() });
-        let since = Instant::now();
-        let shared = Arc::new(Shared { to: to.clone(), ip, connected, since, used });
-        self.opened.fetch_add(1, Ordering::Relaxed);
+        let (shared, sender, stream) = Shared::new(to, ip, connected);
         let mut all = lock(&self.all);
+        self.turns.opened.fetch_add(1, Ordering::SeqCst);
         if all.len() >= CONNECTIONS_MAX {
             // Its requests go on; it only takes no further ones.
             all.remove(0);
         }
-        all.push(Arc::clone(&shared));
-        (sender, Stream(shared))
+        all.push(shared);
+        (sender, stream)
     }
 }

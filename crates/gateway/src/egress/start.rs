@@ -49,7 +49,7 @@ pub(crate) async fn start(
     let head_bytes = head_bytes(head, &judged.cleared.target);
     let body_bytes = if let Framing::Length(n) = head.framing { n } else { 0 };
     allowance.reserve(head_bytes + body_bytes).await?;
-    let request = line(&head.method, &judged.cleared.target);
+    let request = line(head, &judged.cleared.target);
     let reusable = judged.secret.is_none() && !judged.websocket && !judged.ask && !fresh;
     let sharing = match (judged.websocket, reusable) {
         (true, _) => Sharing::OnlyH1,
@@ -76,7 +76,7 @@ pub(crate) async fn start(
     allowance.spend(head_bytes).await?;
     let built = build(letter, upload, link.sender.is_h2());
     let request = built.inspect_err(|refusal| carried.fail(refusal.reason.as_str()))?;
-    let masker = Masker::new(judged.secret.as_ref().map(|s| s.bytes.expose()));
+    let masker = judged.masker();
     Ok(Started { link, request, carried, allowance, masker, reused })
 }
 
@@ -92,6 +92,9 @@ async fn consent(
     let mut summary = format!("{} {}{}", request.method, letter.to.base(), request.path);
     if !request.query_keys.is_empty() {
         summary.push_str(&format!(" (with {})", request.query_keys.join(", ")));
+    }
+    if letter.judged.websocket {
+        summary.push_str(" as a WebSocket: what passes then is not looked into");
     }
     asks::ask(door, letter.judged.rule, summary.chars().take(1_000).collect()).await
 }
@@ -131,7 +134,7 @@ fn build(letter: &Letter<'_>, upload: Upload, h2: bool) -> Result<Request<Upload
     };
     for (name, value) in &judged.cleared.fields {
         // The answer must be readable to be masked, and whole to be masked completely.
-        let hidden = judged.secret.is_some()
+        let hidden = judged.hides()
             && matches!(
                 name.as_str(),
                 "accept-encoding" | "range" | "if-range" | "sec-websocket-extensions"
@@ -148,8 +151,10 @@ fn build(letter: &Letter<'_>, upload: Upload, h2: bool) -> Result<Request<Upload
         fields.insert(HeaderName::from_static(name), value);
         Ok::<(), Refusal>(())
     };
-    if let (Some(secret), Some(grant)) = (&judged.secret, &judged.rule.secret) {
+    if judged.hides() {
         put(&mut outgoing.fields, "accept-encoding", "identity")?;
+    }
+    if let (Some(secret), Some(grant)) = (&judged.secret, &judged.rule.secret) {
         let injected = grant.inject.inject(&mut outgoing, &secret.bytes);
         injected.map_err(|e| bad(format!("the secret {}: {e}", grant.name)))?;
     }

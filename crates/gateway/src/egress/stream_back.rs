@@ -18,13 +18,13 @@ use tokio::time::Instant;
 pub(super) struct Back<'a> {
     pub(super) head: &'a Head,
     pub(super) own_credentials: bool,
-    /// Whether a secret was put in, which the answer may repeat.
+    /// Whether there is a secret that the answer may repeat.
     pub(super) hides: bool,
     pub(super) masker: Masker,
 }
 
 impl Back<'_> {
-    /// The fields that pass, with every spelling of the secret masked.
+    /// The fields that pass, with every spelling of a secret masked.
     pub(super) fn fields(&mut self, headers: &HeaderMap) -> Vec<(String, String)> {
         let connection = headers.get("connection").and_then(|v| v.to_str().ok()).unwrap_or("");
         let connection = connection.to_ascii_lowercase();

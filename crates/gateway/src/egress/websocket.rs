@@ -38,7 +38,7 @@ pub(super) async fn run(
         keep_alive: true,
     };
     let own_credentials = judged.rule.own_credentials;
-    let hides = judged.secret.is_some();
+    let hides = judged.hides();
     let mut back = Back { head: &head, own_credentials, hides, masker };
     let passing = back.fields(&headers);
     let mut fields = vec![("connection", "upgrade"), ("upgrade", "websocket")];

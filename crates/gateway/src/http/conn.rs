@@ -20,6 +20,9 @@ const PACE_GRACE: Duration = Duration::from_secs(60);
 const PACE_BYTES_MIN: u64 = 64;
 /// An agent that takes no bytes of its answer for so long is given up.
 const WRITE_TIME: Duration = Duration::from_secs(120);
+/// An end of the connection's writing that takes so long is given up: what TLS keeps back of it waits
+/// for a reader, and an agent that never reads must not hold what it holds.
+const SHUTDOWN_TIME: Duration = Duration::from_secs(2);
 /// Read at a time; the size of most pipes and sockets' natural pieces.
 const READ_BYTES: usize = 16 * 1024;
 /// A client may send this much ahead (pipelining) before reading stops until its turn.
@@ -307,7 +310,9 @@ impl Conn {
     pub(crate) async fn close(mut self) {
         /// Long enough for what is in flight, short enough not to be a resource.
         const LINGER_TIME: Duration = Duration::from_millis(500);
-        let _ = self.stream.shutdown().await;
+        if timeout(SHUTDOWN_TIME, self.stream.shutdown()).await.is_err() {
+            return;
+        }
         let _ = timeout(LINGER_TIME, async {
             loop {
                 self.buf.clear();
@@ -423,6 +428,20 @@ mod tests {
         let piece = conn.read_body(&mut body).await.expect("the first piece");
         assert_eq!(piece.as_deref(), Some(&b"abc"[..]));
         assert!(matches!(conn.read_body(&mut body).await, Err(ReadError::Slow)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_never_reads_does_not_hold_up_the_end() {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        while ours.try_write(&[0; 4096]).is_ok() {}
+        // Like TLS, it has something left to write when it is to end.
+        let mut stream = tokio::io::BufWriter::new(ours);
+        stream.write_all(b"left").await.expect("kept back");
+        let started = Instant::now();
+        let closing = Conn::new(stream).close();
+        timeout(Duration::from_secs(3_600), closing).await.expect("an end");
+        assert!((SHUTDOWN_TIME..2 * SHUTDOWN_TIME).contains(&started.elapsed()));
+        drop(theirs);
     }
 
     #[tokio::test]

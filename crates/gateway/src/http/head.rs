@@ -107,6 +107,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Head, HeadError> {
         }
         fields.push(field(line)?);
     }
+    check_twins(&fields)?;
     let framing = framing(&fields, version)?;
     check_host(&fields, version)?;
     let keep_alive = keep_alive(&fields, version);
@@ -153,6 +154,21 @@ fn field(line: &str) -> Result<Field, HeadError> {
         return Err(HeadError::Field("its value has control characters"));
     }
     Ok((name.to_ascii_lowercase(), value.to_owned()))
+}
+
+/// Whether servers that know fields as variables (CGI, RFC 3875 §4.1.18, and its heirs) take the two
+/// names for one.
+pub(crate) fn same_name(a: &str, b: &str) -> bool {
+    let as_one = |b: u8| if b == b'_' { b'-' } else { b.to_ascii_lowercase() };
+    a.len() == b.len() && a.bytes().map(as_one).eq(b.bytes().map(as_one))
+}
+
+/// Two fields that this parser keeps apart and another one may not.
+fn check_twins(fields: &[Field]) -> Result<(), HeadError> {
+    let mut written = fields.iter().filter(|(name, _)| name.contains('_'));
+    let twin = written.any(|(name, _)| fields.iter().any(|(n, _)| n != name && same_name(n, name)));
+    let why = "two names differ in '-' and '_' only, which servers take for one";
+    if twin { Err(HeadError::Field(why)) } else { Ok(()) }
 }
 
 fn all<'a>(fields: &'a [Field], name: &'a str) -> impl Iterator<Item = &'a str> {
@@ -258,6 +274,8 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a@b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost : x\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\nX-A_B: 1\r\nx-a-b: 1\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent_Length: 9\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: x\r\n: empty\r\n\r\n",

@@ -38,7 +38,7 @@ impl Logins {
             Grant::Code { .. } => None,
         };
         let mut status = 0;
-        let means = (&self.tls, &self.resolver);
+        let means = (&self.tls, &self.lookups);
         let with = (config, client_id);
         let asked = exchange::ask(means, place, with, grant, (self.clock)(), &mut status).await;
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -3,7 +3,7 @@
 use super::flow::form;
 use super::tokens::Tokens;
 use crate::endpoint::Endpoint;
-use crate::resolve::Resolver;
+use crate::lookups::Lookups;
 use crate::retry;
 use crate::upstream::{Pool, Tls};
 use bytes::Bytes;
@@ -75,7 +75,7 @@ impl Place {
 
 /// Asks once. `status` is set as soon as there is one.
 pub(super) async fn ask(
-    (tls, resolver): (&Arc<Tls>, &Arc<dyn Resolver>),
+    (tls, lookups): (&Arc<Tls>, &Lookups),
     place: &Place,
     (config, client_id): (&LoginConfig, &str),
     grant: Grant<'_>,
@@ -101,7 +101,7 @@ pub(super) async fn ask(
         request
     };
     // A connection of its own: it carries more than any other.
-    let pool = Pool::new(Arc::clone(tls), Arc::clone(resolver));
+    let pool = Pool::new(Arc::clone(tls), lookups.clone());
     let asking = async {
         let exchange = pool.send(&place.endpoint, request).await.map_err(|e| e.to_string())?;
         let (response, _lease) = exchange.split();

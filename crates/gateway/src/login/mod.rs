@@ -26,7 +26,7 @@ mod tokens;
 pub(crate) use flow::Begun;
 pub(crate) use tokens::Tokens;
 
-use crate::resolve::Resolver;
+use crate::lookups::Lookups;
 use crate::scribe::Clock;
 use crate::upstream::Tls;
 use crate::vault::{SealedLogin, SecretBytes, Vault, VaultError};
@@ -116,7 +116,7 @@ pub(crate) struct Logins {
     sink: Arc<dyn RecordSink>,
     clock: Clock,
     tls: Arc<Tls>,
-    resolver: Arc<dyn Resolver>,
+    lookups: Lookups,
     slots: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Slot>>>>,
     under_way: watch::Sender<usize>,
 }
@@ -151,10 +151,10 @@ impl Logins {
         sink: Arc<dyn RecordSink>,
         clock: Clock,
         tls: Arc<Tls>,
-        resolver: Arc<dyn Resolver>,
+        lookups: Lookups,
     ) -> Arc<Self> {
         let (slots, under_way) = (Mutex::default(), watch::channel(0).0);
-        Arc::new(Self { vault, sink, clock, tls, resolver, slots, under_way })
+        Arc::new(Self { vault, sink, clock, tls, lookups, slots, under_way })
     }
 
     /// Returns when no provider is being asked.

@@ -9,6 +9,7 @@ use super::upstream::Upstream;
 use crate::authority::quoted;
 use crate::counters::Counters;
 use crate::door::DoorState;
+use crate::mask::Masker;
 use crate::memory::Held;
 use crate::modelapi::outcome::sha256_hex;
 use crate::scribe::Scribe;
@@ -259,8 +260,11 @@ async fn passed_on(
     }
     let mut running = Running::begin(door, grant, text.as_bytes(), text).await?;
     let params = json!({"name": grant.tool, "arguments": map});
-    Ok(match upstream.call(&params, CALL_TIME).await {
-        Ok((result, charge)) => {
+    let done = upstream.call(&params, CALL_TIME).await;
+    let mut masker = door.veil.masker();
+    Ok(match done {
+        Ok((mut result, charge)) => {
+            masked(&mut result, &mut masker);
             // It is held until the agent has it.
             held.absorb(charge);
             let result = bounded(&result);
@@ -270,10 +274,32 @@ async fn passed_on(
             result
         }
         Err(e) => {
-            running.ended(b"", Some(e.to_string()));
-            failed(&format!("the server {name} did not do it: {e}"))
+            let why = masked_text(&e.to_string(), &mut masker);
+            running.ended(b"", Some(why.clone()));
+            failed(&format!("the server {name} did not do it: {why}"))
         }
     })
+}
+
+/// Masks the session's secrets in a result, in texts and names: as JSON they may have been escaped
+/// in any way, and a program's answers come past no other mask.
+fn masked(value: &mut Value, masker: &mut Masker) {
+    match value {
+        _ if masker.is_idle() => {}
+        Value::String(text) => *text = masked_text(text, masker),
+        Value::Array(all) => all.iter_mut().for_each(|inner| masked(inner, masker)),
+        Value::Object(map) => {
+            for (name, mut inner) in std::mem::take(map) {
+                masked(&mut inner, masker);
+                map.insert(masked_text(&name, masker), inner);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn masked_text(text: &str, masker: &mut Masker) -> String {
+    String::from_utf8_lossy(&masker.whole(text.as_bytes())).into_owned()
 }
 
 /// A result that tells the model what went wrong.
@@ -330,6 +356,17 @@ fn bounded(result: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_are_masked_in_every_text_and_name_of_a_result() {
+        let text = r#"{"content":[{"type":"text","text":"a \u0074est-key-not-rea\u006c b"}],
+            "structuredContent":{"test-key-not-real":[{"x":"test-key-not-real"},7,null]}}"#;
+        let mut result: Value = serde_json::from_str(text).expect("JSON");
+        masked(&mut result, &mut Masker::new(Some(b"test-key-not-real")));
+        assert_eq!(result["content"][0]["text"], "a [secret masked] b");
+        let inner = &result["structuredContent"]["[secret masked]"];
+        assert_eq!(*inner, json!([{"x": "[secret masked]"}, 7, null]));
+    }
 
     #[test]
     fn results_are_bounded_whatever_they_are_made_of() {

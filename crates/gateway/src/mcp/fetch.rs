@@ -3,6 +3,7 @@
 use super::text;
 use crate::door::DoorState;
 use crate::egress::{self, Fetched};
+use crate::mask::Masker;
 use serde_json::{Map, Value, json};
 use std::future::Future;
 use std::pin::Pin;
@@ -37,6 +38,9 @@ pub(crate) type Fetching<'a> = Pin<Box<dyn Future<Output = Result<Page, String>>
 pub(crate) trait Fetch: Send + Sync {
     /// Gets `url` with GET; at most `max` bytes of its body.
     fn get<'a>(&'a self, url: &'a str, max: u64) -> Fetching<'a>;
+
+    /// Masks the session's secrets.
+    fn masker(&self) -> Masker;
 }
 
 impl Fetch for Arc<DoorState> {
@@ -47,6 +51,10 @@ impl Fetch for Arc<DoorState> {
             let Fetched { status, content_type, final_url, body, cut } = got;
             Ok(Page { status, content_type, final_url, body, cut })
         })
+    }
+
+    fn masker(&self) -> Masker {
+        self.veil.masker()
     }
 }
 
@@ -130,6 +138,8 @@ pub(crate) async fn run(
             "the content is {shown:?}, which is no text; web_fetch reads pages and text files only"
         ));
     };
+    // Markup may have stood within a secret, and what was escaped is not any more.
+    let text = String::from_utf8_lossy(&fetch.masker().whole(text.as_bytes())).into_owned();
     let cut = if whole && !page.cut { "" } else { ", cut at the limit" };
     let (url, size) = (text::of_plain(&page.final_url, URL_BYTES_MAX).0, text.len());
     Ok(format!(
@@ -178,6 +188,10 @@ mod tests {
                 async move { Ok(Page { status: 200, content_type, final_url, body, cut: false }) },
             )
         }
+
+        fn masker(&self) -> Masker {
+            Masker::new(Some(b"test-key-not-real"))
+        }
     }
 
     fn arguments_of(value: Value) -> Result<Arguments, String> {
@@ -218,6 +232,13 @@ mod tests {
         }
         let latin = fetched("text/html; charset=ISO-8859-1", b"<p>\xe4</p>").await.expect("text");
         assert!(latin.contains('ä'));
+    }
+
+    #[tokio::test]
+    async fn what_markup_and_escapes_hid_is_masked_in_the_text() {
+        let body = b"<p>test-<b>key</b>-not-real and test&#45;key-n&#x6f;t-<i></i>real</p>";
+        let text = fetched("text/html", body).await.expect("text");
+        assert!(text.contains("]\n[secret masked] and [secret masked]\n["), "{text}");
     }
 
     #[test]

@@ -15,9 +15,11 @@ use super::link::{ANSWER_BYTES_MAX, McpError};
 use super::rpc::{self, Message};
 use super::sse::Events;
 use crate::address;
+use crate::driver::Driver;
+use crate::lookups::Lookups;
 use crate::mask::Masker;
 use crate::memory::{Held, Memory};
-use crate::resolve::{self, ADDRESSES_MAX, Resolver};
+use crate::resolve::{self, ADDRESSES_MAX};
 use crate::upstream::Tls;
 use crate::vault::{Secret, Vault};
 use bytes::Bytes;
@@ -46,7 +48,7 @@ const SESSION_BYTES_MAX: usize = 1_024;
 #[derive(Clone)]
 pub(crate) struct Reach {
     pub(crate) vault: Arc<Vault>,
-    pub(crate) resolver: Arc<dyn Resolver>,
+    pub(crate) lookups: Lookups,
     pub(crate) tls: Arc<Tls>,
     /// Where answers are charged.
     pub(crate) memory: Memory,
@@ -54,6 +56,13 @@ pub(crate) struct Reach {
 
 /// An answer with what it is charged at.
 pub(crate) type Charged = (Result<Value, Value>, Held);
+
+/// What a message was answered with; the rest of it comes for as long as this is held.
+struct Answer {
+    response: Response<Incoming>,
+    secret: Option<Secret>,
+    _driver: Driver,
+}
 
 /// A server's address, taken apart.
 struct Place {
@@ -105,8 +114,13 @@ impl HttpLink {
     }
 
     pub(crate) async fn request(&self, id: u64, message: &Value) -> Result<Charged, McpError> {
-        let (response, secret) = self.post(message).await?;
+        let Answer { response, secret, _driver } = self.post(message).await?;
         let kind = response.headers().get("content-type").and_then(|v| v.to_str().ok());
+        if crate::egress::fields::is_encoded(response.headers()) {
+            // What cannot be read cannot be masked either.
+            let why = "its answer is compressed, though no compression was accepted";
+            return Err(McpError::Protocol(why.into()));
+        }
         let streamed = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
         let mut body = response.into_body();
         let (mut masker, mut events) = (masker(secret.as_ref()), Events::default());
@@ -136,10 +150,7 @@ impl HttpLink {
         Ok((answer, held))
     }
 
-    async fn post(
-        &self,
-        message: &Value,
-    ) -> Result<(Response<Incoming>, Option<Secret>), McpError> {
+    async fn post(&self, message: &Value) -> Result<Answer, McpError> {
         let stream = self.dial().await?;
         let secret = self.secret()?;
         let request = self.build(message, secret.as_ref())?;
@@ -148,7 +159,7 @@ impl HttpLink {
         } else {
             exchange(TokioIo::new(stream), request).await
         };
-        let response = sent?;
+        let (response, driver) = sent?;
         let status = response.status().as_u16();
         if status == 404 && self.version.get().is_some() {
             self.over.store(true, Ordering::Relaxed);
@@ -166,7 +177,7 @@ impl HttpLink {
         if let Some(id) = session.filter(|id| id.len() <= SESSION_BYTES_MAX) {
             *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(id.clone());
         }
-        Ok((response, secret))
+        Ok(Answer { response, secret, _driver: driver })
     }
 
     fn secret(&self) -> Result<Option<Secret>, McpError> {
@@ -197,6 +208,7 @@ impl HttpLink {
             .header("host", &self.place.authority)
             .header("content-type", "application/json")
             .header("accept", "application/json, text/event-stream")
+            .header("accept-encoding", "identity")
             .header("user-agent", concat!("nanoclaw/", env!("CARGO_PKG_VERSION")));
         if let Some(version) = self.version.get() {
             request = request.header("mcp-protocol-version", version);
@@ -222,7 +234,7 @@ impl HttpLink {
         let host = &self.place.host;
         let addresses = match host.parse::<IpAddr>() {
             Ok(address) => vec![address],
-            Err(_) => resolve::resolve(&*self.reach.resolver, host).await.map_err(|e| {
+            Err(_) => self.reach.lookups.look_up(host).await.map_err(|e| {
                 McpError::Unreachable(format!("the name {host} cannot be resolved: {e}"))
             })?,
         };
@@ -287,7 +299,7 @@ fn answer_to(
 async fn exchange<T>(
     io: TokioIo<T>,
     request: Request<Full<Bytes>>,
-) -> Result<Response<Incoming>, McpError>
+) -> Result<(Response<Incoming>, Driver), McpError>
 where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -295,9 +307,14 @@ where
     const HEAD_BYTES_MAX: usize = 64 * 1024;
     let handshake = http1::Builder::new().max_buf_size(HEAD_BYTES_MAX).handshake(io).await;
     let (mut sender, connection) = handshake.map_err(|_| McpError::Ended)?;
-    // Ends by itself when the sender and the answer are dropped.
-    tokio::spawn(async move { drop(connection.await) });
-    sender.send_request(request).await.map_err(|_| McpError::Ended)
+    let driver = Driver::start(async move { drop(connection.await) });
+    let response = sender.send_request(request).await.map_err(|_| McpError::Ended)?;
+    Ok((response, driver))
+}
+
+/// The host of a server's URL, as [`HttpLink`] reaches it.
+pub(crate) fn host_of(url: &str) -> Option<String> {
+    place(url).ok().map(|place| place.host)
 }
 
 /// Takes a URL apart; policy has checked it before.

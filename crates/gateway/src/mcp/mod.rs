@@ -35,7 +35,7 @@ pub use pins::{Described, Pins, PinsError};
 pub use stdio::{Duplex, NoStdioServers, Opening, Running, StdioAsk, StdioServers};
 
 pub(crate) use door::DoorTools;
-pub(crate) use http::Reach;
+pub(crate) use http::{Reach, host_of};
 pub(crate) use serve::serve;
 pub(crate) use upstream::{Means, describe};
 

@@ -93,7 +93,11 @@ async fn forward(
 ) -> io::Result<Turned> {
     let (door, ask, head) = (asked.door, asked.ask, asked.head);
     let body = asked.body.with_model(&model.config.model);
-    let q = Question { model, endpoint, ask, head, body };
+    let veil = match door.veil.everywhere(&endpoint.host, model.config.secret.as_deref()) {
+        Ok(veil) => veil,
+        Err(e) => return Ok(Turned::Failed(Failure::new(403, e.to_string()))),
+    };
+    let q = Question { model, endpoint, ask, head, body, veil: &veil };
     let mut secret = match call::key_for(door, &q).await {
         Ok(secret) => secret,
         Err(failure) => return Ok(Turned::Failed(failure)),

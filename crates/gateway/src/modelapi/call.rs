@@ -15,6 +15,7 @@ use crate::mask::Masker;
 use crate::retry;
 use crate::upstream::{Exchange, UpstreamError};
 use crate::usage::Reservation;
+use crate::vault::Secret;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::Request;
@@ -47,6 +48,16 @@ pub(crate) struct Question<'a> {
     pub(crate) ask: Ask,
     pub(crate) head: &'a Head,
     pub(crate) body: Bytes,
+    /// Further secrets that the answer must not show.
+    pub(crate) veil: &'a [Secret],
+}
+
+impl Question<'_> {
+    /// Masks the credential it was asked with, and the door's other secrets.
+    pub(crate) fn masker(&self, own: Option<&Credential>) -> Masker {
+        let own = own.map(|own| own.bytes.expose());
+        Masker::of(own.into_iter().chain(self.veil.iter().map(|s| s.bytes.expose())))
+    }
 }
 
 /// An answer that is worth passing on, or an error body of the provider's own.
@@ -191,7 +202,7 @@ pub(crate) async fn attempt_all(
                 };
                 let asked = retry::asked_pause(field("retry-after"), field("retry-after-ms"));
                 let body = exchange.response.into_body();
-                let body = error_body(body, secret.as_ref(), outcome).await;
+                let body = error_body(body, q.masker(secret.as_ref()), outcome).await;
                 let status = true_status(status, &body);
                 // A token that has run out or was taken back is renewed once, and asked with again.
                 if let (401, false, Some(login)) = (status, renewed, &q.model.config.login) {
@@ -288,14 +299,14 @@ fn clone_request(prototype: &Request<Full<Bytes>>) -> Request<Full<Bytes>> {
     request
 }
 
-async fn error_body(body: Incoming, secret: Option<&Credential>, outcome: &mut Outcome) -> Vec<u8> {
+async fn error_body(body: Incoming, mut masker: Masker, outcome: &mut Outcome) -> Vec<u8> {
     let read = Limited::new(body, ERROR_BODY_BYTES_MAX).collect();
     let bytes = match tokio::time::timeout(ERROR_BODY_TIME, read).await {
         Ok(Ok(collected)) => collected.to_bytes(),
         Ok(Err(_)) | Err(_) => Bytes::new(),
     };
     outcome.saw(&bytes);
-    Masker::new(secret.map(|s| s.bytes.expose())).whole(&bytes)
+    masker.whole(&bytes)
 }
 
 /// Google tells a bad key as a bad request (google.rpc.ErrorInfo, reason `API_KEY_INVALID`).

@@ -6,14 +6,15 @@
 //! dropped in silence.
 
 use super::wire::Failure;
-use crate::http::head::Head;
+use crate::http::head::{Head, same_name};
 
 /// The fields in which clients of model servers send keys.
 const FIELDS: [&str; 4] = ["x-api-key", "authorization", "x-goog-api-key", "api-key"];
 
 /// Refuses a request that carries another key than `placeholder`.
 pub(crate) fn check(head: &Head, placeholder: &str) -> Result<(), Failure> {
-    let fields = head.fields.iter().filter(|(name, _)| FIELDS.contains(&name.as_str()));
+    let is_key = |name: &str| FIELDS.iter().any(|field| same_name(field, name));
+    let fields = head.fields.iter().filter(|(name, _)| is_key(name));
     for (name, value) in fields {
         let key = match value.get(..7) {
             Some(scheme) if scheme.eq_ignore_ascii_case("bearer ") => &value[7..],
@@ -76,6 +77,7 @@ mod tests {
             "authorization: Bearer other",
             "x-goog-api-key: other",
             "api-key: other",
+            "X_Api_Key: other",
             "x-api-key: the-placeholder\r\nx-api-key: other",
             "authorization: é",
         ] {

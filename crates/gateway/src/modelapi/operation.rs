@@ -15,7 +15,7 @@ pub(crate) enum Ask {
     Embeddings,
     /// `POST /v1/responses`.
     Responses,
-    /// `POST /v1beta/models/M:generateContent`.
+    /// `POST /v1beta/models/M:generateContent`, or under `/v1`.
     Generate,
     /// `POST /v1beta/models/M:streamGenerateContent`; with `alt=sse` as events, without as one
     /// JSON array, which is passed on when it is complete.
@@ -127,6 +127,10 @@ pub(crate) fn operation(method: &str, target: &str) -> Operation {
                 return gemini(method, rest, has("alt=sse"));
             }
             match path.strip_prefix("/v1/models/") {
+                // Google's newer clients leave the beta out; what is asked is the same.
+                Some(rest) if method == "POST" && rest.contains(':') => {
+                    gemini(method, rest, has("alt=sse"))
+                }
                 Some(id) if !id.is_empty() => {
                     get(Operation::GetModel(Listing::Common, id.to_owned()))
                 }
@@ -188,6 +192,13 @@ mod tests {
         let ask = Ask::StreamGenerate { sse: true };
         assert_eq!(stream, Operation::Ask { ask, model: Some("g".into()) });
         assert_eq!(ask.path("g"), "/v1beta/models/g:streamGenerateContent?alt=sse");
+        for version in ["v1", "v1beta"] {
+            let asked = operation("POST", &format!("/{version}/models/g:generateContent"));
+            assert_eq!(asked, Operation::Ask { ask: Ask::Generate, model: Some("g".into()) });
+        }
+        assert_eq!(operation("POST", "/v1/models/g"), Operation::WrongMethod("GET"));
+        let listed = Operation::GetModel(Listing::Common, "g:1".into());
+        assert_eq!(operation("GET", "/v1/models/g:1"), listed);
         for odd in
             ["%zz:generateContent", "%2:generateContent", ":generateContent", "g:tune", "%ff"]
         {

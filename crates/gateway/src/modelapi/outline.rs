@@ -1,4 +1,4 @@
-//! One pass over a request body: the fields that are needed, and what it wants of its provider. Pure.
+//! One pass over a request body: the needed fields, and what it wants of its provider. Pure.
 //!
 //! ```text
 //! bytes ─► every object, but for what only the agent and the model read ─► fields, provider tools

@@ -49,7 +49,7 @@ pub(crate) async fn relay(
     if crate::egress::fields::is_encoded(&parts.headers) {
         return Ok(nonsense(q, "it is compressed, though no compression was accepted"));
     }
-    let masker = Masker::new(secret.map(|s| s.bytes.expose()));
+    let masker = q.masker(secret);
     let answer = Answer { status: parts.status.as_u16(), headers: parts.headers, body, masker };
     match kind.as_str() {
         "text/event-stream" => stream(conn, door, q, answer, lease, outcome, keep_alive).await,

@@ -1,9 +1,9 @@
 //! Token counts out of an answer as it streams by, without keeping it. Pure.
 //!
-//! Each format has its counts in one place, an object called `usage` or `usageMetadata` near the top
-//! of an answer or an event; only there they are taken, for what stands deeper may be the agent's own
-//! words, repeated. Only that object is kept, so that an event which repeats a whole conversation
-//! (Responses' last one does) costs no memory.
+//! Each format has its counts in one place, an object called `usage` or `usageMetadata` near the
+//! top of an answer or an event; only there they are taken, for what stands deeper may be the
+//! agent's own words, repeated. Only that object is kept, so that an event which repeats a whole
+//! conversation (Responses' last one does) costs no memory.
 
 use super::Usage;
 use crate::modelapi::wire::Wire;
@@ -76,7 +76,7 @@ struct Path {
 impl Path {
     fn of(wire: Wire) -> Self {
         match wire {
-            // `message_start` has a message, `message_delta` and a whole answer have them at the top.
+            // In `message_start` a message has them; `message_delta` and a whole answer do.
             Wire::Anthropic => Self { inner: b"message", key: b"usage" },
             Wire::OpenAi => Self { inner: b"", key: b"usage" },
             // Events about the whole have a response; a whole answer is one.

@@ -178,6 +178,7 @@ fn refused(target: &str, request: Option<(&str, &str)>) -> Body {
         method: method.to_owned(),
         path: path.to_owned(),
         query_keys: Vec::new(),
+        websocket: false,
     });
     Body::EgressRefused {
         target: target.to_owned(),
@@ -197,6 +198,7 @@ fn session(lab: &Lab) {
             method: "GET".to_owned(),
             path: "/pictures/17.png".to_owned(),
             query_keys: Vec::new(),
+            websocket: false,
         }),
         secret: None,
     };
@@ -205,6 +207,11 @@ fn session(lab: &Lab) {
         all.push(refused("new.example.org:443", Some(("GET", &format!("/items/{n}/text")))));
     }
     all.push(refused("new.example.org:443", Some(("GET", "/.env"))));
+    let mut socket = refused("live.example.org:443", Some(("GET", "/feed")));
+    if let Body::EgressRefused { request: Some(line), .. } = &mut socket {
+        line.websocket = true;
+    }
+    all.push(socket);
     all.push(refused("seen.example.org:8443", None));
     all.push(refused("169.254.169.254:80", None));
     all.push(refused("metadata.google.internal:80", None));

@@ -23,10 +23,10 @@ fn found(lab: &Lab, name: &str) -> String {
     format!("{} {}", check["status"].as_str().unwrap(), check["found"].as_str().unwrap())
 }
 
-/// A gateway waits a moment for the next command; until then that one finds the key open.
-fn nobody_stays(lab: &Lab) {
+/// Roles stay for a moment after the last of their clients, with what they have open.
+fn everybody_left(lab: &Lab) {
     let home = lab.home().display().to_string();
-    wait_until("the gateway has left", || processes_with(&home).is_empty());
+    wait_until("everybody has left", || processes_with(&home).is_empty());
 }
 
 fn doctor_says_where_the_key_is(lab: &Lab) {
@@ -71,8 +71,8 @@ fn the_key_may_come_from_systemd(lab: &Lab) {
     assert!(found(lab, "vault key").starts_with("degraded not here"), "without the variable");
     assert_eq!(with(&["chat", "-m", "NOTOOL hello"]).ok(), "MOCK_TEXT[NOTOOL hello]\n");
     assert_eq!(server.requests().len(), 1);
-    // Without it nothing is opened.
-    nobody_stays(lab);
+    // Without it nothing is opened, once the gateway that has it is gone.
+    everybody_left(lab);
     let ran = lab.run(["chat", "-m", "NOTOOL hello"]);
     assert!(ran.err().contains("private key is missing"), "{ran}");
     assert_eq!(server.requests().len(), 1);
@@ -119,7 +119,7 @@ fn the_key_may_be_in_the_keyring_of_the_desktop(lab: &Lab) {
     assert_eq!(server.requests().len(), 1);
 
     // Out of the session nothing is opened, and nothing is started.
-    nobody_stays(lab);
+    everybody_left(lab);
     let ran = lab.run(["chat", "-m", "NOTOOL hello"]);
     assert!(ran.failed(4).contains("the desktop's keyring"), "{ran}");
     assert_eq!(server.requests().len(), 1);

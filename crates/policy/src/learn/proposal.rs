@@ -47,7 +47,8 @@ pub fn text(learned: &Learned, agent: &AgentName, session: &SessionId) -> String
         .map(|(wide, rule)| {
             let requests = crate::describe::requests(rule);
             let port = rule.port.unwrap_or_default();
-            format!("{wide} was used only for {}:{port}{requests}", rule.host)
+            let blind = if rule.websocket { ", with WebSockets" } else { "" };
+            format!("{wide} was used only for {}:{port}{requests}{blind}", rule.host)
         })
         .collect();
     comment("Wider than was needed; narrow the agent file by hand:", narrower);
@@ -78,6 +79,10 @@ fn block(rule: &EgressRule) -> String {
         let paths = rule.paths.iter().map(|p| p.as_str().to_owned()).collect();
         out.push_str(&format!("paths = {}\n", list(paths)));
     }
+    if rule.websocket {
+        out.push_str("# blind: any bytes pass both ways, nothing is looked into\n");
+        out.push_str("websocket = true\n");
+    }
     out
 }
 
@@ -85,7 +90,7 @@ fn block(rule: &EgressRule) -> String {
 ///
 /// # Errors
 /// With file, line and column, for everything that is not exactly understood, and for every key
-/// that would grant more than hosts, ports, methods and paths.
+/// that would grant more than hosts, ports, methods, paths and WebSockets.
 pub fn parse(file: &str, text: &str) -> Result<Proposal, PolicyError> {
     let source = Source { file, text };
     let root = source.parse()?;

@@ -102,6 +102,13 @@ const UPGRADE: &str = "GET http://good.test:{P}/ws HTTP/1.1\r\nHost: good.test:{
 const SWITCHED: &str = "HTTP/1.1 101 X\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
                         sec-websocket-accept: x\r\n\r\n";
 
+/// The rule with the secret, WebSockets permitted.
+fn secret_socket(ports: Ports) -> Setup {
+    let mut setup = secret(ports);
+    setup.rules[0].websocket = true;
+    setup
+}
+
 /// The agent's own key, in some place.
 macro_rules! own {
     ($name:literal, $path:literal, $fields:literal) => {
@@ -319,15 +326,22 @@ pub(super) const CASES: &[Case] = &[
         Held("no ranges where a secret is put in"),
     ),
     says(
+        "WebSocket: where the rule permits the GET",
+        answering!(plain, |_| vec![SWITCHED.into()]),
+        UPGRADE,
+        Answer("HTTP/1.1 101"),
+        Refused("not as a WebSocket"),
+    ),
+    says(
         "secret: repeated in a WebSocket",
-        answering!(secret, |_| vec![SWITCHED.into(), KEY.into()]),
+        answering!(secret_socket, |_| vec![SWITCHED.into(), KEY.into()]),
         UPGRADE,
         Answer("{KEY}"),
         Cut("gave a secret back"),
     ),
     says(
         "secret: repeated in a WebSocket, piece by piece",
-        answering!(secret, |_| {
+        answering!(secret_socket, |_| {
             let pieces = KEY.as_bytes().chunks(3).map(<[u8]>::to_vec);
             std::iter::once(SWITCHED.into()).chain(pieces).collect()
         }),

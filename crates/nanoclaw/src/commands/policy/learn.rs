@@ -49,14 +49,16 @@ fn read_session(home: &Home, id: &SessionId) -> Result<Session> {
             Body::EgressIntent { host, port, rule, request, .. } => Seen {
                 host,
                 port: Some(port),
+                websocket: request.as_ref().is_some_and(|r| r.websocket),
                 request: request.map(|r| (r.method, r.path)),
                 allowed: true,
                 rule,
             },
             Body::EgressRefused { target, rule, request, .. } => {
                 let (host, port) = split_target(&target);
+                let websocket = request.as_ref().is_some_and(|r| r.websocket);
                 let request = request.map(|r| (r.method, r.path));
-                Seen { host, port, request, allowed: false, rule }
+                Seen { host, port, request, websocket, allowed: false, rule }
             }
             _ => continue,
         };
