@@ -93,7 +93,9 @@ pub struct NetworkCounts {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     /// Bytes that its first process, through which all connections lead, wrote into the door.
-    /// `None` where the kernel does not account for it (`CONFIG_TASK_IO_ACCOUNTING`).
+    /// `None` where the kernel does not account for it (`CONFIG_TASK_IO_ACCOUNTING`), and where
+    /// somebody else than the spawner ended that process and the spawner is not root: newer kernels
+    /// then show it no more.
     pub door_up: Option<u64>,
     /// Bytes that its first process read from the door.
     pub door_down: Option<u64>,

@@ -68,9 +68,16 @@ pub(crate) enum Order {
 /// Init to spawner.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Word {
+    /// With the open counter of what it moves, if the kernel counts it.
     Measured(Measured),
-    Failed { step: String, error: StartError },
-    Finished { status: i32 },
+    Failed {
+        step: String,
+        error: StartError,
+    },
+    /// The program has ended and nothing is moved any more; it waits to be killed.
+    Finished {
+        status: i32,
+    },
 }
 
 /// What init read about itself after the last step.

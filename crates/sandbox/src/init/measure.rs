@@ -34,7 +34,8 @@ pub(crate) fn namespaces() -> io::Result<Vec<(String, u64)>> {
 }
 
 /// The kernel's count of what this thread has read and written, opened before it becomes
-/// undumpable: after that the file is root's. `None` where the kernel does not count.
+/// undumpable: after that the file is root's, and the spawner may not be. `None` where the kernel
+/// does not count.
 pub(super) fn own_io() -> Option<fs::File> {
     fs::File::open("/proc/thread-self/io").ok()
 }

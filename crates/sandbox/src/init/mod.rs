@@ -23,7 +23,7 @@ use crate::error::{StartError, StartErrorKind};
 use crate::step::Step;
 use crate::wire::{self, Job, Order, Word};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 /// Where the spawner puts things, behind standard streams that lead nowhere yet.
@@ -89,8 +89,9 @@ fn next_job(line: &OwnedFd) -> io::Result<(Job, Vec<OwnedFd>)> {
 
 fn measure_and_wait(line: &OwnedFd, io: Option<std::fs::File>) -> io::Result<()> {
     let measured = measure::measure(io.as_ref())?;
+    let counter: Vec<_> = io.iter().map(AsFd::as_fd).collect();
+    wire::send(line, &Word::Measured(measured), &counter)?;
     drop(io);
-    wire::send(line, &Word::Measured(measured), &[])?;
     let mut buffer = vec![0; wire::ORDER_MAX];
     loop {
         match wire::receive::<Order>(line, &mut buffer)? {

@@ -102,7 +102,9 @@ impl Ready {
         match self.supervise(&line) {
             Ok(status) => {
                 // If nobody listens any more, nobody needs to know.
-                let _ = wire::send(&line, &Word::Finished { status }, &[]);
+                if wire::send(&line, &Word::Finished { status }, &[]).is_ok() {
+                    await_kill(&line);
+                }
                 let code = if libc::WIFSIGNALED(status) {
                     128 + libc::WTERMSIG(status)
                 } else {
@@ -161,6 +163,13 @@ impl Ready {
             }
         }
     }
+}
+
+/// The spawner reads what the kernel counted of this process, which it may not show of one that has
+/// ended, and kills it. Returns when the spawner is gone.
+fn await_kill(line: &OwnedFd) {
+    let mut buffer = vec![0; wire::ORDER_MAX];
+    while let Ok(Some(_)) = wire::receive::<Order>(line, &mut buffer) {}
 }
 
 /// How long until then.

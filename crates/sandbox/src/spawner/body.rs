@@ -24,6 +24,12 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Duration;
+
+/// So long a first process may take to stop before it is killed: usually some microseconds, but it
+/// must run to stop, and 50 ms were too short on a busy machine. The spawner waits for it, so one
+/// that is stuck holds up the other sandboxes of the same invocation, once.
+const STOP_TIME: Duration = Duration::from_millis(500);
 
 /// An owner on disk and the user namespace that maps it to the session.
 pub(super) type Mapping = (Owner, Rc<OwnedFd>);
@@ -110,8 +116,22 @@ impl Body {
         self.group.as_mut().map_or(Ok(()), |g| g.limit(limits)).map_err(|e| cgroup(&e))
     }
 
-    /// The first process takes its whole PID namespace with it.
-    pub(super) fn kill(&self) {
+    /// The first process takes its whole PID namespace with it. Before that it is stopped, so that
+    /// what it moved can be read while the kernel still shows it.
+    pub(super) fn kill(&mut self) {
+        if self.witness.watches() && sys::stop(self.pid, &self.pidfd, STOP_TIME) {
+            self.witness.look();
+        }
+        self.end_now();
+    }
+
+    /// Ends it after it has said that its program has ended, and moves nothing any more.
+    pub(super) fn finish(&mut self) {
+        self.witness.look();
+        self.end_now();
+    }
+
+    fn end_now(&self) {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 

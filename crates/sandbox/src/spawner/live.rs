@@ -121,30 +121,38 @@ impl Live {
     /// Reads one word of init; what to tell the client, if anything.
     pub(super) fn hear(&mut self, buffer: &mut Vec<u8>, host: &[(String, u64)]) -> Option<Answer> {
         match wire::receive::<Word>(&self.body.line, buffer) {
-            Ok(Some((Word::Measured(measured), _)))
+            Ok(Some((Word::Measured(measured), mut fds)))
                 if matches!(self.phase, Phase::Preparing { .. }) =>
             {
-                return self.measured(&measured, host);
+                return self.measured(&measured, fds.pop(), host);
             }
             Ok(Some((Word::Failed { error, .. }, _)))
                 if matches!(self.phase, Phase::Preparing { .. }) =>
             {
                 self.failed = Some(error);
             }
-            Ok(Some((Word::Finished { status }, _))) => self.finished = Some(status),
+            Ok(Some((Word::Finished { status }, _))) => {
+                self.finished = Some(status);
+                self.body.finish();
+            }
             // Anything else from inside is noise; the line is of no more use.
             Ok(Some(_) | None) | Err(_) => self.line_open = false,
         }
         None
     }
 
-    fn measured(&mut self, m: &wire::Measured, host: &[(String, u64)]) -> Option<Answer> {
+    fn measured(
+        &mut self,
+        m: &wire::Measured,
+        io: Option<OwnedFd>,
+        host: &[(String, u64)],
+    ) -> Option<Answer> {
         let walls = verify::walls(&self.demand, m, host);
         let limits = verify::limits(&self.demand, m, self.body.group.as_ref(), self.body.pid);
         match walls.and_then(|w| Ok((w, limits?))) {
             Ok((walls, limits)) => {
                 self.phase = Phase::Waiting;
-                self.body.witness.zero(m.moved);
+                self.body.witness.zero(m.moved, io);
                 let plan = self.plan.take()?;
                 let pid = u32::try_from(self.body.pid).unwrap_or(0);
                 let report = Box::new(Report { walls, limits, plan, pid });

@@ -37,7 +37,7 @@ use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Sandboxes one spawner holds: five descriptors each must fit the usual limit of 20,000.
+/// Sandboxes one spawner holds: six descriptors each must fit the usual limit of 20,000.
 const BOXES_MAX: usize = 3_072;
 /// The control socket is the spawner's standard input: no descriptor number to agree on.
 const CONTROL_FD: i32 = 0;

@@ -1,18 +1,24 @@
 //! What the kernel counted of a sandbox's traffic, read from outside, for comparison with what the
 //! gateway says.
 //!
-//! Pipeline: clone ─► `Witness::of` (counters of its network opened) ─► measured (zero point)
-//! ─► end ─► `Witness::traffic`, before it is reaped.
+//! Pipeline: clone ─► `Witness::of` (counters of its network opened) ─► measured (zero point, and
+//! the open counter of what it moves) ─► it stands still (`Witness::look`) ─► end
+//! ─► `Witness::traffic`, before it is reaped.
 //!
 //! Invariants:
 //! 1. No process of the sandbox is asked once a program runs in it: the numbers stand in `/proc`,
 //!    and the files of the network namespace stay readable here when every process in it is gone.
-//!    The zero point is the first process' own reading, from before anything foreign ran.
-//! 2. What this kernel does not count, or does not show, is `None`, never zero.
+//!    The zero point and the counter of what it moves come from the first process itself, from
+//!    before anything foreign ran: afterwards the file behind `/proc` is root's, and only who has
+//!    it open already can read it as an ordinary user. The kernel lets the owner of the sandbox's
+//!    user namespace, while the process is there; of an ended one newer kernels show root alone.
+//! 2. It is looked at when it moves nothing any more: it said so and waits, or it was stopped.
+//! 3. What this kernel does not count, or does not show, is `None`, never zero.
 
 use crate::report::{NetworkCounts, Traffic};
 use crate::wire::Moved;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 
 /// Largest file of counters that is read; the real ones have a few kilobytes.
@@ -27,11 +33,13 @@ const TX_PACKETS: usize = 9;
 /// The open counters of one sandbox.
 #[derive(Debug)]
 pub(super) struct Witness {
-    pid: i32,
     interfaces: Option<File>,
     protocols: Option<File>,
     protocols_v6: Option<File>,
+    /// Of the first process' one thread: the process' own file would add what its children moved.
+    io: Option<File>,
     zero: Option<Moved>,
+    last: Option<Moved>,
 }
 
 impl Witness {
@@ -39,22 +47,38 @@ impl Witness {
     pub(super) fn of(pid: i32) -> Self {
         let open = |name| File::open(format!("/proc/{pid}/net/{name}")).ok();
         Self {
-            pid,
             interfaces: open("dev"),
             protocols: open("snmp"),
             protocols_v6: open("snmp6"),
+            io: None,
             zero: None,
+            last: None,
         }
     }
 
-    /// From here on its first process reads and writes nothing but the door.
-    pub(super) fn zero(&mut self, moved: Option<Moved>) {
-        self.zero = moved;
+    /// From here on its first process reads and writes nothing but the door; `io` is what the
+    /// kernel counts of it.
+    pub(super) fn zero(&mut self, moved: Option<Moved>, io: Option<OwnedFd>) {
+        (self.zero, self.io) = (moved, io.map(File::from));
+    }
+
+    /// Whether there is anything to look at before its end.
+    pub(super) fn watches(&self) -> bool {
+        self.zero.is_some() && self.io.is_some()
+    }
+
+    /// Keeps what its first process has moved; that moves nothing any more.
+    pub(super) fn look(&mut self) {
+        self.last = self.moved().or(self.last);
+    }
+
+    fn moved(&self) -> Option<Moved> {
+        Moved::parse(&text(self.io.as_ref()?)?)
     }
 
     /// All counts; the first process must not have been reaped.
     pub(super) fn traffic(&self) -> Traffic {
-        let moved = self.zero.zip(moved(self.pid));
+        let moved = self.zero.zip(self.moved().or(self.last));
         Traffic {
             door_up: moved.and_then(|(zero, now)| now.written.checked_sub(zero.written)),
             door_down: moved.and_then(|(zero, now)| now.read.checked_sub(zero.read)),
@@ -83,11 +107,6 @@ fn text(file: &File) -> Option<String> {
     }
     bytes.truncate(got);
     String::from_utf8(bytes).ok()
-}
-
-/// The first process has one thread. The process' own file would add what its children moved.
-fn moved(pid: i32) -> Option<Moved> {
-    Moved::parse(&std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/io")).ok()?)
 }
 
 fn count(interfaces: &str, v4: &str, v6: &str) -> Option<NetworkCounts> {

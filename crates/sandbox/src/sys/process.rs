@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::io;
 use std::mem::{size_of_val, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Exit status of a child that could not even execute our own image.
 const EXIT_NO_EXEC: i32 = 125;
@@ -214,6 +214,29 @@ pub(crate) fn take_signal(signals: &[libc::c_int]) -> bool {
         let at_once: libc::timespec = zeroed();
         libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const at_once) > 0
     }
+}
+
+/// Stops a child, so that it stands still; false when it has ended, or did not stop in time.
+pub(crate) fn stop(pid: i32, pidfd: &OwnedFd, time: Duration) -> bool {
+    use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+    const LOOK: Duration = Duration::from_micros(50);
+    let Some(pid) = Pid::from_raw(pid) else { return false };
+    if pidfd_send_signal(pidfd, Signal::STOP).is_err() {
+        return false;
+    }
+    let how = WaitIdOptions::STOPPED
+        | WaitIdOptions::EXITED
+        | WaitIdOptions::NOWAIT
+        | WaitIdOptions::NOHANG;
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        match waitid(WaitId::Pid(pid), how) {
+            Ok(Some(status)) => return status.stopped(),
+            Ok(None) | Err(rustix::io::Errno::INTR) => std::thread::sleep(LOOK),
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 /// Waits until a child has ended and leaves it to be reaped: what the kernel counted for it can

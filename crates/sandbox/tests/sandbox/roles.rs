@@ -59,11 +59,12 @@ pub(crate) fn acts(args: &[String]) -> ExitCode {
     told("thread", std::thread::Builder::new().spawn(|| ()).map(|t| drop(t.join())));
     told("connect", TcpStream::connect(&address).map(drop));
     let socket = dir.join("sockets/own");
-    told("own-socket", std::os::unix::net::UnixListener::bind(&socket).map(drop));
+    // One that does not listen: a role has that behind it when its walls stand.
+    told("own-socket", std::os::unix::net::UnixDatagram::bind(&socket).map(drop));
     told("remove-socket", fs::remove_file(&socket));
     told("file-beside-socket", fs::write(dir.join("sockets/file"), "x"));
     let stray = dir.join("keep/stray");
-    told("socket-elsewhere", std::os::unix::net::UnixListener::bind(&stray).map(drop));
+    told("socket-elsewhere", std::os::unix::net::UnixDatagram::bind(&stray).map(drop));
     told("read-canary", fs::read(&canary).map(drop));
     told("write-canary", File::options().append(true).open(&canary).map(drop));
     told("remove-canary", try_remove(&canary));
