@@ -82,7 +82,8 @@ fn a_session_that_is_killed_has_totals_too(lab: &Lab) {
     );
     let ran: Ran = lab.run(["run", "--timeout", "4s", "--", "python3", "-c", &stays]);
     assert_eq!(ran.code(), 124, "{ran}");
-    assert!(totals(lab)("kernel_door_up") > 100_000);
+    // How far it came by then is the machine's matter.
+    assert!(totals(lab)("kernel_door_up") > 0);
 }
 
 const NOWHERE: &str = "
