@@ -202,12 +202,8 @@ impl Gateway {
             counters: Arc::new(Counters::default()),
         };
         let memory = Memory::new(self.memory.clone());
-        let keys = models.iter().filter_map(|m| match &m.backend {
-            Backend::Http(to) => Some((to.host.clone(), m.config.secret.clone()?)),
-            Backend::Script(_) => None,
-        });
         let (vault, agent) = (Arc::clone(&self.vault), scribe.agent.clone());
-        let veil = Veil::new(vault, agent, &grant.egress, keys, &grant.tools);
+        let veil = Veil::new(vault, agent, &grant.egress, &models, &grant.tools);
         let state = DoorState {
             veil,
             tools: DoorTools::new(

@@ -20,7 +20,7 @@ const PACE_GRACE: Duration = Duration::from_secs(60);
 const PACE_BYTES_MIN: u64 = 64;
 /// An agent that takes no bytes of its answer for so long is given up.
 const WRITE_TIME: Duration = Duration::from_secs(120);
-/// An end of the connection's writing that takes so long is given up: what TLS keeps back of it waits
+/// An end of the connection's writing that takes so long is given up: what TLS keeps back waits
 /// for a reader, and an agent that never reads must not hold what it holds.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(2);
 /// Read at a time; the size of most pipes and sockets' natural pieces.

@@ -156,8 +156,8 @@ fn field(line: &str) -> Result<Field, HeadError> {
     Ok((name.to_ascii_lowercase(), value.to_owned()))
 }
 
-/// Whether servers that know fields as variables (CGI, RFC 3875 §4.1.18, and its heirs) take the two
-/// names for one.
+/// Whether servers that know fields as variables (CGI, RFC 3875 §4.1.18, and its heirs) take the
+/// two names for one.
 pub(crate) fn same_name(a: &str, b: &str) -> bool {
     let as_one = |b: u8| if b == b'_' { b'-' } else { b.to_ascii_lowercase() };
     a.len() == b.len() && a.bytes().map(as_one).eq(b.bytes().map(as_one))
