@@ -122,14 +122,6 @@ pub struct Gateway {
     runtime: Handle,
 }
 
-/// The secrets of models, and where each is sent.
-fn keys(models: &[Model]) -> impl Iterator<Item = (String, String)> {
-    models.iter().filter_map(|m| match &m.backend {
-        Backend::Http(to) => Some((to.host.clone(), m.config.secret.clone()?)),
-        Backend::Script(_) => None,
-    })
-}
-
 impl Gateway {
     /// Makes a gateway on the current tokio runtime (multi-thread, with I/O and time).
     ///
@@ -214,7 +206,7 @@ impl Gateway {
         let memory = Memory::new(self.memory.clone());
         let lookups = Lookups::new(self.lookups.clone());
         let (vault, agent) = (Arc::clone(&self.vault), scribe.agent.clone());
-        let veil = Veil::new(vault, agent, &grant.egress, keys(&models), &grant.tools);
+        let veil = Veil::new(vault, agent, &grant.egress, &models, &grant.tools);
         let state = DoorState {
             veil,
             tools: DoorTools::new(

@@ -12,6 +12,7 @@
 //!    looked for cannot be masked.
 
 use crate::mask::Masker;
+use crate::modelapi::route::{Backend, Model};
 use crate::vault::{Secret, Vault, VaultError};
 use model::{AgentName, EgressRule, HostName, HostPattern, HostTools, McpReach};
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,19 +43,22 @@ pub(crate) struct Veil {
 }
 
 impl Veil {
-    /// The secrets that rules, models (host and secret) and servers of tools name.
+    /// The secrets that rules, models and servers of tools name.
     pub(crate) fn new(
         vault: Arc<Vault>,
         agent: AgentName,
         rules: &[EgressRule],
-        models: impl Iterator<Item = (String, String)>,
+        models: &[Model],
         tools: &HostTools,
     ) -> Self {
         let of_rules = rules.iter().filter_map(|rule| {
             let used = rule.secret.as_ref()?;
             Some((Place::Rule(rule.host.clone()), used.name.clone()))
         });
-        let of_models = models.map(|(host, secret)| (Place::Host(host), secret));
+        let of_models = models.iter().filter_map(|m| match &m.backend {
+            Backend::Http(to) => Some((Place::Host(to.host.clone()), m.config.secret.clone()?)),
+            Backend::Script(_) => None,
+        });
         let of_servers = tools.servers.iter().filter_map(|server| match &server.reach {
             McpReach::Http { url, secret: Some(secret), .. } => {
                 Some((Place::Host(crate::mcp::host_of(url)?), secret.clone()))

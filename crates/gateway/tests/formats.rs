@@ -250,7 +250,8 @@ async fn one_provider_may_speak_several_formats_and_others_are_told_where_to_ask
     let rig = RigPlan { models, ..RigPlan::default() }.build();
     let ask = RESPONSES_ASK[0].replace("\"m\"", "\"both\"");
     assert_eq!(parts(&post(&rig.door, "/v1/responses", "", &ask).await).0, 200);
-    let (status, body) = parts(&post(&rig.door, "/v1/messages", "", &ask).await);
+    let ask = r#"{"model":"both","max_tokens":9,"messages":[{"role":"user","content":"hi"}]}"#;
+    let (status, body) = parts(&post(&rig.door, "/v1/messages", "", ask).await);
     assert_eq!(status, 400);
     assert!(body.contains("/v1/chat/completions or /v1/responses"), "{body}");
     let path = "/v1beta/models/both:generateContent";

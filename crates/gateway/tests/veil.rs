@@ -11,7 +11,7 @@ use nanoclaw_gateway::{Sealer, SecretBytes};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-const OTHER: &str = "another-test-key-not-real";
+const OTHER: &str = "second-value-not-real";
 
 fn at(id: &str, path: &str, rule: EgressRule) -> EgressRule {
     EgressRule { id: id.into(), paths: vec![PathPattern::parse(path).unwrap()], ..rule }

@@ -133,8 +133,8 @@ fn a_websocket_is_granted_by_name_only_and_told_loudly() {
     assert!(closed.egress.iter().all(|r| !r.websocket));
     // A question about a GET has the terms of its host; nothing begins with a PUT.
     assert_eq!(open.egress.iter().map(|r| r.websocket).collect::<Vec<_>>(), [true, true, false]);
-    let loud = "! egress a.org:443, with WEBSOCKETS: after their handshake any bytes pass both ways, \
-                nothing is looked into (agents/x.toml:2)";
+    let loud = "! egress a.org:443, with WEBSOCKETS: after their handshake any bytes pass both \
+                ways, nothing is looked into (agents/x.toml:2)";
     assert_eq!(open.grants_text[0], loud);
     assert_ne!(closed.policy_bytes, open.policy_bytes);
     let host = model::HostName::parse("a.org").expect("good");

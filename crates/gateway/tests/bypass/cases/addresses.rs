@@ -104,6 +104,8 @@ pub(super) const CASES: &[Case] = &[
     means!("name means: 192.168/16", ["192.168.1.1"], false, "192.168.1.1", "private network"),
     means!("name means: carrier-grade NAT", ["100.64.0.1"], false, "100.64.0.1", "carrier-grade"),
     means!("name means: link-local", ["169.254.1.1"], false, "169.254.1.1", "link-local"),
+    means!("name means: EKS pod", ["169.254.170.23"], true, "169.254.170.23", "metadata"),
+    means!("name means: EKS pod, IPv6", ["fd00:ec2::23"], true, "fd00:ec2::23", "metadata"),
     means!("name means: metadata", ["169.254.169.254"], true, "169.254.169.254", "metadata"),
     means!(
         "name means: metadata of a second cloud",

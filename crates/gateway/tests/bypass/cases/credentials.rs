@@ -8,7 +8,7 @@ use crate::lab::Trip::{Answer, Dialled, Evil, Good, Mark};
 use crate::lab::{Attack, Case, Doing, Lab, Setup};
 use crate::world::Ports;
 use base64::Engine as _;
-use model::ModelApi;
+use model::{EgressRule, ModelApi, PathPattern};
 use std::sync::Arc;
 
 /// base64 of "user:" and [`KEY`].
@@ -101,6 +101,16 @@ const UPGRADE: &str = "GET http://good.test:{P}/ws HTTP/1.1\r\nHost: good.test:{
                        Sec-WebSocket-Key: bm90LWEtc2VjcmV0LWtleQ==\r\n\r\n";
 const SWITCHED: &str = "HTTP/1.1 101 X\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
                         sec-websocket-accept: x\r\n\r\n";
+
+/// The secret goes to `/store` alone; the rest of the host is permitted without it.
+fn stored(ports: Ports) -> Setup {
+    let mut setup = secret(ports);
+    setup.rules[0].paths = vec![PathPattern::parse("/store").unwrap()];
+    setup
+        .rules
+        .push(EgressRule { id: "agents/tester.toml:9".into(), ..plain(ports).rules[0].clone() });
+    setup
+}
 
 /// The rule with the secret, WebSockets permitted.
 fn secret_socket(ports: Ports) -> Setup {
@@ -205,6 +215,7 @@ pub(super) const CASES: &[Case] = &[
     own!("own key: Proxy-Authorization", "/", "Proxy-Authorization: Basic {OWN}\r\n"),
     own!("own key: Cookie", "/", "Cookie: session={OWN}\r\n"),
     own!("own key: X-Api-Key", "/", "X-Api-Key: {OWN}\r\n"),
+    own!("own key: X_Api_Key", "/", "X_Api_Key: {OWN}\r\n"),
     own!("own key: Private-Token", "/", "PRIVATE-TOKEN: {OWN}\r\n"),
     own!("own key: in a WebSocket's protocols", "/", "Sec-WebSocket-Protocol: x, bearer.{OWN}\r\n"),
     own!("own key: parameter", "/?a=b&api_key={OWN}", ""),
@@ -331,6 +342,13 @@ pub(super) const CASES: &[Case] = &[
         UPGRADE,
         Answer("HTTP/1.1 101"),
         Refused("not as a WebSocket"),
+    ),
+    says(
+        "secret: given back by another rule",
+        answering!(stored, |_| whole("x-was: test-key-not-real\r\n", KEY)),
+        ASK,
+        Answer("{KEY}"),
+        Held("masked for every secret that is used at the host"),
     ),
     says(
         "secret: repeated in a WebSocket",

@@ -89,6 +89,14 @@ pub(super) const CASES: &[Case] = &[
         Refused("neither a path nor"),
     ),
     says(
+        "fields: a second length with another joint",
+        plain,
+        "POST http://good.test:{P}/ HTTP/1.1\r\nHost: good.test:{P}\r\nContent-Length: 1\r\n\
+         Content_Length: 77\r\n\r\nx",
+        Good("77"),
+        Refused("differ in '-' and '_' only"),
+    ),
+    says(
         "pipelined: a second request for another host",
         plain,
         get!("\r\nGET http://evil.test:{P}/{MARK} HTTP/1.1\r\nHost: evil.test:{P}\r\n\r\n"),
