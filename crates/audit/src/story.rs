@@ -259,8 +259,8 @@ fn of_turn(body: &Body) -> String {
 fn of_model(body: &Body) -> String {
     match body {
         Body::ModelRequest { model, host, bytes, provider_tools, .. } => {
-            let tools: String =
-                provider_tools.iter().map(|t| format!(", with the provider tool {t}")).collect();
+            let tool = |t: &String| format!(", with the provider tool {}", quote(t));
+            let tools: String = provider_tools.iter().map(tool).collect();
             format!(
                 "The model {} at {} was asked, {bytes} bytes{tools}.",
                 quote(model),

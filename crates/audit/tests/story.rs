@@ -12,31 +12,38 @@ const TOLD: &str = "\
 #0  The recorder 0 opened the log with 1 records; 2 bytes of an unfinished write were set aside.
 #1  The recorder closed the log with 3 records.
 #2  The process gateway (pid 4) was gone without a word; what it did last may not be on record.
-#3  The session was resumed, sandboxed by native, policy abababababab, with these grants: \
-read ~/notes; é<U+202E>\u{1f600}.
+#3  The session was resumed, sandboxed by native, policy abababababab, with these grants: read \
+~/notes; é<U+202E>\u{1f600}.
 #4  The session ended: done. Counted: 2 turn, 1 \u{fb33}, 3 \u{1f600}.
 #5  A sandbox was ready to run sh. Walls: landlock (ABI 7). Limits: pids 256 by cgroup v2.
-#6  The sandbox ended: exit 0, 1 ms of CPU, at most 2 bytes of memory.
-#7  A message came in from terminal, chat me: m00000000001-00000002, 12 bytes.
-#8  The message m00000000001-00000002 was taken back unanswered: SIGTERM.
-#9  It set to work on m00000000001-00000002.
-#10  It was done after 10 ms: ok.
-#11  The model m at h was asked, 1 bytes.
-#12  The model m answered after 4 ms: 1 bytes, 2 tokens in, 3 out.
-#13  The gateway used the secret github for it at api.github.com.
-#14  It says it uses the tool bash: {\"a\": \"\\\"<U+000A><U+001B>[31m\"}
-#15  It says the tool bash failed, 3 bytes: no
-#16  It was let through to h:443 (192.0.2.1), GET /x with a, b, by the rule r, with the secret github.
-#17  h:443 was looked up and dialled at 192.0.2.1.
-#18  The exchange with h:443 ended with status 200 after 3 ms: 1 bytes out, 2 in. It broke off: reset
-#19  It was REFUSED 10.0.0.1:22: private range (rule default).
-#20  The owner was asked (a1) by the rule r: POST https://h/x
-#21  The answer to a1 was deny (owner).
-#22  It called the host's tool web_fetch of host: {}
-#23  The tool web_fetch answered after 4 ms, 3 bytes.
-#24  LEARNING: 1 rules were proposed from s00000000005-00000006, which grant nothing; 2 grants were never used.
-#25  A person accepted new rules into f.
-#26  It tried ptrace. Expected: EPERM. Answer: EPERM. The wall held.
+#6  THE TOTALS DO NOT AGREE: bytes up: the gateway says 1, the kernel counted 2; it should be equal.
+#7  The sandbox ended: exit 0, 1 ms of CPU, at most 2 bytes of memory.
+#8  A message came in from terminal, chat me: m00000000001-00000002, 12 bytes.
+#9  The message m00000000001-00000002 was taken back unanswered: SIGTERM.
+#10  It set to work on m00000000001-00000002.
+#11  It was done after 10 ms: ok.
+#12  The model m at h was asked, 1 bytes, with the provider tool web_search.
+#13  The model m answered after 4 ms: 1 bytes, 2 tokens in, 3 out.
+#14  The gateway used the secret github for it at api.github.com.
+#15  The gateway asks h for tokens of the login claude (renewal).
+#16  The login claude has a new access token and a new refresh token.
+#17  The login claude: removed. Hosts: h.
+#18  It says it uses the tool bash: {\"a\": \"\\\"<U+000A><U+001B>[31m\"}
+#19  It says the tool bash failed, 3 bytes: no
+#20  It was let through to h:443 (192.0.2.1), GET /x with a, b as a WebSocket, by the rule r, \
+with the secret github.
+#21  h:443 was looked up and dialled at 192.0.2.1.
+#22  The exchange with h:443 ended with status 200 after 3 ms: 1 bytes out, 2 in. It broke \
+off: reset
+#23  It was REFUSED 10.0.0.1:22: private range (rule default).
+#24  The owner was asked (a1) by the rule r: POST https://h/x
+#25  The answer to a1 was deny (owner).
+#26  It called the host's tool web_fetch of host: {}
+#27  The tool web_fetch answered after 4 ms, 3 bytes.
+#28  LEARNING: 1 rules were proposed from s00000000005-00000006, which grant nothing; 2 grants \
+were never used.
+#29  A person accepted new rules into f.
+#30  It tried ptrace. Expected: EPERM. Answer: EPERM. The wall held.
 ";
 
 fn bare(body: Body) -> Record {
