@@ -38,8 +38,11 @@ pub(crate) fn parse_base_url(text: &str) -> Result<BaseUrl, Problem> {
     let (host, port) = split_port(authority).map_err(bad)?;
     let (host, plain) = check_host(host).map_err(|why| bad(&why))?;
     let plain = if scheme == "http" { plain.map_err(bad)? } else { None };
-    let path = path.trim_end_matches('/');
-    let path = path.strip_suffix("/v1").unwrap_or(path).trim_end_matches('/');
+    let mut path = path.trim_end_matches('/');
+    // Written twice by mistake it is still the version, which requests bring themselves.
+    while let Some(shorter) = path.strip_suffix("/v1") {
+        path = shorter.trim_end_matches('/');
+    }
     Ok(BaseUrl { text: format!("{scheme}://{host}{port}{path}"), plain })
 }
 
