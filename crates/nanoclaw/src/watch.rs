@@ -122,8 +122,8 @@ impl Watch {
     }
 
     /// Waits for what is typed at standard input, and gives it to the question that waits for it.
-    /// The command's is returned: so many bytes of `piece`, 0 at the end; an end typed at a question
-    /// is an answer that is neither yes nor no.
+    /// The command's is returned: so many bytes of `piece`, 0 at the end. An end that is typed at a
+    /// question is an answer that is neither yes nor no.
     pub(crate) fn typed(&self, piece: &mut [u8]) -> io::Result<usize> {
         let stdin = io::stdin();
         loop {
