@@ -2,6 +2,7 @@
 //!
 //! Pipeline: line ─► engine.submit ─► progress events ─► screen (or JSON lines).
 
+mod follow;
 mod heard;
 mod models;
 mod once;
@@ -18,10 +19,11 @@ use crate::watch::{self, Asking, Watch};
 use crate::world;
 use heard::Heard;
 use model::{AgentName, MessageId, ModelApi, ModelConfig, SessionId};
-use orchestrator::{Engine, Incoming, Progress};
+use orchestrator::{Engine, Incoming};
 use policy::Additions;
 use rustyline::error::ReadlineError;
 use screen::Screen;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +37,8 @@ const TERMINALS_MAX: u32 = 64;
 /// What can be said besides messages.
 const HELP: &str = "/new  /status  /queue (what waits)  /drop [N] (take it back)  /quit; \
                     Ctrl-C stops a running turn.";
+/// What Ctrl-D is among typed characters.
+const END: char = '\u{4}';
 /// How long a listener that nobody needs any more listens on.
 const LISTEN: Duration = Duration::from_millis(20);
 /// Earlier exchanges shown when a conversation is taken up again.
@@ -51,8 +55,11 @@ pub(crate) fn run(home: Home, args: &ChatArgs) -> Result<u8> {
     let Some(model) = product::model_of(&config, &agent)? else {
         return Err(models::no_model());
     };
+    let default = crate::agent_name(None, &config)? == name;
     let slot = Slot::claim(&home, &name)?;
+    let command = if default { "nanoclaw chat".into() } else { format!("nanoclaw chat {name}") };
     let mut chat = Chat::open(home, name, model, slot, args)?;
+    chat.screen.again_by(command);
     if args.new {
         chat.fresh()?;
     }
@@ -101,6 +108,12 @@ struct Chat {
     /// The session Ctrl-C is for.
     current: Arc<Mutex<Option<SessionId>>>,
     tokens: (u64, u64),
+    /// Ctrl-C was pressed.
+    pressed: Arc<AtomicBool>,
+    /// What was typed while a message waited: submitted, but not yet followed.
+    ahead: VecDeque<MessageId>,
+    /// A line begun meanwhile.
+    begun: String,
 }
 
 impl Chat {
@@ -129,12 +142,24 @@ impl Chat {
         ));
         engine.recover().map_err(Failure::other)?;
         let current = Arc::new(Mutex::new(None));
-        heard::watch_signals(&engine, &current, interrupted, once)?;
+        let pressed = Arc::<AtomicBool>::default();
+        heard::watch_signals(&engine, &current, interrupted, Arc::clone(&pressed), once)?;
         heard::heed(&product.watch, &engine, &current, told);
         let screen = Screen::new(json, once);
-        let tokens = (0, 0);
-        let events = Some(events);
-        Ok(Self { engine, events, agent, model, slot, host, screen, current, tokens })
+        Ok(Self {
+            engine,
+            events: Some(events),
+            agent,
+            model,
+            slot,
+            host,
+            screen,
+            current,
+            tokens: (0, 0),
+            pressed,
+            ahead: VecDeque::new(),
+            begun: String::new(),
+        })
     }
 
     fn session(&self) -> Result<(SessionId, bool)> {
@@ -170,50 +195,6 @@ impl Chat {
         Ok(())
     }
 
-    /// Shows what happens until the turn on `message` has ended. A message put back is waited for
-    /// until Ctrl-C.
-    fn follow(&mut self, message: &MessageId) -> Result<()> {
-        let Some(events) = self.events.take() else { return Ok(()) };
-        let _attended = Attended::to(&self.host.product.watch);
-        let mut waiting = false;
-        let ended = loop {
-            match events.recv() {
-                Err(_) => break Err(Failure::other("the engine is gone")),
-                Ok(Heard::Signal(_)) if waiting => {
-                    self.screen.notice("The message stays in the queue; /drop takes it back.");
-                    break Ok(());
-                }
-                Ok(Heard::Signal(_)) => {}
-                Ok(Heard::Progress(progress)) => {
-                    let outcome = self.shown(&progress, message);
-                    waiting = outcome.as_ref().map_or(waiting, |(_, o)| o == "requeued");
-                    let over = outcome.is_some_and(|(own, _)| own) && !waiting;
-                    if over || matches!(progress, Progress::Halted(_)) {
-                        break Ok(());
-                    }
-                }
-            }
-        };
-        self.events = Some(events);
-        ended
-    }
-
-    /// Shows one event; of the end of a turn, whether it was that of `message`, and its outcome.
-    fn shown(&mut self, progress: &Progress, message: &MessageId) -> Option<(bool, String)> {
-        if let Progress::TurnStarted { message: of, .. } = progress
-            && of != message
-        {
-            let text = self.engine.message(of).map(|m| m.text).unwrap_or_default();
-            self.screen.earlier(of, &text);
-        }
-        self.screen.show(progress, message);
-        let Progress::TurnFinished { message: of, outcome, tokens, .. } = progress else {
-            return None;
-        };
-        self.tokens = (self.tokens.0 + tokens.0, self.tokens.1 + tokens.1);
-        Some((of == message, outcome.clone()))
-    }
-
     fn say_scripted(&self) {
         if self.model.api == ModelApi::Script {
             let file = self.model.script.as_deref().map(|p| p.display().to_string());
@@ -232,7 +213,16 @@ impl Chat {
         }
         let mut editor = rustyline::DefaultEditor::new().context("the terminal")?;
         loop {
-            match editor.readline("you> ") {
+            // Their turns begin by themselves, in this order.
+            while let Some(message) = self.ahead.pop_front() {
+                if !self.follow(&message)? {
+                    return Ok(0);
+                }
+            }
+            let begun = std::mem::take(&mut self.begun);
+            match editor.readline_with_initial("you> ", (&begun, "")) {
+                // A terminal that cannot be edited on hands Ctrl-D over as typed during a turn.
+                Ok(line) if line.starts_with(END) => return Ok(0),
                 Ok(line) => {
                     let line = line.trim();
                     if line.is_empty() {
@@ -272,7 +262,7 @@ impl Chat {
             }
             text => {
                 let message = self.submit(text)?;
-                self.follow(&message)?;
+                return self.follow(&message);
             }
         }
         Ok(true)

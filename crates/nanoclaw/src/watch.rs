@@ -2,7 +2,8 @@
 //! request waits for a yes or no.
 //!
 //! 1. Only somebody at a terminal is asked; where there is none, the answer is no at once.
-//! 2. One question at a time; what was typed before it is not its answer.
+//! 2. One question at a time; what was typed before it is not its answer, and what is neither yes
+//!    nor no is asked again a few times, then it is no.
 //! 3. A question for whose answer nobody waits any more ends, and makes room for the next.
 //! 4. What a request is about is foreign text: it is shown escaped, and on one line.
 
@@ -24,6 +25,8 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Longest line a terminal hands over (`N_TTY_BUF_SIZE`), bytes: what is left of a longer read
 /// would answer the next question.
 const LINE_BYTES_MAX: usize = 4_096;
+/// How often a question is put in all, while the answers are neither yes nor no.
+const TRIES: usize = 3;
 /// Who answers at the terminal of an installation: whoever may start it owns it.
 const OWNER: &str = "owner";
 
@@ -54,6 +57,8 @@ pub(crate) struct Watch {
     attended: AtomicBool,
     one: Mutex<()>,
     diversion: Mutex<Option<SyncSender<Vec<u8>>>>,
+    /// Whoever copied the terminal reads it no more: answers are read here from then on.
+    input_over: AtomicBool,
     say: Mutex<Say>,
     end: Mutex<End>,
 }
@@ -85,6 +90,7 @@ impl Watch {
             attended: AtomicBool::new(true),
             one: Mutex::default(),
             diversion: Mutex::default(),
+            input_over: AtomicBool::new(false),
             say: Mutex::new(Box::new(|text| ui::note(format!("nanoclaw: {text}")))),
             end: Mutex::default(),
         }
@@ -116,7 +122,8 @@ impl Watch {
     }
 
     /// Waits for what is typed at standard input, and gives it to the question that waits for it.
-    /// The command's is returned: so many bytes of `piece`, 0 at the end.
+    /// The command's is returned: so many bytes of `piece`, 0 at the end. An end that is typed at a
+    /// question is an answer that is neither yes nor no.
     pub(crate) fn typed(&self, piece: &mut [u8]) -> io::Result<usize> {
         let stdin = io::stdin();
         loop {
@@ -127,10 +134,15 @@ impl Watch {
                 continue;
             }
             let n = rustix::io::retry_on_intr(|| rustix::io::read(&stdin, &mut *piece))?;
-            if n == 0 || !divert(diversion.as_ref(), &piece[..n]) {
+            if !divert(diversion.as_ref(), &piece[..n]) {
                 return Ok(n);
             }
         }
+    }
+
+    /// The command takes no more of what is typed; a terminal goes on nevertheless.
+    pub(crate) fn input_over(&self) {
+        self.input_over.store(true, Ordering::SeqCst);
     }
 
     fn say(&self, text: &str) {
@@ -146,19 +158,16 @@ impl Watch {
         // What ends before its turn is not shown.
         let Some(_one) = self.turn(&waits) else { return Answer::None };
         let typed = self.begin(question, until);
-        let line = match self.asking {
-            Asking::Copied => diverted(&typed, &waits),
-            _ => read(&waits),
-        };
+        let answer = self.hear(&typed, &waits);
         *lock(&self.diversion) = None;
         let by = OWNER.to_owned();
-        match line.as_deref().map(str::trim) {
+        match answer {
             _ if withdrawn.is_set() => {
                 ui::note("  (the question was withdrawn: nobody waits for it any more)");
                 Answer::None
             }
-            Some("y" | "Y" | "yes") => Answer::Allow { by },
-            Some(_) => {
+            Some(true) => Answer::Allow { by },
+            Some(false) => {
                 ui::note("  refused");
                 Answer::Deny { by }
             }
@@ -167,6 +176,32 @@ impl Watch {
                 Answer::None
             }
         }
+    }
+
+    /// Yes or no; `None` when there is no answer in time.
+    fn hear(&self, typed: &Receiver<Vec<u8>>, waits: &dyn Fn() -> bool) -> Option<bool> {
+        for left in (0..TRIES).rev() {
+            let line = self.line(typed, waits)?;
+            match line.trim().to_ascii_lowercase().as_str() {
+                "y" | "yes" => return Some(true),
+                "n" | "no" => return Some(false),
+                _ if left > 0 => ui::note("  That is neither y nor n. Allow once? [y/n]"),
+                _ => {}
+            }
+        }
+        Some(false)
+    }
+
+    /// A typed line, from whoever copies the terminal or, where nobody does, from the terminal.
+    fn line(&self, typed: &Receiver<Vec<u8>>, waits: &dyn Fn() -> bool) -> Option<String> {
+        while waits() {
+            let copied = self.asking == Asking::Copied && !self.input_over.load(Ordering::SeqCst);
+            let bytes = if copied { diverted(typed) } else { read() };
+            if let Some(bytes) = bytes.ok()? {
+                return Some(String::from_utf8_lossy(&bytes).into_owned());
+            }
+        }
+        None
     }
 
     /// Waits until no other question is shown.
@@ -201,30 +236,31 @@ impl Watch {
     }
 }
 
-/// A line that the copier of the terminal hands over.
-fn diverted(from: &Receiver<Vec<u8>>, waits: &dyn Fn() -> bool) -> Option<String> {
-    while waits() {
-        match from.recv_timeout(LOOK) {
-            Ok(bytes) => return Some(String::from_utf8_lossy(&bytes).into_owned()),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
+/// A line that the copier of the terminal hands over, if one comes within [`LOOK`].
+fn diverted(from: &Receiver<Vec<u8>>) -> io::Result<Option<Vec<u8>>> {
+    match from.recv_timeout(LOOK) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(RecvTimeoutError::Timeout) => Ok(None),
+        Err(RecvTimeoutError::Disconnected) => Err(io::ErrorKind::BrokenPipe.into()),
     }
-    None
 }
 
-/// A line from the terminal itself.
-fn read(waits: &dyn Fn() -> bool) -> Option<String> {
-    let stdin = io::stdin();
+/// A line from the terminal itself, if one comes within [`LOOK`].
+fn read() -> io::Result<Option<Vec<u8>>> {
     let look = Timespec { tv_sec: 0, tv_nsec: i64::from(LOOK.subsec_nanos()) };
-    while waits() {
-        if ready(&stdin, Some(&look)).ok()? {
-            let mut bytes = [0; LINE_BYTES_MAX];
-            let n = rustix::io::read(&stdin, &mut bytes).ok()?;
-            return Some(String::from_utf8_lossy(&bytes[..n]).into_owned());
-        }
+    typed_line(&look)
+}
+
+/// A line typed at the terminal, if one comes within this time; empty at an end of input.
+pub(crate) fn typed_line(within: &Timespec) -> io::Result<Option<Vec<u8>>> {
+    let stdin = io::stdin();
+    if !ready(&stdin, Some(within))? {
+        return Ok(None);
     }
-    None
+    let mut bytes = vec![0; LINE_BYTES_MAX];
+    let n = rustix::io::retry_on_intr(|| rustix::io::read(&stdin, &mut *bytes))?;
+    bytes.truncate(n);
+    Ok(Some(bytes))
 }
 
 impl Watcher for Watch {
@@ -296,6 +332,25 @@ mod tests {
             assert_eq!(matches!(answer, Answer::Allow { .. }), allowed);
         }
         assert!(!type_in(&watch, b"y\n"), "the question is over");
+    }
+
+    #[test]
+    fn neither_yes_nor_no_is_asked_again_and_then_no() {
+        let (maybe, yes): (&[u8], &[u8]) = (b"maybe\n", b"YES\n");
+        for (lines, allowed) in [([maybe, maybe, yes], true), ([maybe, b"", maybe], false)] {
+            let watch = Watch::new(Asking::Copied);
+            let answer = std::thread::scope(|s| {
+                let asked = s.spawn(|| ask(&watch, 10_000));
+                for line in lines {
+                    while !type_in(&watch, line) {
+                        std::thread::yield_now();
+                    }
+                }
+                asked.join().expect("answered")
+            });
+            assert_eq!(matches!(answer, Answer::Allow { .. }), allowed, "{answer:?}");
+            assert_ne!(answer, Answer::None);
+        }
     }
 
     #[test]

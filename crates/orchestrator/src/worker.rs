@@ -84,6 +84,7 @@ pub(crate) fn start(
             done: TurnDone::default(),
             failure: None,
             came_back: true,
+            put_back: None,
             cancel: slot,
             leaving: left,
         };
@@ -111,6 +112,8 @@ struct Worker {
     failure: Option<Failure>,
     /// Nothing was taken yet: whoever came back is reason enough to try a kept message at once.
     came_back: bool,
+    /// The message whose attempt failed here last: how it ended was told.
+    put_back: Option<MessageId>,
     cancel: CancelSlot,
     leaving: Leaving,
 }
@@ -253,7 +256,11 @@ impl Worker {
         let (turn_id, message) = (turn.clone(), taken.message.id.clone());
         self.shared.tell(&self.session, Progress::TurnStarted { turn: turn_id, message });
         if taken.message.attempts > 0 {
-            let again = "An earlier attempt at this message perhaps did not finish; trying again.";
+            let again = if self.put_back.as_ref() == Some(&taken.message.id) {
+                "Trying again."
+            } else {
+                "An earlier attempt at this message perhaps did not finish; trying again."
+            };
             self.notice(again.into());
         }
         *self.cancel.lock().unwrap_or_else(PoisonError::into_inner) = Some(link.canceller());
@@ -334,6 +341,7 @@ impl Worker {
             if let Err(e) = put_back {
                 self.notice(format!("The message could not be put back: {e}"));
             }
+            self.put_back = Some(taken.message.id.clone());
             self.turn_record(&taken, "requeued");
             self.tell_end(&taken, "requeued", sentence, (0, 0), Some(seconds));
         } else {

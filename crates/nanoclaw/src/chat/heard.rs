@@ -1,11 +1,12 @@
 //! What reaches whoever waits for an answer: the turn, the gateway, signals.
 
 use crate::failure::Result;
-use crate::signals;
 use crate::ui::{self, Paint};
 use crate::watch::Watch;
+use crate::{signals, terminal};
 use model::SessionId;
 use orchestrator::{Engine, Progress};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -46,6 +47,7 @@ pub(super) fn watch_signals(
     engine: &Arc<Engine>,
     current: &Arc<Mutex<Option<SessionId>>>,
     tell: SyncSender<Heard>,
+    pressed: Arc<AtomicBool>,
     once: bool,
 ) -> Result<()> {
     let engine = Arc::clone(engine);
@@ -59,6 +61,8 @@ pub(super) fn watch_signals(
             }
             return;
         }
+        // Whoever waits for the next attempt may just be at something else, and looks here.
+        pressed.store(kind == signals::INTERRUPT, Ordering::SeqCst);
         let session = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(session) = session {
             engine.cancel(&session);
@@ -66,6 +70,7 @@ pub(super) fn watch_signals(
         // Nobody waits for it at the prompt, where the key is read as a key.
         drop(tell.try_send(Heard::Signal(kind)));
         if kind != signals::INTERRUPT {
+            terminal::put_back();
             std::process::exit(128 + kind);
         }
     })

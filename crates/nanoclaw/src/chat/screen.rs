@@ -14,6 +14,10 @@ pub(super) struct Screen {
     once: bool,
     /// The message that is worked on.
     at: Option<MessageId>,
+    /// An earlier message was answered before the one that is waited for.
+    after_earlier: bool,
+    /// The command line of this conversation, for hints.
+    command: String,
     paint: Paint,
     /// Whether the cursor stands behind streamed text.
     mid_line: bool,
@@ -23,7 +27,42 @@ pub(super) struct Screen {
 
 impl Screen {
     pub(super) fn new(json: bool, once: bool) -> Self {
-        Self { json, once, at: None, paint: Paint::auto(), mid_line: false, streamed: false }
+        Self {
+            json,
+            once,
+            at: None,
+            after_earlier: false,
+            command: "nanoclaw chat".to_owned(),
+            paint: Paint::auto(),
+            mid_line: false,
+            streamed: false,
+        }
+    }
+
+    /// The command line that hints name.
+    pub(super) fn again_by(&mut self, command: String) {
+        self.command = command;
+    }
+
+    /// Another message is waited for from now on.
+    pub(super) fn begin(&mut self) {
+        self.after_earlier = false;
+    }
+
+    /// A turn was stopped, or the wait for its next attempt; of which message, where that is not
+    /// plain.
+    pub(super) fn stopped(&self, text: Option<&str>) {
+        let told = match text {
+            _ if self.once => "(stopped)".to_owned(),
+            None => "(stopped; the message is not tried again)".to_owned(),
+            Some(text) => format!("(stopped; the message is not tried again: {text})"),
+        };
+        self.notice(&told);
+    }
+
+    /// The chat ends while a message waits.
+    pub(super) fn left_in_queue(&self) {
+        self.notice(&format!("Your message is kept: {}.", how_kept(&self.command)));
     }
 
     /// Something for the person that is not a reply.
@@ -63,6 +102,7 @@ impl Screen {
 
     /// A message from before is answered first.
     pub(super) fn earlier(&mut self, message: &MessageId, text: &str) {
+        self.after_earlier = true;
         if self.json {
             let event = json!({"event": "earlier_message", "message": message, "text": text});
             ui::json_line(&event.to_string());
@@ -101,8 +141,8 @@ impl Screen {
     /// Shows one event; `own` is the message that is waited for.
     pub(super) fn show(&mut self, progress: &Progress, own: &MessageId) {
         if let Progress::TurnStarted { message, .. } = progress {
-            let from_before = self.at.replace(message.clone()).is_some_and(|at| at != *own);
-            if from_before && message == own && !self.json {
+            self.at = Some(message.clone());
+            if message == own && std::mem::take(&mut self.after_earlier) && !self.json {
                 self.notice("Now yours:");
             }
         }
@@ -110,12 +150,12 @@ impl Screen {
         match (self.json, &self.at) {
             (true, Some(at)) if at != own => {
                 let event = json!({"event": "earlier", "message": at,
-                    "what": event(progress, self.kept())});
+                    "what": self.event(progress)});
                 ui::json_line(&event.to_string());
                 ui::flush();
             }
             (true, _) => {
-                ui::json_line(&event(progress, self.kept()).to_string());
+                ui::json_line(&self.event(progress).to_string());
                 ui::flush();
             }
             (false, _) => self.tell(progress, wanted),
@@ -153,9 +193,9 @@ impl Screen {
                 match outcome.as_str() {
                     "done" if self.streamed => {}
                     "done" => self.reply_of(wanted, &format!("{}\n", harmless(reply))),
-                    "cancelled" => ui::note(self.paint.dim("(stopped)")),
+                    "cancelled" => self.stopped(None),
                     _ => {
-                        let reply = with_what_comes(reply, *retry_s, self.kept());
+                        let reply = self.with_what_comes(reply, *retry_s);
                         ui::note(self.paint.red(&harmless(&reply)));
                     }
                 }
@@ -170,32 +210,37 @@ impl Screen {
         }
     }
 
-    /// What becomes of a message that was put back: whoever asked once does not wait.
-    fn kept(&self) -> Kept {
-        if self.once { Kept::ForNextChat } else { Kept::Waited }
+    /// A failure, and what becomes of its message: whoever asked once does not wait.
+    fn with_what_comes(&self, reply: &str, retry_s: Option<u64>) -> String {
+        let Some(s) = retry_s else { return reply.to_owned() };
+        let stop = if reply.ends_with(['.', '!', '?']) { "" } else { "." };
+        let comes = if self.once {
+            format!("Your message is kept: {}.", how_kept(&self.command))
+        } else {
+            format!(
+                "Your message is kept; trying again in {s} s (meanwhile /queue, /drop and /quit \
+                 work; Ctrl-C takes it back)."
+            )
+        };
+        format!("{reply}{stop} {comes}")
     }
-}
 
-/// What becomes of a message that was put back.
-#[derive(Clone, Copy)]
-enum Kept {
-    /// This process tries again.
-    Waited,
-    /// This process leaves.
-    ForNextChat,
-}
-
-fn with_what_comes(reply: &str, retry_s: Option<u64>, kept: Kept) -> String {
-    match (retry_s, kept) {
-        (None, _) => reply.to_owned(),
-        (Some(s), Kept::Waited) => {
-            format!("{reply} Your message is kept; trying again in {s} s (Ctrl-C stops waiting).")
+    fn event(&self, progress: &Progress) -> Value {
+        match progress {
+            Progress::TurnFinished { reply, retry_s, .. } => {
+                event(progress, &self.with_what_comes(reply, *retry_s))
+            }
+            other => event(other, ""),
         }
-        (Some(_), Kept::ForNextChat) => format!(
-            "{reply} Your message is kept: the next `nanoclaw chat` answers it first, \
-             `nanoclaw chat --queued` shows it, `--drop-queued` takes it back."
-        ),
     }
+}
+
+/// What becomes of a message that this process leaves behind.
+fn how_kept(command: &str) -> String {
+    format!(
+        "the next `{command}` answers it first, `{command} --queued` shows it, \
+         `{command} --drop-queued` takes it back"
+    )
 }
 
 /// The argument a person would name a tool call by.
@@ -205,7 +250,8 @@ fn main_argument(arguments: &str) -> String {
     named.map_or_else(|| arguments.to_owned(), str::to_owned)
 }
 
-fn event(progress: &Progress, kept: Kept) -> Value {
+/// As JSON; `reply` is what is said at the end of a turn.
+fn event(progress: &Progress, reply: &str) -> Value {
     match progress {
         Progress::TurnStarted { turn, message } => {
             json!({"event": "turn_started", "turn": turn, "message": message})
@@ -220,8 +266,7 @@ fn event(progress: &Progress, kept: Kept) -> Value {
         }
         Progress::Notice(text) => json!({"event": "notice", "text": text}),
         Progress::Halted(text) => json!({"event": "halted", "text": text}),
-        Progress::TurnFinished { turn, message, outcome, reply, tokens, retry_s } => {
-            let reply = with_what_comes(reply, *retry_s, kept);
+        Progress::TurnFinished { turn, message, outcome, tokens, .. } => {
             json!({"event": "turn_finished", "turn": turn, "message": message,
                 "outcome": outcome, "reply": reply, "input_tokens": tokens.0,
                 "output_tokens": tokens.1})

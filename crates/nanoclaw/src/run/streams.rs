@@ -158,14 +158,17 @@ fn copy(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// As [`copy`], from standard input; what answers a question is not the command's.
+/// As [`copy`], from standard input; what answers a question is not the command's. When the
+/// command's input has ended, a terminal is there still, for answers.
 fn copy_typed(watch: &Watch, mut to: File) {
     let mut piece = [0_u8; 16 << 10];
     while let Ok(n @ 1..) = watch.typed(&mut piece) {
         if to.write_all(&piece[..n]).is_err() {
-            return;
+            break;
         }
     }
+    drop(to);
+    watch.input_over();
 }
 
 /// Gives the command's terminal the size of the user's.

@@ -14,6 +14,7 @@ both!(
     an_answer_for_a_program_that_has_left_lets_nothing_out,
     a_question_nobody_waits_for_is_taken_back_and_the_next_one_put,
     what_was_typed_before_a_question_is_no_part_of_its_answer,
+    an_answer_is_taken_after_the_end_of_the_commands_input,
 );
 
 /// A server, and an agent whose posts to it a human decides.
@@ -61,7 +62,13 @@ fn a_yes_lets_one_request_out_and_a_no_none(lab: &Lab) {
     for (path, key) in [("/a", "y\r"), ("/b", "n\r"), ("/c", "perhaps\r")] {
         desk.wait_for(&format!("POST http://localhost:{}{path}", server.address().port()));
         assert!(!desk.shown().contains(&format!("got {path}")), "it waits: {}", desk.shown());
-        desk.type_in(key);
+        let tries = if path == "/c" { 3 } else { 1 };
+        for asked_again in 0..tries {
+            wait_until("it is asked again", || {
+                desk.shown().matches("That is neither y nor n.").count() == asked_again
+            });
+            desk.type_in(key);
+        }
         desk.wait_for(&format!("got {path} "));
     }
     let (ran, _) = desk.wait();
@@ -189,8 +196,31 @@ fn what_was_typed_before_a_question_is_no_part_of_its_answer(lab: &Lab) {
     std::thread::sleep(TICK * 20);
     assert!(!desk.shown().contains("got /early"), "it waits: {}", desk.shown());
     desk.type_in("\r");
+    desk.wait_for("That is neither y nor n. Allow once? [y/n]");
+    desk.type_in("n\r");
     desk.wait_for("got /early 403");
     desk.wait();
     assert_eq!(server.requests().len(), 0);
     assert_eq!(decisions(lab), [decided("deny", "owner")]);
+}
+
+fn an_answer_is_taken_after_the_end_of_the_commands_input(lab: &Lab) {
+    let server = asking(lab, "30s");
+    // The one has read its end, the other has closed it and is written to in vain.
+    for (before, keys) in [("cat >/dev/null; echo over", "\x04"), ("exec <&-; echo over", "x\r")] {
+        let Some(mut desk) = desk(lab, &format!("{before}; sleep 1; {}", post(&server, "/after")))
+        else {
+            return;
+        };
+        if keys != "\x04" {
+            desk.wait_for("over");
+        }
+        desk.type_in(keys);
+        desk.wait_for("Allow once? [y/n]");
+        desk.type_in("y\r");
+        desk.wait_for("got /after ");
+        let (ran, _) = desk.wait();
+        assert!(!ran.out().contains("got /after 403"), "{ran}");
+    }
+    assert_eq!(server.requests().len(), 2);
 }

@@ -1,8 +1,8 @@
 //! `run -t`: a terminal for the command, under a terminal of the test's.
 
-use crate::lab::{Lab, Ran, TICK, WATCHDOG};
+use crate::lab::{Lab, Ran, TICK, WATCHDOG, wait_until};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -16,6 +16,7 @@ both!(
     control_c_reaches_the_command_as_a_key,
     the_terminal_is_put_back_as_it_was,
     without_t_a_terminal_is_copied_not_handed_over,
+    a_signal_at_a_hidden_question_gives_the_echo_back,
 );
 
 /// A terminal with a program in it.
@@ -158,4 +159,23 @@ fn without_t_a_terminal_is_copied_not_handed_over(lab: &Lab) {
     let (ran, _) = desk.wait();
     assert!(!ran.out().contains("terminal"), "{ran}");
     assert_eq!(ran.code(), 0, "{ran}");
+}
+
+fn a_signal_at_a_hidden_question_gives_the_echo_back(lab: &Lab) {
+    use rustix::process::Signal;
+    let echo = |slave: &OwnedFd| tcgetattr(slave).unwrap().local_modes.contains(LocalModes::ECHO);
+    let set: &[&str] = &["secret", "set", "x", "--host", "a.example"];
+    let login: &[&str] = &["login", "claude", "--accept-terms"];
+    for (args, signal, code) in
+        [(set, Signal::INT, 130), (set, Signal::TERM, 143), (login, Signal::INT, 130)]
+    {
+        let desk = Desk::start(lab.nanoclaw(args));
+        desk.wait_for("(not shown)");
+        wait_until("nothing typed is shown", || !echo(&desk.slave));
+        rustix::process::kill_process(rustix::process::Pid::from_child(&desk.child), signal)
+            .unwrap();
+        let (ran, slave) = desk.wait();
+        assert!(echo(&slave), "{args:?}: {ran}");
+        assert_eq!(ran.code(), code, "{args:?}: {ran}");
+    }
 }

@@ -76,29 +76,65 @@ fn what_waits_is_shown_and_dropped_in_the_chat() {
     lab.verify();
 }
 
-/// A conversation waits for its model until Ctrl-C; what is dropped then is not tried again.
+/// A conversation waits for its model; what is dropped or interrupted then is not tried again.
 #[test]
-fn a_wait_for_the_model_is_said_truly_and_can_be_given_up() {
+fn a_wait_for_the_model_is_said_truly_obeys_commands_and_can_be_given_up() {
     let port = free_port();
     let lab = Lab::new();
     lab.model("openai", &format!("http://127.0.0.1:{port}"));
     let Some(mut chat) = Pty::start(&lab, &["chat"]) else { return };
+    let comes = "Your message is kept; trying again in 2 s (meanwhile /queue, /drop and /quit \
+                 work; Ctrl-C takes it back).";
     chat.line("NOTOOL lost");
-    chat.expect("Your message is kept; trying again in 2 s (Ctrl-C stops waiting).");
-    chat.keys("\x03");
-    chat.expect("The message stays in the queue; /drop takes it back.");
-    chat.line("/drop");
+    let said = chat.expect(comes);
+    assert!(said.contains("attempts were made). Your"), "{said}");
+    chat.keys("/queue\r");
+    chat.expect("tried 1x: NOTOOL lost");
+    chat.expect("Trying again.");
+    chat.expect("Your message is kept; trying again in");
+    chat.keys("/drop\r");
     chat.expect("dropped: NOTOOL lost");
+    chat.line("NOTOOL stopped");
+    chat.expect(comes);
+    chat.keys("\x03");
+    chat.expect("(stopped; the message is not tried again: NOTOOL stopped)");
+    chat.line("/queue");
+    chat.expect("No message waits for an answer.");
     let server = server(Options { port, ..keyed() });
     chat.line("NOTOOL found");
     chat.expect("MOCK_TEXT[NOTOOL found]");
     chat.line("/quit");
     chat.wait().expect(0);
+    assert!(!chat.shown().contains("perhaps did not finish"), "{}", chat.shown());
     assert_eq!(asked(&server).len(), 1);
+    let withdrawn = lab.records("message_withdrawn");
+    assert_eq!(withdrawn.len(), 2, "{withdrawn:?}");
     lab.assert_nobody_left();
+    lab.verify();
 }
 
-/// A fresh conversation can be begun while the old one tries again for nobody.
+#[test]
+fn who_leaves_while_a_message_waits_keeps_it_and_learns_how_to_see_it() {
+    for leave in ["/quit\r", "\x04"] {
+        let lab = Lab::new();
+        lab.model("anthropic", &format!("http://127.0.0.1:{}", free_port()));
+        lab.agent("other", "schema = 1\n");
+        let Some(mut chat) = Pty::start(&lab, &["chat", "other"]) else { return };
+        chat.line("NOTOOL kept");
+        chat.expect("trying again in 2 s");
+        chat.keys("NOTOOL behind\r");
+        chat.expect("It is in the queue, behind what waits.");
+        chat.keys(leave);
+        chat.expect("`nanoclaw chat other --queued` shows it");
+        chat.wait().expect(0);
+        let queued = lab.run(&["chat", "other", "--queued", "--json"]).expect(0).events();
+        let texts: Vec<_> = queued.iter().filter_map(|m| m["text"].as_str()).collect();
+        assert_eq!(texts, ["NOTOOL kept", "NOTOOL behind"]);
+        lab.assert_nobody_left();
+    }
+}
+
+/// A fresh conversation can be begun while the old one waits.
 #[test]
 fn a_fresh_conversation_takes_back_what_the_old_one_waited_for() {
     let lab = Lab::new();
@@ -106,11 +142,7 @@ fn a_fresh_conversation_takes_back_what_the_old_one_waited_for() {
     let Some(mut chat) = Pty::start(&lab, &["chat"]) else { return };
     chat.line("NOTOOL old");
     chat.expect("trying again in 2 s");
-    chat.keys("\x03");
-    chat.expect("The message stays in the queue");
-    // Its time comes, and its worker waits for somebody to tell it to.
-    std::thread::sleep(std::time::Duration::from_millis(2_500));
-    chat.line("/new");
+    chat.keys("/new\r");
     chat.expect("dropped: NOTOOL old");
     chat.expect("A fresh conversation");
     chat.line("/quit");

@@ -57,6 +57,38 @@ fn a_conversation_is_taken_up_again_with_its_past_on_the_screen() {
 }
 
 #[test]
+fn lines_typed_at_once_become_messages_in_order() {
+    let server = server(keyed());
+    let lab = Lab::with_model("anthropic", &server);
+    let Some(mut chat) = Pty::start(&lab, &["chat"]) else { return };
+    chat.expect("you> ");
+    chat.keys("NOTOOL one\rNOTOOL two\rNOTOOL three\r");
+    for text in ["one", "two", "three"] {
+        chat.expect(&format!("MOCK_TEXT[NOTOOL {text}]"));
+    }
+    chat.line("/quit");
+    chat.wait().expect(0);
+    let shown = chat.shown();
+    assert!(!shown.contains("Now yours:"), "no other was answered before: {shown}");
+    assert_eq!(asked(&server).len(), 3);
+    lab.verify();
+}
+
+#[test]
+fn ctrl_d_during_a_turn_ends_the_chat_after_what_was_typed_before_it() {
+    let server = server(Options { delay: Duration::from_secs(1), ..keyed() });
+    let lab = Lab::with_model("anthropic", &server);
+    let Some(mut chat) = Pty::start(&lab, &["chat"]) else { return };
+    chat.line("NOTOOL slow");
+    assert!(server.wait_for(1, Duration::from_secs(10)), "the model was asked");
+    chat.keys("NOTOOL ahead\r\x04");
+    chat.expect("MOCK_TEXT[NOTOOL slow]");
+    chat.expect("MOCK_TEXT[NOTOOL ahead]");
+    chat.wait().expect(0);
+    lab.assert_nobody_left();
+}
+
+#[test]
 fn ctrl_c_stops_the_turn_and_the_prompt_comes_back() {
     let server = server(Options { delay: Duration::from_secs(40), ..keyed() });
     let lab = Lab::with_model("anthropic", &server);
@@ -65,7 +97,7 @@ fn ctrl_c_stops_the_turn_and_the_prompt_comes_back() {
     assert!(server.wait_for(1, Duration::from_secs(10)), "the model was asked");
     let begun = Instant::now();
     chat.keys("\x03");
-    chat.expect("(stopped)");
+    chat.expect("(stopped; the message is not tried again)");
     chat.expect("you> ");
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     chat.keys("\x03"); // at the prompt it only says what leaves
