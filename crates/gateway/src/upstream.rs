@@ -197,18 +197,21 @@ impl Pool {
         idle.push(Idle { to: lease.to, since: Instant::now(), sender: lease.sender });
     }
 
-    /// Sends one request. A kept connection that the server closed meanwhile is replaced by a
-    /// fresh one without counting as an attempt; a request is never sent twice on purpose.
+    /// Sends one request; sets `begun` before the first byte of it can leave. A kept connection that
+    /// the server closed meanwhile is replaced by a fresh one without counting as an attempt; a
+    /// request is never sent twice on purpose.
     pub(crate) async fn send(
         &self,
         to: &Endpoint,
         request: impl Fn() -> Request<Full<Bytes>>,
+        begun: &mut bool,
     ) -> Result<Exchange, UpstreamError> {
         let silent = || UpstreamError::Silent { host: to.host.clone() };
         while let Some(mut sender) = self.take(to) {
             if sender.requests.ready().await.is_err() {
                 continue;
             }
+            let before = std::mem::replace(begun, true);
             let sending = sender.requests.try_send_request(request());
             let sent = tokio::time::timeout(FIRST_BYTE_TIME, sending);
             match sent.await.map_err(|_| silent())? {
@@ -218,10 +221,12 @@ impl Pool {
                     if e.take_message().is_none() {
                         return Err(exchange_error(to, e.error()));
                     }
+                    *begun = before;
                 }
             }
         }
         let mut sender = self.open(to).await?;
+        *begun = true;
         let sending = sender.requests.send_request(request());
         let sent = tokio::time::timeout(FIRST_BYTE_TIME, sending).await;
         let response = sent.map_err(|_| silent())?.map_err(|e| exchange_error(to, &e))?;

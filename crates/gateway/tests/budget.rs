@@ -5,6 +5,7 @@ mod common;
 
 use common::*;
 use model::{AgentName, Body, Budget, ModelApi, ModelConfig, Price, SessionId, TurnId};
+use nanoclaw_gateway::RetryPolicy;
 use nanoclaw_gateway::usage::{Ledger, Notice, OverBudget, Spender, Usage, totals};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -56,6 +57,8 @@ async fn over_budget_nothing_leaves_and_the_owner_is_told_once() {
             let (status, body) = parts(&answer);
             assert_eq!(status, 402, "{body}");
             assert!(answer.contains("x-should-retry: false") && body.contains(kind), "{body}");
+            assert!(body.contains("nanoclaw_budget"), "told from a provider's refusal: {body}");
+            assert!(body.contains("lower max_tokens") && !body.contains("wait"), "{body}");
             assert!(body.contains("usd_per_day = $0.00005") && body.contains("agents/tester.toml"));
         }
         assert!(server.requests().is_empty());
@@ -131,6 +134,46 @@ async fn failures_cost_nothing_and_hanging_up_early_is_not_free() {
     }
     let all = totals(&dir.0).unwrap();
     assert_eq!(all.iter().map(|t| t.estimated).sum::<u64>(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_never_left_costs_nothing_also_when_it_is_given_up() {
+    // Nobody listens there, so the gateway pauses between attempts.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // This one takes the request and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    for (port, estimated) in [(port, 0), (silent.local_addr().unwrap().port(), 1)] {
+        let dir = TempDir::new();
+        let ledger = Some(Ledger::open(&dir.0).unwrap());
+        let models = vec![priced(port)];
+        // A pause that outlasts the test: the agent hangs up in it.
+        let pause = std::time::Duration::from_secs(60);
+        let retry = RetryPolicy { attempts_max: 2, pause, pause_max: pause, total_max: 2 * pause };
+        let budget = per_day(1_000_000);
+        let rig = RigPlan { models, budget, ledger, retry, ..RigPlan::default() }.build();
+        let mut stream = tokio::net::UnixStream::connect(rig.door.socket()).await.unwrap();
+        let request = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{ASK}",
+            ASK.len()
+        );
+        tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
+        rig.sink.wait_for("model_request").await;
+        if estimated == 1 {
+            let (mut taken, _) = silent.accept().await.unwrap();
+            tokio::io::AsyncReadExt::read_exact(&mut taken, &mut [0; 100]).await.unwrap();
+        } else {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        drop(stream);
+        match rig.sink.wait_for("model_response").await {
+            Body::ModelResponse { cost_micro_usd: Some(cost), error: Some(why), .. } => {
+                assert_eq!(cost > 0, estimated == 1, "{cost} {why}");
+                assert!(why.contains("hung up"), "{why}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(totals(&dir.0).unwrap().iter().map(|t| t.estimated).sum::<u64>(), estimated);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -60,6 +60,10 @@ the message is kept for the next chat, and the exit code is 1.")]
   nanoclaw run -- python3 -c 'print(1+1)'
   nanoclaw run --workspace . --allow api.github.com -- ./script.sh
   nanoclaw run -t -- bash
+  nanoclaw run --memory 512MiB --limits fallback -- make
+  nanoclaw run --agent nightly                    the command of agents/nightly.toml
+
+Without --agent, what agents/assistant.toml grants counts here too, if there is such a file.
 
 The exit code is the command's own, 128 + N when signal N ended it, 124 at its --timeout.
 What policy refused is listed on standard error at the end, unless --quiet.")]
@@ -211,7 +215,7 @@ pub(crate) struct ChatArgs {
     /// Events as JSON lines
     #[arg(long)]
     pub(crate) json: bool,
-    /// Start a fresh conversation
+    /// Start a fresh conversation; messages that still wait for an answer are dropped, on record
     #[arg(long)]
     pub(crate) new: bool,
     /// List the messages that still wait for an answer, leave
@@ -222,9 +226,16 @@ pub(crate) struct ChatArgs {
     pub(crate) drop_queued: bool,
 }
 
+/// What `--limits` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum HowHard {
+    Required,
+    Fallback,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Take mounts, hosts, limits and environment from this agent's file
+    /// Take mounts, hosts, limits and environment from this agent's file [default: assistant]
     #[arg(long, value_name = "NAME")]
     pub(crate) agent: Option<String>,
     /// Grant a folder: SRC:DST:ro or SRC:DST:rw
@@ -239,6 +250,10 @@ pub(crate) struct RunArgs {
     /// Memory limit, e.g. 512MiB
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<String>,
+    /// How hard the limits must be: fallback (where there is no control group, a weaker mechanism
+    /// will do) or required [default: `limits` of the agent's file, else required]
+    #[arg(long, value_enum, value_name = "HOW", hide_possible_values = true)]
+    pub(crate) limits: Option<HowHard>,
     /// End the command after this time, e.g. 30s
     #[arg(long, value_name = "TIME")]
     pub(crate) timeout: Option<String>,
@@ -251,8 +266,8 @@ pub(crate) struct RunArgs {
     /// Give the command a terminal (one of the host's, so `tty` finds no name for it inside)
     #[arg(short = 't', long)]
     pub(crate) tty: bool,
-    /// The command and its arguments
-    #[arg(required = true, last = true, value_name = "CMD")]
+    /// The command and its arguments [default: `command` of the agent's file]
+    #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
 }
 

@@ -5,7 +5,7 @@
 mod refusals;
 mod streams;
 
-use crate::args::RunArgs;
+use crate::args::{HowHard, RunArgs};
 use crate::commands::mcp;
 use crate::failure::{Context, Failure, Kind, Result};
 use crate::home::{Home, SessionDirs};
@@ -17,18 +17,22 @@ use crate::watch::{self, Asking, Watch};
 use crate::{crosscheck, host, removal, signals, ui, world};
 use gateway::control::Door;
 use gateway::{DoorGrant, TurnCell};
-use model::{AgentName, Body, Command, Durability, RecordError, SandboxSpec, SessionId};
-use policy::{Additions, MountContext, ResolvedAgent};
+use model::{
+    AgentName, Body, Command, Durability, RecordError, SandboxSpec, SessionId, Strictness,
+};
+use policy::{Additions, MountContext, ResolvedAgent, Runtime};
 use sandbox::{Ended, Sandbox};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use streams::Streams;
 
 /// The exit code of a command that took too long, as timeout(1) has it.
 const TIMED_OUT: u8 = 124;
+/// The exit code of a command that is not in the sandbox, as shells have it.
+const NOT_FOUND: u8 = 127;
 /// How long a command may take to leave after it was asked to, when its time is over.
 const TERMINATE_GRACE: Duration = Duration::from_secs(2);
 
@@ -38,13 +42,41 @@ pub(crate) fn run(home: Home, args: &RunArgs) -> Result<u8> {
     let additions = additions(&home, args)?;
     let name = crate::agent_name(args.agent.as_deref(), &policy::Config::default())?;
     let agent = product::resolve_agent(&home, &config, &name, &additions)?;
+    let command = command(args, &agent)?;
     let workspace = args.workspace.as_deref().map(folder).transpose()?;
     let watch = Watch::new(asking(args));
     let product = Product::open(home, "run", watch)?;
     let session = SessionId::mint(world::now_ms(), u32::from_le_bytes(world::random_bytes()));
-    let one = OneRun::new(&product, &agent, session, name)?;
+    let one = OneRun::new(&product, &agent, session, name, command)?;
     let timeout = additions.timeout;
     one.go(args, workspace.as_deref(), timeout)
+}
+
+/// What is run: the command line's words, else those of the agent's file.
+fn command(args: &RunArgs, agent: &ResolvedAgent) -> Result<Vec<String>> {
+    match &agent.runtime {
+        _ if !args.command.is_empty() => Ok(args.command.clone()),
+        Runtime::Command(argv) => Ok(argv.clone()),
+        Runtime::Builtin => {
+            let name = &agent.name;
+            let cause = format!("no command was given, and agent {name} has none of its own");
+            Err(Failure::usage(cause).remedy(format!(
+                "write it after `--`, e.g. `nanoclaw run -- python3 app.py`, or into \
+                 agents/{name}.toml:\nruntime = \"command\" and command = [\"python3\", \"…\"]; \
+                 `nanoclaw chat {name}` talks to the built-in agent"
+            )))
+        }
+    }
+}
+
+/// Where the command is a file of this folder that the sandbox does not have: what would share it.
+fn missing_here(command: &[String], workspace: Option<&Path>) -> Option<&'static str> {
+    let program = Path::new(command.first()?);
+    let below = program.components().all(|c| matches!(c, Component::CurDir | Component::Normal(_)));
+    // A plain name is looked up in PATH, never in a folder.
+    let path = program.as_os_str().as_encoded_bytes().contains(&b'/');
+    let here = workspace.is_none() && path && below && program.exists();
+    here.then_some("nanoclaw: /workspace is empty; `--workspace .` shares this folder")
 }
 
 /// Who can be asked while a command runs: with `-t` the terminal is the command's.
@@ -76,7 +108,11 @@ fn additions(home: &Home, args: &RunArgs) -> Result<Additions> {
         more.mounts.push(policy::parse_mount(&argument, &context).map_err(Failure::usage)?);
     }
     for argument in &args.allow {
-        more.egress.push(policy::parse_allow(argument).map_err(Failure::usage)?);
+        let rule = policy::parse_allow(argument).map_err(Failure::usage)?;
+        if let Some(why) = policy::unasked(&rule) {
+            ui::note(format!("nanoclaw: warning: {why}"));
+        }
+        more.egress.push(rule);
     }
     for argument in &args.env {
         let (name, value) = policy::parse_env(argument, lookup).map_err(Failure::usage)?;
@@ -84,6 +120,10 @@ fn additions(home: &Home, args: &RunArgs) -> Result<Additions> {
     }
     let memory = args.memory.as_deref().map(policy::parse_memory).transpose();
     more.memory = memory.map_err(Failure::usage)?;
+    more.limits = args.limits.map(|how| match how {
+        HowHard::Required => Strictness::Required,
+        HowHard::Fallback => Strictness::Fallback,
+    });
     let timeout = args.timeout.as_deref().map(policy::parse_timeout).transpose();
     more.timeout = timeout.map_err(Failure::usage)?;
     Ok(more)
@@ -151,6 +191,7 @@ struct OneRun<'a> {
     product: &'a Product,
     agent: &'a ResolvedAgent,
     scribe: Scribe,
+    command: Vec<String>,
     /// Ended before the folders go.
     servers: Open,
     /// What the servers of its tools may do, in words.
@@ -175,6 +216,7 @@ impl<'a> OneRun<'a> {
         agent: &'a ResolvedAgent,
         session: SessionId,
         name: AgentName,
+        command: Vec<String>,
     ) -> Result<Self> {
         let dirs = product.home.session(&session)?;
         let root = product.home.path().join("sessions").join(session.as_str());
@@ -202,7 +244,18 @@ impl<'a> OneRun<'a> {
         let door = product.gateway.open_door(grant, &socket).map_err(Failure::other)?;
         let scribe = Scribe { sink: product.records(), session, agent: name };
         let closed = OnceCell::new();
-        Ok(Self { product, agent, scribe, servers, grants, door, dirs, _folders: folders, closed })
+        Ok(Self {
+            product,
+            agent,
+            scribe,
+            command,
+            servers,
+            grants,
+            door,
+            dirs,
+            _folders: folders,
+            closed,
+        })
     }
 
     fn spec(&self, args: &RunArgs, workspace: Option<&Path>) -> SandboxSpec {
@@ -219,7 +272,7 @@ impl<'a> OneRun<'a> {
             workspace,
             door: self.door.socket().to_owned(),
             trust: sandboxes::bundle(self.product.home.path()),
-            command: Command::Program(args.command.clone()),
+            command: Command::Program(self.command.clone()),
             env,
         })
     }
@@ -235,6 +288,11 @@ impl<'a> OneRun<'a> {
             self.servers.end();
             // The failure itself is what the person must hear of.
             drop(host::closed_early(&self.scribe, &failure.cause, self.counts()));
+        }
+        if let Ok(NOT_FOUND) = code
+            && let Some(hint) = missing_here(&self.command, workspace)
+        {
+            ui::note(hint);
         }
         if !args.quiet && self.counts().get("refused").is_some_and(|n| *n > 0) {
             refusals::tell(&self.product.home, &self.scribe.session, first);
@@ -261,7 +319,7 @@ impl<'a> OneRun<'a> {
         let report = prepared.report();
         let started = Body::SandboxStarted {
             plan_sha256: sha256_hex(&report.plan.sha256_input()),
-            program: inline(&args.command.join(" ")).to_owned(),
+            program: inline(&self.command.join(" ")).to_owned(),
             walls: report.walls.clone(),
             limits: report.limits.clone(),
         };

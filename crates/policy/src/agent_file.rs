@@ -5,7 +5,7 @@ use crate::budget;
 use crate::credential::known_form;
 use crate::egress_section;
 use crate::environment;
-use crate::error::{PolicyError, Problem, quote};
+use crate::error::{Place, PolicyError, Problem, quote};
 use crate::keys;
 use crate::mounts::{WrittenMount, parse_access, parse_target};
 use crate::reader::{At, Section, Source};
@@ -58,6 +58,8 @@ pub struct AgentFile {
     pub(crate) egress: Vec<EgressRule>,
     pub(crate) stdin_secrets: BTreeSet<String>,
     pub(crate) budget: Budget,
+    /// Where it is in USD.
+    pub(crate) budget_in_usd: Option<Place>,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) tools: BTreeSet<String>,
     pub(crate) provider_tools: BTreeSet<String>,
@@ -79,6 +81,7 @@ impl AgentFile {
             egress: Vec::new(),
             stdin_secrets: BTreeSet::new(),
             budget: Budget::default(),
+            budget_in_usd: None,
             env: BTreeMap::new(),
             tools: tools_section::all(),
             provider_tools: BTreeSet::new(),
@@ -109,6 +112,7 @@ impl AgentFile {
             mounts: read_mounts(&top)?,
             egress: egress_section::read(&top)?,
             budget: budget::read_budget(&top)?,
+            budget_in_usd: budget::usd_place(&top)?,
             env: read_env(&top)?,
             tools: tools_section::read(&top)?,
             provider_tools: tools_section::read_provider(&top)?,

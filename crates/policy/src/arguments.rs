@@ -6,7 +6,7 @@ use crate::error::{Place, PolicyError, Problem, quote};
 use crate::mounts::{MountContext, parse_access, parse_source, parse_target};
 use crate::sandbox_section::parse_memory_bytes;
 use crate::units::parse_duration;
-use model::{EgressRule, Limit, Mount, Strictness};
+use model::{EgressRule, Mount};
 use std::time::Duration;
 
 fn place(flag: &str, argument: &str) -> Place {
@@ -80,13 +80,12 @@ pub fn parse_env(
     Ok((name.to_owned(), value))
 }
 
-/// `--memory 512MiB`. Written by a person, so required to be hard.
+/// `--memory 512MiB`, in bytes.
 ///
 /// # Errors
 /// As for `memory` in `[sandbox]`.
-pub fn parse_memory(argument: &str) -> Result<Limit, PolicyError> {
-    let value = parse_memory_bytes(argument).map_err(|p| p.at(&place("--memory", argument)))?;
-    Ok(Limit { value, strictness: Strictness::Required })
+pub fn parse_memory(argument: &str) -> Result<u64, PolicyError> {
+    parse_memory_bytes(argument).map_err(|p| p.at(&place("--memory", argument)))
 }
 
 /// `--timeout 30s`.

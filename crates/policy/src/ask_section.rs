@@ -131,6 +131,17 @@ fn parse(text: &str) -> Result<What, Problem> {
             Some(other.to_owned())
         }
     };
+    if let Some((scheme, address)) = rest.split_once("://") {
+        let why = format!("is {}: it has a scheme", quote(text));
+        let said = text.split(' ').next().unwrap_or_default();
+        let port = match (scheme, address.find('/').unwrap_or(address.len())) {
+            ("http", at) if !address[..at].contains(':') => ", with :80 after the host",
+            _ => "",
+        };
+        let line = quote(&format!("{said} {address}"));
+        let remedy = format!("write it without the scheme{port}: {line}");
+        return Err(Problem::bad("egress", why, remedy));
+    }
     let (authority, path) = match rest.find('/') {
         Some(at) => (&rest[..at], Some(parse_path(&rest[at..])?)),
         None => (rest, None),

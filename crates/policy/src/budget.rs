@@ -1,11 +1,11 @@
 //! `[budget]` and `[[secrets]]`: what the agent may spend, and what it is handed.
 
 use crate::agent_file::Runtime;
-use crate::config::secret_name;
-use crate::error::{PolicyError, Problem, quote};
+use crate::config::{Config, secret_name};
+use crate::error::{Place, PolicyError, Problem, quote};
 use crate::keys;
 use crate::reader::{At, Section};
-use model::Budget;
+use model::{Budget, ModelApi, ModelConfig};
 use std::collections::BTreeSet;
 
 /// Most dollars that make sense as a limit; beyond it is a typing error.
@@ -21,6 +21,37 @@ pub fn format_usd(micro: u64) -> String {
     let digits = format!("{rest:06}");
     let cents = digits.trim_end_matches('0');
     format!("{whole}.{cents:0<2} USD")
+}
+
+/// Where a budget in USD stands, if there is one.
+pub(crate) fn usd_place(top: &Section<'_, '_>) -> Result<Option<Place>, PolicyError> {
+    let Some(section) = top.section("budget", &keys::BUDGET)? else { return Ok(None) };
+    Ok(section.place_of("usd_per_day").or_else(|| section.place_of("usd_per_turn")))
+}
+
+/// A budget in USD can be kept only where every model that may answer has a price. A script costs
+/// nothing.
+pub(crate) fn require_prices(
+    usd: &Place,
+    model: Option<&str>,
+    config: &Config,
+) -> Result<(), PolicyError> {
+    // As sessions have it: the model that is named, or the only one.
+    let first = match model {
+        Some(name) => config.models.get(name),
+        None if config.models.len() == 1 => config.models.values().next(),
+        None => None,
+    };
+    let all = first.map(|first| config.models_for(first)).unwrap_or_default();
+    let costs = |m: &&ModelConfig| m.price.is_none() && m.api != ModelApi::Script;
+    let Some(model) = all.iter().find(costs) else { return Ok(()) };
+    let name = &model.name;
+    let why = format!("is in USD, and the model {name:?} has no price");
+    let remedy = format!(
+        "write [models.{name}.price] with input and output (USD per million tokens; zeros for a \
+         model that costs nothing) in nanoclaw.toml, or use tokens_per_day"
+    );
+    Err(Problem::bad("the budget", why, remedy).at(usd))
 }
 
 /// Reads `[budget]`.

@@ -346,7 +346,8 @@ fn read_key(
     config: &mut ModelConfig,
     logins: &BTreeMap<String, LoginConfig>,
 ) -> Result<(), PolicyError> {
-    let secret = section.parsed("secret", "secret = \"anthropic\"", secret_name)?;
+    let read = |text: &str| secret_name(text).map_err(|p| p.named(&config.name));
+    let secret = section.parsed("secret", "secret = \"anthropic\"", read)?;
     config.secret = secret.map(|at| at.value);
     let owned = |text: &str| Ok(text.to_owned());
     let Some(at) = section.parsed("login", "login = \"claude\"", owned)? else { return Ok(()) };
@@ -391,7 +392,7 @@ fn own_server(api: ModelApi) -> (&'static str, &'static str) {
 /// repeating it.
 pub(crate) fn secret_name(text: &str) -> Result<String, Problem> {
     if let Some(why) = known_form(text) {
-        return Err(Problem::Credential { name: "secret".into(), why });
+        return Err(Problem::PastedSecret { key: "secret", name: "NAME".into(), why });
     }
     if is_name(text) {
         return Ok(text.to_owned());

@@ -3,7 +3,7 @@
 //! Every grant that weakens a wall, or takes the gateway's eyes or hands away, begins with
 //! [`LOUD`]; reports show these lines in red.
 
-use crate::agent_file::BUILTIN_TOOLS;
+use crate::agent_file::{BUILTIN_TOOLS, Runtime};
 use crate::budget::format_usd;
 use crate::mounts;
 use crate::resolve::ResolvedAgent;
@@ -18,7 +18,12 @@ pub const LOUD: &str = "! ";
 
 /// Every grant of an agent, one line each.
 pub(crate) fn grants(agent: &ResolvedAgent) -> Vec<String> {
-    let mut lines: Vec<String> = agent.mounts.iter().map(mounts::describe).collect();
+    let mut lines = Vec::new();
+    if let Runtime::Command(argv) = &agent.runtime {
+        let shown: Vec<String> = argv.iter().map(|item| shown(item)).collect();
+        lines.push(format!("runs {}", shown.join(" ")));
+    }
+    lines.extend(agent.mounts.iter().map(mounts::describe));
     lines.extend(agent.egress.iter().map(rule));
     lines.extend(agent.stdin_secrets.iter().map(|name| {
         format!(
@@ -60,6 +65,12 @@ pub(crate) fn grants(agent: &ResolvedAgent) -> Vec<String> {
     lines.extend(usd(budget.micro_usd_per_turn, "turn"));
     lines.extend(budget.tokens_per_day.map(|n| format!("models for up to {n} tokens a day")));
     lines
+}
+
+/// An argument as it stands, or quoted where it would read as something else.
+fn shown(item: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,+%".contains(c);
+    if !item.is_empty() && item.chars().all(plain) { item.to_owned() } else { format!("{item:?}") }
 }
 
 /// What a provider's own tool means.

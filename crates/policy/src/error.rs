@@ -127,6 +127,20 @@ pub enum Problem {
         /// What gave it away.
         why: &'static str,
     },
+    /// A secret stands where its name should. The value itself is never repeated.
+    #[error(
+        "{key} should be the name of a secret, and looks like the secret itself ({why}); do not \
+         write it here: run `nanoclaw secret set {name}`, which asks for the value, and write \
+         {key} = \"{name}\""
+    )]
+    PastedSecret {
+        /// The key of the file.
+        key: &'static str,
+        /// A name that would do.
+        name: String,
+        /// What gave it away.
+        why: &'static str,
+    },
     /// A file cannot be read, or may not be trusted.
     #[error("{why}; {remedy}")]
     Unreadable {
@@ -156,6 +170,16 @@ impl Problem {
         remedy: impl Into<String>,
     ) -> Self {
         Self::BadValue { key: key.into(), why: why.into(), remedy: remedy.into() }
+    }
+
+    /// For a pasted secret: a name that would do for it.
+    pub(crate) fn named(self, better: &str) -> Self {
+        match self {
+            Self::PastedSecret { key, why, .. } => {
+                Self::PastedSecret { key, why, name: better.to_owned() }
+            }
+            other => other,
+        }
     }
 
     /// The same problem at a place.

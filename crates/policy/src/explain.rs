@@ -112,6 +112,25 @@ fn verb(rule: &EgressRule) -> String {
     }
 }
 
+/// Why programs cannot use a rule, and what to write instead; `None` for most rules.
+///
+/// `localhost` and the names below it (RFC 6761 §6.3) are the sandbox itself for whoever is inside:
+/// resolvers, `/etc/hosts` and `NO_PROXY` all say so, and the gateway is not asked. Only a program
+/// that was told to send such a name to the proxy reaches the rule.
+#[must_use]
+pub fn unasked(rule: &EgressRule) -> Option<String> {
+    let base = rule.host.base().as_str();
+    let own = base == "localhost" || base.ends_with(".localhost");
+    (own && rule.effect != Effect::Deny).then(|| {
+        format!(
+            "{}: inside the sandbox {base} is the sandbox itself, so programs do not ask the \
+             gateway for it; to reach a service of this machine, write this machine's name, or \
+             another name that leads here, with private = true",
+            rule.id
+        )
+    })
+}
+
 /// How near a rule came (0 is nearest), and why it did not decide. `None` for rules of other
 /// hosts.
 fn why_not(rule: &EgressRule, asked: &Asked<'_>, outcome: Outcome) -> Option<(u8, Near)> {

@@ -55,7 +55,7 @@ pub use config::{Config, Warning};
 pub use describe::{LOUD, server_grants};
 pub use diff::{Diff, diff};
 pub use error::{Place, PolicyError, Problem};
-pub use explain::{Explanation, Near, Outcome, explain};
+pub use explain::{Explanation, Near, Outcome, explain, unasked};
 pub use host::{parse_host_name, parse_host_pattern};
 pub use keys::SCHEMA_VERSION;
 pub use mounts::MountContext;

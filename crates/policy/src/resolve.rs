@@ -31,8 +31,10 @@ pub struct Additions {
     pub egress: Vec<EgressRule>,
     /// `--env`.
     pub env: BTreeMap<String, String>,
-    /// `--memory`.
-    pub memory: Option<Limit>,
+    /// `--memory`, in bytes; as hard as `limits` says.
+    pub memory: Option<u64>,
+    /// `--limits`: how hard every limit must be, in place of what the file says.
+    pub limits: Option<Strictness>,
     /// `--timeout`.
     pub timeout: Option<Duration>,
 }
@@ -95,6 +97,10 @@ impl AgentFile {
         }
         if let Some(config) = context.config {
             crate::tools_section::require_servers(&self.tools, config, &self.file)?;
+            if let Some(usd) = &self.budget_in_usd {
+                let model = self.model.as_ref().map(|at| at.value.as_str());
+                crate::budget::require_prices(usd, model, config)?;
+            }
         }
         let mut agent = ResolvedAgent {
             name: name.clone(),
@@ -130,14 +136,25 @@ impl AgentFile {
             agent.egress.iter().map(|rule| Place::Argument(rule.id.clone())).collect();
         crate::egress_section::check_ports(agent.egress.iter().zip(&places))?;
         agent.env.extend(additions.env.clone());
-        if let Some(memory) = additions.memory {
-            agent.limits.memory_bytes = memory;
-        }
+        self.add_limits(&mut agent.limits, additions);
         if let Some(timeout) = additions.timeout {
             agent.turn_timeout = timeout;
         }
         agent.seal();
         Ok(agent)
+    }
+
+    /// A limit of the command line is as hard as the file wants its own to be, unless `--limits`
+    /// says how hard all of them are.
+    fn add_limits(&self, limits: &mut Limits, additions: &Additions) {
+        if let Some(value) = additions.memory {
+            limits.memory_bytes = Limit { value, strictness: self.sandbox.strictness };
+        }
+        if let Some(strictness) = additions.limits {
+            for limit in [&mut limits.memory_bytes, &mut limits.cpu_milli, &mut limits.pids] {
+                limit.strictness = strictness;
+            }
+        }
     }
 
     fn instructions_text(&self, ctx: &ResolveContext<'_>) -> Result<Option<String>, PolicyError> {

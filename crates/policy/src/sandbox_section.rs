@@ -32,12 +32,18 @@ const CPUS: std::ops::RangeInclusive<f64> = 0.01..=1024.0;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SandboxSection {
     pub(crate) limits: Limits,
+    /// How hard what is written must be; the command line's limits obey it too.
+    pub(crate) strictness: Strictness,
     pub(crate) turn_timeout: Duration,
 }
 
 impl Default for SandboxSection {
     fn default() -> Self {
-        Self { limits: Limits::default(), turn_timeout: DEFAULT_TURN_TIMEOUT }
+        Self {
+            limits: Limits::default(),
+            strictness: Strictness::Required,
+            turn_timeout: DEFAULT_TURN_TIMEOUT,
+        }
     }
 }
 
@@ -67,6 +73,7 @@ fn read_with(top: &Section<'_, '_>, keys: &Keys) -> Result<SandboxSection, Polic
     one_of(&section, "backend", "native", &["docker", "podman", "apple", "kubernetes"])?;
     one_of(&section, "rootfs", "host-usr", &["image:"])?;
     let strictness = read_strictness(&section)?;
+    result.strictness = strictness;
     let set = |limit: &mut Limit, found: Option<u64>| {
         if let Some(value) = found {
             *limit = Limit { value, strictness };

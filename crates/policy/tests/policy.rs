@@ -200,6 +200,69 @@ fn fallback_is_accepted_only_where_it_is_written() {
 }
 
 #[test]
+fn a_limit_of_the_command_line_is_as_hard_as_the_file_says() {
+    use Strictness::{Fallback, Required};
+    let lax = "schema = 1\n[sandbox]\npids = 99\nlimits = 'fallback'\n";
+    let strict = "schema = 1\n[sandbox]\npids = 99\n";
+    for (text, limits, memory, pids) in [
+        ("schema = 1\n", None, Required, Fallback),
+        (strict, None, Required, Required),
+        (lax, None, Fallback, Fallback),
+        (strict, Some(Fallback), Fallback, Fallback),
+        (lax, Some(Required), Required, Required),
+    ] {
+        let more = Additions { memory: Some(64 << 20), limits, ..Additions::default() };
+        let found = resolve(text, &more).limits;
+        let found = (found.memory_bytes.strictness, found.pids.strictness);
+        assert_eq!(found, (memory, pids), "{text} {limits:?}");
+    }
+}
+
+#[test]
+fn a_budget_in_usd_wants_the_price_of_every_model_that_may_answer() {
+    let model = |name: &str, more: &str| {
+        format!("[models.{name}]\napi = 'openai'\nmodel = 'x'\nsecret = 'k'\n{more}\n")
+    };
+    let price = |name: &str| format!("[models.{name}.price]\ninput = 0\noutput = 0\n");
+    let bare = format!("schema = 1\n{}", model("a", ""));
+    let priced = format!("{bare}{}", price("a"));
+    let half =
+        format!("schema = 1\n{}{}{}", model("a", "fallbacks = ['b']"), price("a"), model("b", ""));
+    let budget = "schema = 1\n[budget]\nusd_per_turn = 1.0\n";
+    let tokens = "schema = 1\n[budget]\ntokens_per_day = 9\n";
+    let named = "schema = 1\nmodel = 'a'\n[budget]\nusd_per_day = 1.0\n";
+    for (text, config, missing) in [
+        (budget, &bare, Some(("3:", "a"))),
+        (named, &bare, Some(("4:", "a"))),
+        (budget, &priced, None),
+        (tokens, &bare, None),
+        (named, &half, Some(("4:", "b"))),
+    ] {
+        let config = Config::parse("nanoclaw.toml", config).expect("a good configuration");
+        let file = AgentFile::parse("agents/x.toml", text).expect("good by itself");
+        let name = AgentName::parse("x").expect("name");
+        let context = context(Path::new("/home/me"), Some(&config));
+        let found = file.resolve(&name, &context, &Additions::default());
+        match (found, missing) {
+            (Ok(_), None) => {}
+            (Err(error), Some((line, model))) => {
+                let error = error.to_string();
+                assert!(error.starts_with(&format!("agents/x.toml:{line}")), "{error}");
+                assert!(error.contains(&format!("[models.{model}.price]")), "{error}");
+            }
+            (found, _) => panic!("{text} {found:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_command_of_an_agent_is_among_its_grants() {
+    let text = "schema = 1\nruntime = 'command'\ncommand = ['sh', '-c', 'echo \"a b\"']\n";
+    let agent = resolve(text, &Additions::default());
+    assert_eq!(agent.grants_text[0], "runs sh -c \"echo \\\"a b\\\"\"");
+}
+
+#[test]
 fn the_command_line_adds_under_the_same_rules() {
     let home = MountContext { home: Path::new("/home/me"), protected: &[] };
     let additions = Additions {
@@ -210,6 +273,7 @@ fn the_command_line_adds_under_the_same_rules() {
         ],
         env: [parse_env("MODE=fast", |_| None).expect("env")].into(),
         memory: Some(parse_memory("2GiB").expect("size")),
+        limits: None,
         timeout: Some(parse_timeout("30s").expect("duration")),
     };
     let agent = resolve(GOOD, &additions);

@@ -82,6 +82,9 @@ fn judge(status: u16, class: &str, code: &str, words: &str) -> Verdict {
         || says(&["prompt is too long", "context length", "context window", "context size"]);
     let no_credit = code == "insufficient_quota" || class == "insufficient_quota";
     let (kind, retryable, cause, remedy) = match status {
+        402 if code == OUR_BUDGET => {
+            (FailureKind::RateLimited, false, NOT_SENT, "raise the budget in the agent's file")
+        }
         413 => (FailureKind::TooLong, false, TOO_LONG, "start a new one with /new"),
         400 | 422 if too_long => {
             (FailureKind::TooLong, false, TOO_LONG, "start a new one with /new")
@@ -125,6 +128,9 @@ fn judge(status: u16, class: &str, code: &str, words: &str) -> Verdict {
 const TOO_LONG: &str = "The model cannot take a conversation this long";
 const BAD_KEY: &str = "The model refused the key";
 const NO_CREDIT: &str = "The model's account has no credit left";
+const NOT_SENT: &str = "Nothing was sent to the model";
+/// The gateway's code for a budget of the agent's file, which is no matter of the provider's.
+const OUR_BUDGET: &str = "nanoclaw_budget";
 
 /// An error that came inside a stream that had begun well.
 pub(super) fn in_stream(error: &Value) -> ModelFailure {
@@ -161,6 +167,17 @@ mod tests {
             let failure = describe(status, body);
             assert_eq!((failure.kind, failure.retryable), (kind, retryable), "{status}");
         }
+    }
+
+    #[test]
+    fn a_budget_of_ours_is_not_the_providers_credit() {
+        let ours = br#"{"type":"error","error":{"type":"billing_error","code":"nanoclaw_budget","message":"the budget of agent a is used up"}}"#;
+        let failure = describe(402, ours);
+        assert_eq!((failure.kind, failure.retryable), (FailureKind::RateLimited, false));
+        let expected = "Nothing was sent to the model: the budget of agent a is used up";
+        assert_eq!(failure.message, expected);
+        let theirs = br#"{"error":{"type":"billing_error","message":"pay"}}"#;
+        assert_eq!(describe(402, theirs).message, "The model's account has no credit left: pay");
     }
 
     #[test]

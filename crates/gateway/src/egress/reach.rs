@@ -9,16 +9,33 @@ use super::{Origin, Refusal};
 use crate::address;
 use crate::door::DoorState;
 use crate::resolve::{self, ADDRESSES_MAX};
-use model::{Body, Durability, EgressRule, RequestLine};
+use model::{AgentName, Body, Durability, EgressRule, RequestLine};
 use std::net::{IpAddr, SocketAddr};
 use tokio::net::TcpStream;
 
-/// Judges one address against a rule.
-pub(crate) fn judge_address(rule: &EgressRule, to: &Origin, ip: IpAddr) -> Result<(), Refusal> {
+/// What permits an address that rules do not permit by themselves.
+fn opening(rule: &EgressRule, to: &Origin, agent: &AgentName) -> String {
+    // Arguments have no word for it, so a rule must stand in a file.
+    if rule.id.starts_with("--") {
+        let (host, port) = (&to.host, to.port);
+        return format!(
+            "; if that is meant, put [[egress]] with host = \"{host}\", port = {port} and private = \
+             true into agents/{agent}.toml"
+        );
+    }
+    "; if that is meant, write private = true in the rule".to_owned()
+}
+
+/// Judges one address against a rule of an agent.
+pub(crate) fn judge_address(
+    rule: &EgressRule,
+    to: &Origin,
+    ip: IpAddr,
+    agent: &AgentName,
+) -> Result<(), Refusal> {
     match address::forbidden(ip) {
         Some(f) if !(f.opens && rule.private) => {
-            let remedy =
-                if f.opens { "; if that is meant, write private = true in the rule" } else { "" };
+            let remedy = if f.opens { opening(rule, to, agent) } else { String::new() };
             let reason = format!("{} resolves to {ip}, which is {}{remedy}", to.host, f.range);
             Err(Refusal::new(403, &rule.id, reason))
         }
@@ -110,7 +127,7 @@ impl Intent<'_> {
             Refusal::new(502, &rule.id, why).on_record()
         })?;
         for &ip in &found {
-            judge_address(rule, self.to, ip)?;
+            judge_address(rule, self.to, ip, &door.scribe.agent)?;
         }
         let injects = self.request.is_some() && rule.secret.is_some();
         if injects && !self.to.tls && !found.iter().all(|ip| ip.is_loopback()) {

@@ -62,8 +62,9 @@ pub(crate) async fn start(
     };
     consent(door, letter, &request).await?;
     let intent = Intent { rule, to, request: Some(request) };
+    let agent = &door.scribe.agent;
     let (link, carried, reused) = match kept {
-        Kept::Link(link) if reach::judge_address(rule, to, link.ip).is_ok() => {
+        Kept::Link(link) if reach::judge_address(rule, to, link.ip, agent).is_ok() => {
             let carried = intent.record(door, Some(link.ip)).await?;
             (link, carried, true)
         }

@@ -103,7 +103,8 @@ pub(super) async fn ask(
     // A connection of its own: it carries more than any other.
     let pool = Pool::new(Arc::clone(tls), lookups.clone());
     let asking = async {
-        let exchange = pool.send(&place.endpoint, request).await.map_err(|e| e.to_string())?;
+        let exchange =
+            pool.send(&place.endpoint, request, &mut false).await.map_err(|e| e.to_string())?;
         let (response, _lease) = exchange.split();
         let status = response.status().as_u16();
         let read = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;

@@ -174,6 +174,7 @@ async fn play(
             return Ok(Turned::Failed(Failure::new(400, why)));
         }
     };
+    outcome.begun = true;
     outcome.status = 200;
     outcome.usage = performance.usage;
     if let Some(whole) = &performance.whole {

@@ -188,7 +188,8 @@ pub(crate) async fn attempt_all(
     loop {
         attempt += 1;
         Counters::add(&door.scribe.counters.bytes_up, q.body.len() as u64);
-        let sent = door.pool.send(q.endpoint, || clone_request(&prototype)).await;
+        let prepared = || clone_request(&prototype);
+        let sent = door.pool.send(q.endpoint, prepared, &mut outcome.begun).await;
         let (failure, passing, asked) = match sent {
             Err(e) => (unreachable_failure(q, &e), e.is_passing(), None),
             Ok(exchange) => {

@@ -34,6 +34,8 @@ pub(crate) struct Outcome {
     /// Status of the last answer; 0 when there was none.
     pub(crate) status: u16,
     pub(crate) usage: Usage,
+    /// Whether a byte of some request may have left: before that nobody can charge for anything.
+    pub(crate) begun: bool,
     bill: Option<Reservation>,
     end: End,
 }
@@ -56,6 +58,7 @@ impl Outcome {
             bytes: 0,
             status: 0,
             usage: Usage::default(),
+            begun: false,
             bill,
             end: End::HungUp,
         }
@@ -85,6 +88,7 @@ impl Outcome {
         let answered = (200..300).contains(&self.status);
         match self.end {
             End::Complete if !self.usage.is_none() => bill.settle(self.usage, false),
+            End::HungUp if !self.begun => bill.settle(Usage::default(), false),
             // Refused or not reached: nobody charges for that.
             End::Failed(_) if !answered => bill.settle(Usage::default(), false),
             // Counts come last, and a provider may go on writing for nobody (Anthropic's first

@@ -139,7 +139,12 @@ async fn fail_as(
     wire: Wire,
     failure: &Failure,
 ) -> io::Result<KeepAlive> {
-    let error = wire.error(failure.status, &failure.message).to_string();
+    let (status, message) = (failure.status, &failure.message);
+    let error = match failure.budget {
+        true => wire.budget_error(status, message),
+        false => wire.error(status, message),
+    };
+    let error = error.to_string();
     json(conn, keep_alive, failure.status, error.as_bytes()).await
 }
 

@@ -72,5 +72,5 @@ pub(crate) async fn reserve(
             text: text.clone(),
         });
     }
-    Err(Failure::new(402, text))
+    Err(Failure::budget(text))
 }

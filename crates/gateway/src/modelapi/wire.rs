@@ -6,6 +6,9 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
+/// The code of refusals for a budget of ours; the built-in agent knows it.
+const BUDGET_CODE: &str = "nanoclaw_budget";
+
 /// A wire format, as the agent speaks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wire {
@@ -93,6 +96,17 @@ impl Wire {
                 "code": status, "message": message, "status": gemini_status(status),
             }}),
         }
+    }
+
+    /// The error for a budget of ours: types are those that no client asks again for, the code says
+    /// that no provider spoke.
+    pub(crate) fn budget_error(self, status: u16, message: &str) -> Value {
+        let mut error = self.error(status, message);
+        match self {
+            Self::Gemini => error["error"]["details"] = json!([{"reason": BUDGET_CODE}]),
+            _ => error["error"]["code"] = json!(BUDGET_CODE),
+        }
+        error
     }
 
     /// The same as an event, for a stream that broke after it began.
@@ -237,10 +251,17 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     /// Whether another model may do better.
     pub(crate) passing: bool,
+    /// Whether a budget of ours is the cause.
+    pub(crate) budget: bool,
 }
 
 impl Failure {
     pub(crate) fn new(status: u16, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), passing: false }
+        Self { status, message: message.into(), passing: false, budget: false }
+    }
+
+    /// Nothing was sent, for a budget of ours. Status 402, which no SDK asks again for.
+    pub(crate) fn budget(message: impl Into<String>) -> Self {
+        Self { budget: true, ..Self::new(402, message) }
     }
 }

@@ -44,8 +44,7 @@ pub struct Spender {
 /// A limit that leaves too little.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the budget of agent {agent} is used up: of {limit} = {allowed} {used} are spent or reserved, \
-     and this request may take up to {wanted}; {until}, or raise {limit} in [budget] of \
+    "the budget of agent {agent} is {state}; {remedy}, or raise {limit} in [budget] of \
      agents/{agent}.toml"
 )]
 pub struct UsedUp {
@@ -53,14 +52,10 @@ pub struct UsedUp {
     pub agent: AgentName,
     /// The key in `[budget]`.
     pub limit: &'static str,
-    /// Its value, with unit.
-    pub allowed: String,
-    /// What is gone.
-    pub used: String,
-    /// What the request was reserved at.
-    pub wanted: String,
-    /// When it ends by itself.
-    pub until: &'static str,
+    /// What is gone of it and what is wanted, with units.
+    pub state: String,
+    /// What helps, beside a larger budget.
+    pub remedy: String,
     /// Whether nobody was told of this limit on this day or in this turn.
     pub first: bool,
 }
@@ -183,14 +178,32 @@ impl Book {
                 "usd_per_turn" => (scope, "end the turn"),
                 _ => ("", "wait until 00:00 UTC"),
             };
+            let (allowed_text, wanted_text) = (shown(allowed), shown(wanted));
+            // What never fits is not helped by waiting.
+            let (state, remedy) = if wanted > allowed {
+                (
+                    format!(
+                        "too small for this request, which alone may take up to {wanted_text} of \
+                         {limit} = {allowed_text}"
+                    ),
+                    format!("lower max_tokens in [models.{}] of nanoclaw.toml", who.model),
+                )
+            } else {
+                (
+                    format!(
+                        "used up: of {limit} = {allowed_text} {} are spent or reserved, and this \
+                         request may take up to {wanted_text}",
+                        shown(used)
+                    ),
+                    until.to_owned(),
+                )
+            };
             let first = self.told.insert((format!("{} {limit}", who.agent), scope.to_owned()));
             return Err(OverBudget::Limit(Box::new(UsedUp {
                 agent: who.agent.clone(),
                 limit,
-                allowed: shown(allowed),
-                used: shown(used),
-                wanted: shown(wanted),
-                until,
+                state,
+                remedy,
                 first,
             })));
         }

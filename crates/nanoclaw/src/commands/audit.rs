@@ -23,6 +23,7 @@ pub(crate) fn verify(dir: &Path, vkey: Option<&str>, as_json: bool) -> Result<u8
             "`nanoclaw run -- true` writes one; a demo's is below the home, in demo/audit",
         ));
     }
+    no_log(dir)?;
     match audit::verify::verify_dir(dir, vkey) {
         Ok(report) => {
             ui::out(&if as_json { report_json(&report) } else { report_text(&report) });
@@ -46,6 +47,26 @@ pub(crate) fn verify(dir: &Path, vkey: Option<&str>, as_json: bool) -> Result<u8
                 .remedy("keep the folder as it is, as evidence; start afresh with another --home"),
         }),
     }
+}
+
+/// What every log has, as soon as anything is on record.
+const LOG_FILES: [&str; 4] = ["vkey", "checkpoint", "wal", "tile"];
+
+/// A folder that holds nothing of a log has none; one that lost a part is a finding.
+fn no_log(dir: &Path) -> Result<()> {
+    // What cannot be looked at may be there: the verification says what is wrong with it.
+    let holds = |dir: &Path| LOG_FILES.iter().any(|f| dir.join(f).try_exists().unwrap_or(true));
+    if !dir.is_dir() || holds(dir) {
+        return Ok(());
+    }
+    let below = dir.join("audit");
+    let cause = format!("there is no log in {}", dir.display());
+    Err(Failure::new(Kind::Missing, cause).remedy(match below.is_dir() && holds(&below) {
+        true => format!("did you mean {}?", below.display()),
+        false => {
+            "name the folder that holds `checkpoint` and `vkey`: a home's is its `audit`".into()
+        }
+    }))
 }
 
 /// What a person should know about a log that was not read.

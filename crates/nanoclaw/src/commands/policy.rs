@@ -50,12 +50,17 @@ fn check(home: &Home, agent: Option<&str>, as_json: bool) -> Result<u8> {
         match product::resolve_agent(home, &config, name, &Additions::default()) {
             Ok(found) if as_json => {
                 let grants = &found.grants_text;
-                values.push(json!({"agent": name.as_str(), "ok": true, "grants": grants}));
+                let warnings: Vec<_> = found.egress.iter().filter_map(policy::unasked).collect();
+                values.push(json!({"agent": name.as_str(), "ok": true, "grants": grants,
+                    "warnings": warnings}));
             }
             Ok(found) => {
                 ui::line(format!("{} {name}", paint.green("ok")));
                 for line in &found.grants_text {
                     ui::line(format!("  {}", paint_line(paint, line)));
+                }
+                for why in found.egress.iter().filter_map(policy::unasked) {
+                    ui::line(format!("  {} {}", paint.bold("warning:"), ui::harmless(&why)));
                 }
             }
             Err(failure) => {
@@ -122,12 +127,15 @@ fn explain(home: &Home, agent: &str, method: &str, url: &str, as_json: bool) -> 
     let agent = product::resolve_agent(home, &config, &name, &Additions::default())?;
     let Target { host, port, path } = parse_url(url)?;
     let told = policy::explain(&agent.egress, &host, port, method, &path);
+    let decided = agent.egress.iter().find(|rule| rule.id == told.rule);
+    let warning = decided.and_then(policy::unasked);
     if as_json {
         let near: Vec<_> =
             told.near.iter().map(|n| json!({"rule": n.rule, "why_not": n.why_not})).collect();
         let value = json!({"agent": name.as_str(), "method": method, "host": host.as_str(),
             "port": port, "path": path, "verdict": told.outcome.word(), "rule": told.rule,
-            "why": told.why, "near": near, "provider_tools": agent.provider_tools});
+            "why": told.why, "near": near, "provider_tools": agent.provider_tools,
+            "warning": warning});
         ui::json_line(&value.to_string());
         return Ok(0);
     }
@@ -139,6 +147,9 @@ fn explain(home: &Home, agent: &str, method: &str, url: &str, as_json: bool) -> 
     };
     ui::line(format!("{word}  {}", ui::harmless(&format!("{method} {host}:{port}{path}"))));
     ui::line(ui::harmless(&format!("  rule  {}\n  why   {}", told.rule, told.why)));
+    if let Some(why) = &warning {
+        ui::line(ui::harmless(&format!("  {} {why}", paint.bold("warning:"))));
+    }
     if !told.near.is_empty() {
         ui::line("  other rules that speak of it:");
     }

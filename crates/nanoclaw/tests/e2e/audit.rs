@@ -13,6 +13,7 @@ both!(
     a_shortened_log_is_found,
     verify_needs_nothing_but_the_folder,
     what_says_nothing_about_the_log_has_codes_of_its_own,
+    a_folder_without_a_log_is_no_damaged_log,
     show_reads_as_a_story,
     show_of_one_session_and_of_one_that_is_not_there,
     tail_prints_the_newest_and_follows,
@@ -44,6 +45,22 @@ fn verify(lab: &Lab, dir: &Path) -> Ran {
         },
         b"",
     )
+}
+
+fn a_folder_without_a_log_is_no_damaged_log(lab: &Lab) {
+    let dir = some_log(lab);
+    let said = verify(lab, &lab.home()).failed(3);
+    let home = lab.home().display().to_string();
+    let meant = "error: there is no log in HOME\n  help: did you mean HOME/audit?\n";
+    assert_eq!(said.replace(&home, "HOME"), meant);
+    let empty = lab.folder(&lab.person().join("empty"));
+    let said = verify(lab, &empty).failed(3);
+    assert!(said.contains("there is no log in"), "{said}");
+    // A log of which anything is left is not excused.
+    for file in ["vkey", "checkpoint"] {
+        fs::remove_file(dir.join(file)).unwrap();
+        assert!(verify(lab, &dir).failed(5).contains("NOT intact"));
+    }
 }
 
 fn an_untouched_log_is_intact(lab: &Lab) {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 both!(
     a_memory_limit_is_hard_or_nothing_starts,
     a_fallback_memory_limit_must_be_asked_for_by_name,
+    a_limit_on_the_command_line_may_be_a_fallback_too,
     the_time_limit_ends_the_command,
     the_time_limit_ends_a_command_that_will_not_leave,
     signals_are_forwarded,
@@ -51,6 +52,20 @@ fn a_fallback_memory_limit_must_be_asked_for_by_name(lab: &Lab) {
     assert_ne!(ran.code(), 0, "{ran}");
     let story = lab.story();
     assert!(story.contains("memory up to 64MiB, fallback accepted"), "{story}");
+}
+
+fn a_limit_on_the_command_line_may_be_a_fallback_too(lab: &Lab) {
+    let text = "schema = 1\n[sandbox]\nlimits = \"fallback\"\n";
+    lab.file(&lab.home().join("agents/lax.toml"), text);
+    for more in [["--limits", "fallback"], ["--agent", "lax"]] {
+        let flags = ["run", "--memory", "64MiB", more[0], more[1], "--"];
+        assert_eq!(lab.run(flags.into_iter().chain(["echo", "ran"])).ok(), "ran\n");
+        let ran = lab.run(flags.into_iter().chain(["python3", "-c", HUNGRY]));
+        assert_eq!(ran.out(), "", "{ran}");
+        assert_ne!(ran.code(), 0, "{ran}");
+        let story = lab.story();
+        assert!(story.contains("memory up to 64MiB, fallback accepted"), "{story}");
+    }
 }
 
 fn the_time_limit_ends_the_command(lab: &Lab) {

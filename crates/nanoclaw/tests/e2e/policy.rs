@@ -83,6 +83,20 @@ fn check_tells_every_grant_and_every_mistake() {
 }
 
 #[test]
+fn a_rule_that_programs_cannot_use_is_warned_of() {
+    let lab = Lab::mine("warned");
+    let text = "schema = 1\n[[egress]]\nhost = \"localhost\"\nport = 8080\nprivate = true\n\
+                [[egress]]\nhost = \"other.example.org\"\n";
+    lab.file(&lab.home().join("agents/here.toml"), text);
+    let mut told = said(&lab, &lab.run(["policy", "check", "here"]));
+    for host in ["http://localhost:8080/", "https://other.example.org/"] {
+        told += &said(&lab, &lab.run(["policy", "explain", "here", "GET", host]));
+    }
+    told += &said(&lab, &lab.run(["run", "--allow", "localhost:8080", "--", "true"]));
+    snapshot("policy-warnings", &told);
+}
+
+#[test]
 fn explain_names_the_rule_and_what_nearly_matched() {
     let lab = lab("explain");
     let mut text = String::new();

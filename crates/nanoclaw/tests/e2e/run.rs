@@ -6,6 +6,8 @@ both!(
     python_bash_git_and_node_work,
     exit_codes_pass_through,
     a_program_that_is_not_there,
+    a_program_of_this_folder_needs_the_folder,
+    an_agent_s_own_command_is_run,
     streams_pass_through,
     ten_megabytes_pass_unharmed_both_ways,
     the_environment_is_what_was_granted,
@@ -44,6 +46,37 @@ fn exit_codes_pass_through(lab: &Lab) {
 fn a_program_that_is_not_there(lab: &Lab) {
     let said = lab.inside(["no-such-program"]).failed(127);
     assert_eq!(said, "nanoclaw: \"no-such-program\" is not in this sandbox\n");
+}
+
+fn a_program_of_this_folder_needs_the_folder(lab: &Lab) {
+    let work = lab.folder(&lab.person().join("work"));
+    let script = work.join("sync.sh");
+    lab.file(&script, "#!/bin/sh\necho synced\n");
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let run = |args: &[&str]| {
+        let mut command = lab.nanoclaw(["run"]);
+        command.args(args).current_dir(&work);
+        finish(command, b"")
+    };
+    let hint = "nanoclaw: /workspace is empty; `--workspace .` shares this folder\n";
+    let said = run(&["--", "./sync.sh"]).failed(127);
+    assert_eq!(said, format!("nanoclaw: \"./sync.sh\" is not in this sandbox\n{hint}"));
+    assert_eq!(run(&["--workspace", ".", "--", "./sync.sh"]).ok(), "synced\n");
+    // Where sharing the folder would not help, nothing is said of it.
+    for elsewhere in ["./absent.sh", "sync.sh"] {
+        let said = run(&["--", elsewhere]).failed(127);
+        assert!(!said.contains("--workspace"), "{said}");
+    }
+}
+
+fn an_agent_s_own_command_is_run(lab: &Lab) {
+    let text = "schema = 1\nruntime = \"command\"\ncommand = [\"sh\", \"-c\", \"echo own $0\"]\n";
+    lab.file(&lab.home().join("agents/cmd.toml"), text);
+    assert_eq!(lab.run(["run", "--agent", "cmd"]).ok(), "own sh\n");
+    assert!(lab.story().contains("sh -c echo own"), "{}", lab.story());
+    assert_eq!(lab.run(["run", "--agent", "cmd", "--", "echo", "other"]).ok(), "other\n");
+    let told = lab.run(["policy", "check", "cmd"]).ok();
+    assert!(told.contains("  runs sh -c \"echo own $0\"\n"), "{told}");
 }
 
 fn streams_pass_through(lab: &Lab) {

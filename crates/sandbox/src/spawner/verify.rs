@@ -39,7 +39,8 @@ pub(super) fn strict(limits: &Limits, facts: &HostFacts) -> Result<(), StartErro
                 StartErrorKind::Limit,
                 format!("no control group can enforce the limit {name} here"),
                 "start nanoclaw with delegated control groups (`systemd-run --user --scope -p \
-                 Delegate=yes nanoclaw …`), or as root, or write limits = \"fallback\"",
+                 Delegate=yes nanoclaw …`), or as root, or write limits = \"fallback\" \
+                 where the limit stands (`run` takes `--limits fallback` too)",
             ));
         }
     }
