@@ -355,7 +355,10 @@ fn requested(line: Option<&RequestLine>) -> String {
     let Some(line) = line else { return String::new() };
     let keys = match line.query_keys.as_slice() {
         [] => String::new(),
-        keys => format!(" with {}", quote(&keys.join(", "))),
+        keys => {
+            let key = |k: &String| format!("\"{}\"", k.replace('"', "<U+0022>"));
+            format!(" with {}", quote(&keys.iter().map(key).collect::<Vec<_>>().join(", ")))
+        }
     };
     let blind = if line.websocket { " as a WebSocket" } else { "" };
     format!(", {} {}{keys}{blind}", quote(&line.method), quote(&line.path))

@@ -2,20 +2,28 @@
 //!
 //! 1. No answer is a refusal, whatever the reason: too late, nobody there, approver gone.
 //! 2. Question and decision are on record, in this order, before anything goes out.
-//! 3. A session cannot flood people: few questions wait at a time.
+//! 3. A session cannot flood people: few questions wait at a time, and few a minute are taken back.
 //! 4. Once nobody waits for an answer any more, the question is taken back.
 
 use crate::door::DoorState;
 use crate::egress::Refusal;
 use model::{AgentName, Body, Durability, EgressRule, SessionId, TurnId};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 /// Questions of one session that may wait at a time; nobody answers more at once.
 const WAITING_MAX: usize = 8;
+/// Questions of one session whose program may hang up within [`LEFT_TIME`]. Programs give up on
+/// slow answers and try again; one that goes on like this changes what a human is about to allow.
+const LEFT_MAX: usize = 6;
+/// A minute.
+const LEFT_TIME: Duration = Duration::from_secs(60);
+/// Longest [`Question::summary`], in characters: a dozen lines of a terminal, which shows it whole.
+pub const SUMMARY_CHARS_MAX: usize = 1_000;
 /// A rule without terms waits so long.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -34,7 +42,8 @@ pub struct Question {
     pub by: String,
     /// After so long the answer is no.
     pub timeout: Duration,
-    /// What it is about, e.g. `POST https://api.example.org/items`. Data, to be shown escaped.
+    /// What it is about, e.g. `POST https://api.example.org/items`. Data, to be shown escaped and
+    /// whole; at most [`SUMMARY_CHARS_MAX`] characters.
     pub summary: String,
 }
 
@@ -81,11 +90,26 @@ pub(crate) struct Asks {
     approver: Arc<dyn Approver>,
     waiting: Semaphore,
     next: AtomicU64,
+    /// When programs hung up on a question, within [`LEFT_TIME`].
+    left: Mutex<VecDeque<Instant>>,
 }
 
 impl Asks {
     pub(crate) fn new(approver: Arc<dyn Approver>) -> Self {
-        Self { approver, waiting: Semaphore::new(WAITING_MAX), next: AtomicU64::new(0) }
+        let waiting = Semaphore::new(WAITING_MAX);
+        Self { approver, waiting, next: AtomicU64::new(0), left: Mutex::default() }
+    }
+
+    /// Whether so many questions were taken back within a minute that no more are put.
+    fn fickle(&self) -> bool {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.retain(|at| at.elapsed() < LEFT_TIME);
+        left.len() >= LEFT_MAX
+    }
+
+    fn leave(&self) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.push_back(Instant::now());
     }
 }
 
@@ -100,6 +124,21 @@ pub(crate) async fn ask(
         let why = format!("{WAITING_MAX} questions of this session wait for a human already");
         return Err(Refusal::new(429, &rule.id, why));
     };
+    if door.asks.fickle() {
+        let why = format!(
+            "{LEFT_MAX} questions of this session were taken back within a minute, for the program \
+             hung up before a human could answer; let it wait longer, and try again in a minute"
+        );
+        return Err(Refusal::new(429, &rule.id, why));
+    }
+    let length = summary.chars().count();
+    if length > SUMMARY_CHARS_MAX {
+        let why = format!(
+            "a human must allow this and could not be shown all of it: path and names of \
+             parameters make {length} characters, and {SUMMARY_CHARS_MAX} can be shown"
+        );
+        return Err(refused(why));
+    }
     let question = question(door, rule, summary);
     let unwritten = |e| Refusal::new(503, &rule.id, format!("nobody was asked, for {e}"));
     let asked = Body::ApprovalAsked {
@@ -154,6 +193,7 @@ struct Pending<'a> {
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         if let Some(approval) = self.id.take() {
+            self.door.asks.leave();
             self.door.asks.approver.withdraw(&approval);
             let (decision, by) = ("withdrawn".to_owned(), String::new());
             let body = Body::ApprovalDecided { approval, decision, by };

@@ -22,7 +22,7 @@ use crate::http::conn::{AnswerBody, Conn, answer};
 use crate::http::head::{Head, Version};
 use crate::lookups::Lookups;
 use crate::memory::Memory;
-use crate::metered::{Metered, leave_unread};
+use crate::metered::Metered;
 use crate::modelapi::route::Model;
 use crate::modelapi::serve;
 use crate::modelapi::spend::Spend;
@@ -54,6 +54,9 @@ use tokio::task::{JoinHandle, JoinSet};
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 /// How long connections of a sandbox that is gone may take to notice it and write their records.
 const SETTLE_TIME: Duration = Duration::from_millis(500);
+/// How often a failed accept is tried again when a door is closed for good: two seconds, by when
+/// descriptors have come back.
+const LAST_ACCEPTS: usize = 40;
 /// No process: anybody who has the socket may connect.
 const ANYBODY: i32 = 0;
 
@@ -347,22 +350,33 @@ async fn accept(listener: UnixListener, state: Arc<DoorState>, settle: Arc<Notif
             Err(full) => turn_away(&stream, &state, full),
         }
     }
-    leave_waiting(listener, &state);
     let all = async { while connections.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(SETTLE_TIME, all).await;
     connections.shutdown().await;
+    leave_waiting(listener, &state).await;
 }
 
-/// Connections that nobody took before the sandbox was gone: what was sent on them is counted.
-fn leave_waiting(listener: UnixListener, state: &DoorState) {
+/// Connections that nobody took before the sandbox was gone: they count, and so does what was sent
+/// on them. After all others, whose descriptors they may need.
+async fn leave_waiting(listener: UnixListener, state: &DoorState) {
     let Ok(listener) = listener.into_std() else { return };
-    while let Ok((stream, _)) = listener.accept() {
-        let ready = stream.set_nonblocking(true);
-        // One that cannot be looked at is one less in the totals, which shows there.
-        if let Ok(stream) = ready.and_then(|()| UnixStream::from_std(stream))
-            && state.relay.admits(&stream)
-        {
-            leave_unread(&stream, &state.scribe.counters);
+    let mut failures = 0;
+    while failures < LAST_ACCEPTS {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                let ready = stream.set_nonblocking(true);
+                if let Ok(stream) = ready.and_then(|()| UnixStream::from_std(stream))
+                    && state.relay.admits(&stream)
+                {
+                    drop(Metered::new(stream, Arc::clone(&state.scribe.counters)));
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+            // Out of descriptors: without these connections the totals would not agree.
+            Err(_) => {
+                failures += 1;
+                tokio::time::sleep(ACCEPT_REST).await;
+            }
         }
     }
 }

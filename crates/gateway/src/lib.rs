@@ -45,7 +45,7 @@ pub mod usage;
 pub mod vault;
 mod veil;
 
-pub use asks::{Answer, Approver, NobodyApproves, Question};
+pub use asks::{Answer, Approver, NobodyApproves, Question, SUMMARY_CHARS_MAX};
 pub use counters::Counts;
 pub use door::{Door, DoorError, DoorGrant, bind_door};
 pub use endpoint::EndpointError;

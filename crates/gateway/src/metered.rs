@@ -41,7 +41,7 @@ impl Metered {
 
 /// Counts what waits in a connection that nobody will read any more. After this its other end
 /// cannot write into it, so the count is final.
-pub(crate) fn leave_unread(stream: impl AsFd, counters: &Counters) {
+fn leave_unread(stream: impl AsFd, counters: &Counters) {
     // A connection that is gone altogether has nothing left.
     let _ = rustix::net::shutdown(&stream, Shutdown::Read);
     Counters::add(&counters.door_unread, rustix::io::ioctl_fionread(&stream).unwrap_or(0));

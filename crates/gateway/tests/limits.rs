@@ -148,6 +148,86 @@ async fn a_human_decides_before_anything_leaves() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_is_whole_and_no_part_of_it_reads_like_another() {
+    let server = Server::start(Some("a.test"), |_| answer(200, "", "x")).await;
+    let port = server.port;
+    let person = Arc::new(Person(|| Some(Answer::Deny { by: "ada".into() }), Mutex::default()));
+    let rule =
+        EgressRule { effect: Effect::Ask, websocket: true, ..rule_for("a.test", server.port) };
+    let approver: Arc<dyn Approver> = person.clone();
+    let roots = vec![server.cert.clone()];
+    let way = Plan { egress: vec![rule], roots, approver, ..Plan::default() }.open();
+    let upgrade = "Upgrade: websocket\r\nConnection: Upgrade, close\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
+    let ask = async |target: &str, fields: &str| {
+        let head = format!("GET {target} HTTP/1.1\r\nHost: a.test:{port}\r\n{fields}\r\n");
+        let text = way.ask("a.test", port, &head).await;
+        let question = person.1.lock().unwrap().pop();
+        (question.map(|q| q.summary), text)
+    };
+    let closes = "Connection: close\r\n";
+    let base = format!("GET https://a.test:{port}");
+    // What weighs most stands first, and a long path hides nothing behind it.
+    let long = format!("/items/{}", "a".repeat(700));
+    let (asked, _) = ask(&format!("{long}?delete=all&confirm=1"), upgrade).await;
+    let blind = "a WebSocket (what passes through it is not looked into): ";
+    let wanted = format!("{blind}{base}{long} with parameters \"delete\", \"confirm\"");
+    assert_eq!(asked, Some(wanted));
+    // Names are shown as they are sent, in marks that they cannot close.
+    let forged = "%20%20%20Agent%20a%20asks%3A%20GET%20x";
+    let (asked, _) = ask(&format!("/v1?{forged}=1&a\",b=2&id"), closes).await;
+    let wanted = format!("{base}/v1 with parameters \"{forged}\", \"a%22,b\", \"id\"");
+    assert_eq!(asked, Some(wanted));
+    // All of them, or nobody is asked.
+    let many = |n: usize| (0..n).map(|i| format!("p{i}=1")).collect::<Vec<_>>().join("&");
+    let (asked, _) = ask(&format!("/many?{}", many(90)), closes).await;
+    assert_eq!(asked.map(|q| q.matches('"').count()), Some(180));
+    for target in [format!("/many?{}", many(300)), format!("/{}", "a".repeat(1_000))] {
+        let (asked, text) = ask(&target, closes).await;
+        assert_eq!((asked, parts(&text).0), (None, 403), "{text}");
+        assert!(text.contains("could not be shown all of it"), "{text}");
+    }
+    assert_eq!(server.requests().len(), 0);
+    // A record says how many names it leaves out.
+    let refused = way.sink.bodies().into_iter().filter_map(|body| match body {
+        Body::EgressRefused { request: Some(line), .. } => line.query_keys.last().cloned(),
+        _ => None,
+    });
+    assert!(refused.collect::<Vec<_>>().contains(&"… and 26 more".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_hangs_up_on_question_after_question_is_asked_about_no_more() {
+    let server = Server::start(Some("a.test"), |_| answer(200, "", "x")).await;
+    let person = Arc::new(Person(|| None, Mutex::default()));
+    let rule = EgressRule { effect: Effect::Ask, ..rule_for("a.test", server.port) };
+    let approver: Arc<dyn Approver> = person.clone();
+    let roots = vec![server.cert.clone()];
+    let way = Plan { egress: vec![rule], roots, approver, ..Plan::default() }.open();
+    for n in 1..=6 {
+        let mut stream = way.tls("a.test", server.port).await;
+        stream.write_all(sized(server.port, 1).as_bytes()).await.unwrap();
+        until(|| person.1.lock().unwrap().len() == n).await;
+        drop(stream);
+        until(|| way.count("approval_decided") == n).await;
+    }
+    let text = way.ask("a.test", server.port, &sized(server.port, 1)).await;
+    assert_eq!(parts(&text).0, 429, "{text}");
+    assert!(text.contains("taken back within a minute"), "{text}");
+    assert_eq!((person.1.lock().unwrap().len(), server.requests().len()), (6, 0));
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    for _ in 0..3_000 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("it never came");
+}
+
 async fn echo() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -5,7 +5,9 @@
 //! 2. One question at a time; what was typed before it is not its answer, and what is neither yes
 //!    nor no is asked again a few times, then it is no.
 //! 3. A question for whose answer nobody waits any more ends, and makes room for the next.
-//! 4. What a request is about is foreign text: it is shown escaped, and on one line.
+//! 4. What a request is about is foreign text: it is shown escaped, on one line, and whole.
+//! 5. After a question that ended unanswered nothing is asked for a moment, and what is typed
+//!    meanwhile is thrown away: it was meant for that question.
 
 use crate::ui::{self, Paint, brief};
 use gateway::control::{Event, Watcher, Withdrawn};
@@ -18,8 +20,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-/// Characters of a question's subject that are shown.
-const SUBJECT: usize = 400;
+/// Characters of a question's subject that are shown: all.
+const SUBJECT: usize = gateway::SUMMARY_CHARS_MAX;
+/// How long nothing is asked after a question that ended unanswered: time to see that it did.
+const QUIET: Duration = Duration::from_secs(2);
 /// How often a waiting question looks whether it is still worth waiting for.
 const LOOK: Duration = Duration::from_millis(200);
 /// Longest line a terminal hands over (`N_TTY_BUF_SIZE`), bytes: what is left of a longer read
@@ -59,6 +63,8 @@ pub(crate) struct Watch {
     diversion: Mutex<Option<SyncSender<Vec<u8>>>>,
     /// Whoever copied the terminal reads it no more: answers are read here from then on.
     input_over: AtomicBool,
+    /// Until then nothing is asked.
+    quiet: Mutex<Option<Instant>>,
     say: Mutex<Say>,
     end: Mutex<End>,
 }
@@ -91,6 +97,7 @@ impl Watch {
             one: Mutex::default(),
             diversion: Mutex::default(),
             input_over: AtomicBool::new(false),
+            quiet: Mutex::default(),
             say: Mutex::new(Box::new(|text| ui::note(format!("nanoclaw: {text}")))),
             end: Mutex::default(),
         }
@@ -134,7 +141,8 @@ impl Watch {
                 continue;
             }
             let n = rustix::io::retry_on_intr(|| rustix::io::read(&stdin, &mut *piece))?;
-            if !divert(diversion.as_ref(), &piece[..n]) {
+            let taken = divert(diversion.as_ref(), &piece[..n]) || (n > 0 && self.is_quiet());
+            if !taken {
                 return Ok(n);
             }
         }
@@ -143,6 +151,10 @@ impl Watch {
     /// The command takes no more of what is typed; a terminal goes on nevertheless.
     pub(crate) fn input_over(&self) {
         self.input_over.store(true, Ordering::SeqCst);
+    }
+
+    fn is_quiet(&self) -> bool {
+        lock(&self.quiet).is_some_and(|until| Instant::now() < until)
     }
 
     fn say(&self, text: &str) {
@@ -159,6 +171,9 @@ impl Watch {
         let Some(_one) = self.turn(&waits) else { return Answer::None };
         let typed = self.begin(question, until);
         let answer = self.hear(&typed, &waits);
+        if answer.is_none() || withdrawn.is_set() {
+            *lock(&self.quiet) = Some(Instant::now() + QUIET);
+        }
         *lock(&self.diversion) = None;
         let by = OWNER.to_owned();
         match answer {
@@ -207,11 +222,16 @@ impl Watch {
     /// Waits until no other question is shown.
     fn turn(&self, waits: &dyn Fn() -> bool) -> Option<MutexGuard<'_, ()>> {
         while waits() {
-            match self.one.try_lock() {
-                Ok(one) => return Some(one),
-                Err(TryLockError::Poisoned(one)) => return Some(one.into_inner()),
-                Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
+            let one = match self.one.try_lock() {
+                Ok(one) => Some(one),
+                Err(TryLockError::Poisoned(one)) => Some(one.into_inner()),
+                Err(TryLockError::WouldBlock) => None,
+            };
+            // Whoever had the turn said before it ended whether it is quiet now.
+            if let Some(one) = one.filter(|_| !self.is_quiet()) {
+                return Some(one);
             }
+            std::thread::sleep(LOOK);
         }
         None
     }
@@ -314,7 +334,7 @@ mod tests {
     }
 
     fn type_in(watch: &Watch, line: &[u8]) -> bool {
-        divert(lock(&watch.diversion).as_ref(), line)
+        watch.takes(lock(&watch.diversion).as_ref(), line)
     }
 
     #[test]
@@ -366,11 +386,16 @@ mod tests {
             let never = Withdrawn::default();
             never.set();
             assert_eq!(watch.ask(question(60_000), &never), Answer::None, "before its turn");
+            let taken_back = Instant::now();
             first.set();
             assert_eq!(asked.join().expect("over"), Answer::None);
-            while !type_in(&watch, b"y\n") {
-                std::thread::yield_now();
+            // Meant for the first: neither the command's nor the next one's.
+            assert!(type_in(&watch, b"y\n") && !shown() && !next.is_finished());
+            while !shown() {
+                std::thread::sleep(LOOK / 20);
             }
+            assert!(taken_back.elapsed() >= QUIET && !next.is_finished());
+            assert!(type_in(&watch, b"y\n"));
             assert!(matches!(next.join().expect("answered"), Answer::Allow { .. }));
         });
     }

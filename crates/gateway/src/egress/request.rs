@@ -73,13 +73,30 @@ impl Judged<'_> {
 /// What the log keeps of a request.
 pub(crate) fn line(head: &Head, target: &str) -> RequestLine {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let keys = query.split('&').filter(|pair| !pair.is_empty()).take(KEYS_MAX);
+    let mut query_keys: Vec<String> = pairs(query).take(KEYS_MAX).map(shown_key).collect();
+    let more = pairs(query).count().saturating_sub(KEYS_MAX);
+    if more > 0 {
+        query_keys.push(format!("… and {more} more"));
+    }
     RequestLine {
         method: head.method.clone(),
         path: path.chars().take(MAX_INLINE_BYTES).collect(),
-        query_keys: keys.map(shown_key).collect(),
+        query_keys,
         websocket: upgrades(head),
     }
+}
+
+fn pairs(query: &str) -> impl Iterator<Item = &str> {
+    query.split('&').filter(|pair| !pair.is_empty())
+}
+
+/// All names of parameters as they are sent, in quotation marks. A target has neither spaces nor
+/// control characters, so nothing in a name ends it.
+pub(crate) fn names(query: &str) -> impl Iterator<Item = String> {
+    pairs(query).map(|pair| match unnamed(pair) {
+        true => "…".to_owned(),
+        false => format!("\"{}\"", pair.split('=').next().unwrap_or("").replace('"', "%22")),
+    })
 }
 
 /// Whether a WebSocket is asked for, properly or not.
@@ -87,12 +104,19 @@ fn upgrades(head: &Head) -> bool {
     head.field("upgrade").is_some_and(|v| v.eq_ignore_ascii_case("websocket"))
 }
 
-/// A parameter's name; one without a value may be a value itself.
+/// Whether a parameter without a value may be a value itself.
+fn unnamed(pair: &str) -> bool {
+    !pair.contains('=') && pair.len() > KEY_CHARS_MAX / 3
+}
+
+/// A parameter's name, for a record.
 fn shown_key(pair: &str) -> String {
-    if !pair.contains('=') && pair.len() > KEY_CHARS_MAX / 3 {
+    if unnamed(pair) {
         return "…".to_owned();
     }
-    parameter_name(pair).chars().take(KEY_CHARS_MAX).collect()
+    let name = parameter_name(pair);
+    let cut = if name.chars().count() > KEY_CHARS_MAX { "…" } else { "" };
+    name.chars().take(KEY_CHARS_MAX).chain(cut.chars()).collect()
 }
 
 /// Judges an origin-form request.

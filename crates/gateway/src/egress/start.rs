@@ -5,7 +5,7 @@
 use super::carried::Carried;
 use super::link::{Kept, Link, Sharing};
 use super::reach::{self, Intent};
-use super::request::{Judged, line};
+use super::request::{Judged, line, names};
 use super::upload::{Allowance, Upload};
 use super::{Origin, Refusal, fields};
 use crate::asks;
@@ -15,7 +15,6 @@ use crate::inject::{Injector as _, Outgoing};
 use crate::mask::Masker;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Version};
-use model::RequestLine;
 use zeroize::Zeroizing;
 
 /// A request on a connection, ready to be sent.
@@ -60,7 +59,7 @@ pub(crate) async fn start(
         true => door.links.take(to, head.framing != Framing::None || !idempotent(head)).await,
         false => Kept::Nothing { _turn: None },
     };
-    consent(door, letter, &request).await?;
+    consent(door, letter).await?;
     let intent = Intent { rule, to, request: Some(request) };
     let agent = &door.scribe.agent;
     let (link, carried, reused) = match kept {
@@ -82,22 +81,27 @@ pub(crate) async fn start(
 }
 
 /// Asks a human, where the rule wants it.
-async fn consent(
-    door: &DoorState,
-    letter: &Letter<'_>,
-    request: &RequestLine,
-) -> Result<(), Refusal> {
+async fn consent(door: &DoorState, letter: &Letter<'_>) -> Result<(), Refusal> {
     if !letter.judged.ask {
         return Ok(());
     }
-    let mut summary = format!("{} {}{}", request.method, letter.to.base(), request.path);
-    if !request.query_keys.is_empty() {
-        summary.push_str(&format!(" (with {})", request.query_keys.join(", ")));
-    }
-    if letter.judged.websocket {
-        summary.push_str(" as a WebSocket: what passes then is not looked into");
-    }
-    asks::ask(door, letter.judged.rule, summary.chars().take(1_000).collect()).await
+    asks::ask(door, letter.judged.rule, question(letter)).await
+}
+
+/// What a human is asked: what weighs most first, all of it, and each part as it is sent, so that
+/// none can be taken for another or for the words around it.
+fn question(letter: &Letter<'_>) -> String {
+    let Letter { to, head, judged } = letter;
+    let target = judged.cleared.target.as_str();
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let blind = if judged.websocket {
+        "a WebSocket (what passes through it is not looked into): "
+    } else {
+        ""
+    };
+    let names: Vec<String> = names(query).collect();
+    let with = if names.is_empty() { "" } else { " with parameters " };
+    format!("{blind}{} {}{path}{with}{}", head.method, to.base(), names.join(", "))
 }
 
 async fn dial(

@@ -3,9 +3,12 @@
 
 use crate::lab::{Lab, Ran};
 use serde_json::Value;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
 
 both!(
     the_gateways_totals_are_the_kernels,
+    answers_that_are_left_unread_are_no_disagreement,
     a_session_that_is_killed_has_totals_too,
     what_goes_nowhere_is_counted,
     the_doors_socket_takes_nobody_but_the_relay,
@@ -73,6 +76,64 @@ fn the_gateways_totals_are_the_kernels(lab: &Lab) {
     lab.inside(["true"]).ok();
     let of = totals(lab);
     assert_eq!((of("kernel_door_up"), of("kernel_door_down"), of("kernel_loopback")), (0, 0, 0));
+}
+
+/// More than the buffers between a server and its reader take.
+const PAGE_BYTES: usize = 8 << 20;
+const PAGES: usize = 60;
+
+/// A server of one long page, for as long as the tests run.
+fn long_pages() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            // Whoever leaves in the middle is what this is about.
+            std::thread::spawn(move || send_page(stream));
+        }
+    });
+    port
+}
+
+fn send_page(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut head = BufReader::new(stream.try_clone()?).lines();
+    while head.next().is_some_and(|line| line.is_ok_and(|l| !l.is_empty())) {}
+    write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {PAGE_BYTES}\r\n\r\n")?;
+    stream.write_all(&vec![b'p'; PAGE_BYTES])
+}
+
+/// Reads the beginning of each page and waits with the rest in its socket's buffers, until what
+/// came is there; then leaves, with every other connection shut for writing.
+const UNREAD: &str = "
+import socket, sys, time
+port, pages = int(sys.argv[1]), int(sys.argv[2])
+kept = []
+for i in range(pages):
+    s = socket.create_connection(('127.0.0.1', 3128), 5)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    s.sendall(b'GET http://localhost:%d/%d HTTP/1.1\\r\\nHost: localhost:%d\\r\\n\\r\\n'
+              % (port, i, port))
+    kept.append(s)
+for s in kept: assert s.recv(1000).startswith(b'HTTP/1.1 200 ')
+time.sleep(3)
+for s in kept[::2]: s.shutdown(1)
+print('left')
+";
+
+fn answers_that_are_left_unread_are_no_disagreement(lab: &Lab) {
+    let port = long_pages();
+    let text =
+        format!("schema = 1\n[[egress]]\nhost = \"localhost\"\nport = {port}\nprivate = true\n");
+    lab.file(&lab.home().join("agents/reader.toml"), &text);
+    let (port, pages) = (port.to_string(), PAGES.to_string());
+    let program = ["python3", "-c", UNREAD, &port, &pages];
+    let ran = lab.run(["run", "--agent", "reader", "--"].into_iter().chain(program));
+    assert!(ran.ok().contains("left"));
+    let of = totals(lab);
+    let (down, crossed) = (of("kernel_door_down"), of("kernel_loopback"));
+    // More than any allowance for the relay's own buffers could explain.
+    let unread = 100 << 10;
+    assert!(down > crossed + unread * PAGES as u64, "{down} came, {crossed} was passed on");
 }
 
 fn a_session_that_is_killed_has_totals_too(lab: &Lab) {
