@@ -15,7 +15,7 @@ use crate::inject::{Injector as _, Outgoing};
 use crate::mask::Masker;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Version};
-use model::RequestLine;
+use model::{EgressRule, RequestLine};
 use zeroize::Zeroizing;
 
 /// A request on a connection, ready to be sent.
@@ -63,7 +63,7 @@ pub(crate) async fn start(
     consent(door, letter, &request).await?;
     let intent = Intent { rule, to, request: Some(request) };
     let (link, carried, reused) = match kept {
-        Kept::Link(link) if reach::judge_address(rule, to, link.ip).is_ok() => {
+        Kept::Link(link) if may_stay(rule, to, &link) => {
             let carried = intent.record(door, Some(link.ip)).await?;
             (link, carried, true)
         }
@@ -78,6 +78,12 @@ pub(crate) async fn start(
     let request = built.inspect_err(|refusal| carried.fail(refusal.reason.as_str()))?;
     let masker = judged.masker();
     Ok(Started { link, request, carried, allowance, masker, reused })
+}
+
+/// Whether a kept connection leads where this rule permits: another one may have opened it.
+fn may_stay(rule: &EgressRule, to: &Origin, link: &Link) -> bool {
+    let judged = reach::judge_address(rule, to, link.ip);
+    judged.and_then(|()| reach::judge_clear(rule, to, link.ip)).is_ok()
 }
 
 /// Asks a human, where the rule wants it.
