@@ -76,6 +76,7 @@ pub(crate) async fn start(
     allowance.spend(head_bytes).await?;
     let built = build(letter, upload, link.sender.is_h2());
     let request = built.inspect_err(|refusal| carried.fail(refusal.reason.as_str()))?;
+    carried.begun(head_bytes);
     let masker = judged.masker();
     Ok(Started { link, request, carried, allowance, masker, reused })
 }
