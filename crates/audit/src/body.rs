@@ -58,6 +58,11 @@ impl<'a> Fields<'a> {
         Ok(self)
     }
 
+    /// Left out where it is 0, as in the logs of versions that did not count it.
+    fn some_uint(&mut self, key: &'static str, value: u64) -> Result<&mut Self, NotCanonical> {
+        if value == 0 { Ok(self) } else { self.uint(key, value) }
+    }
+
     fn maybe_uint(
         &mut self,
         key: &'static str,
@@ -385,6 +390,7 @@ fn of_way_out(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
             port,
             status,
             sent,
+            sent_head,
             received,
             sent_sha256,
             received_sha256,
@@ -399,6 +405,7 @@ fn of_way_out(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
             .uint("received", *received)?
             .maybe("received_sha256", received_sha256.as_ref().map(|d| d.0.as_str()))
             .uint("sent", *sent)?
+            .some_uint("sent_head", *sent_head)?
             .maybe("sent_sha256", sent_sha256.as_ref().map(|d| d.0.as_str()))
             .maybe_uint("status", status.map(u64::from))?
             .turn(),

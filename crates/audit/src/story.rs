@@ -330,14 +330,28 @@ fn of_egress(body: &Body) -> String {
         Body::EgressPinned { host, port, address } => {
             format!("{}:{port} was looked up and dialled at {}.", quote(host), quote(address))
         }
-        Body::EgressResult { host, port, status, sent, received, duration_ms, error, .. } => {
+        Body::EgressResult {
+            host,
+            port,
+            status,
+            sent,
+            sent_head,
+            received,
+            duration_ms,
+            error,
+            ..
+        } => {
             let end =
                 error.as_ref().map_or(String::new(), |e| format!(" It broke off: {}", quote(e)));
             let host = quote(host);
             let status = status.map_or(String::new(), |s| format!(" with status {s}"));
+            let head = match sent_head {
+                0 => String::new(),
+                n => format!(" after a head of {n}"),
+            };
             format!(
                 "The exchange with {host}:{port} ended{status} after {duration_ms} ms: \
-                 {sent} bytes out, {received} in.{end}"
+                 {sent} bytes out{head}, {received} in.{end}"
             )
         }
         Body::EgressRefused { target, rule, reason, request } => format!(

@@ -33,8 +33,8 @@ const TOLD: &str = "\
 #20  It was let through to h:443 (192.0.2.1), GET /x with \"a\", \"b\" as a WebSocket, by the rule r, \
 with the secret github.
 #21  h:443 was looked up and dialled at 192.0.2.1.
-#22  The exchange with h:443 ended with status 200 after 3 ms: 1 bytes out, 2 in. It broke \
-off: reset
+#22  The exchange with h:443 ended with status 200 after 3 ms: 1 bytes out after a head of 120, \
+2 in. It broke off: reset
 #23  It was REFUSED 10.0.0.1:22: private range (rule default).
 #24  The owner was asked (a1) by the rule r: POST https://h/x
 #25  The answer to a1 was deny (owner).
@@ -91,8 +91,8 @@ fn the_other_ends_of_a_kind_are_told_too() {
                 *ok = true;
                 assert_eq!(tell(body), "It says the tool bash succeeded, 3 bytes: no");
             }
-            Body::EgressResult { error, .. } => {
-                *error = None;
+            Body::EgressResult { error, sent_head, .. } => {
+                (*error, *sent_head) = (None, 0);
                 let want =
                     "The exchange with h:443 ended with status 200 after 3 ms: 1 bytes out, 2 in.";
                 assert_eq!(tell(body), want);

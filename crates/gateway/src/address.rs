@@ -31,9 +31,12 @@ pub(crate) fn forbidden(address: IpAddr) -> Option<Forbidden> {
 
 fn forbidden_v4(address: Ipv4Addr) -> Option<Forbidden> {
     match address.octets() {
-        // AWS, GCP, Azure, DigitalOcean, Hetzner; ECS tasks; EKS pods; Alibaba; Azure's wire server
+        // AWS, GCP, Azure, DigitalOcean, Hetzner; ECS tasks; EKS pods; Scaleway; Tencent; Alibaba;
+        // Azure's wire server
         [169, 254, 169, 254]
         | [169, 254, 170, 2 | 23]
+        | [169, 254, 42, 42]
+        | [169, 254, 0, 23]
         | [100, 100, 100, 200]
         | [168, 63, 129, 16] => closed("a cloud metadata address"),
         [0, ..] => closed("the unspecified network"),
@@ -70,9 +73,13 @@ fn forbidden_v6(address: Ipv6Addr) -> Option<Forbidden> {
         // 6to4 (RFC 3056) and Teredo (RFC 4380, inverted bits)
         [0x2002, ..] => forbidden_v4(embedded(s[1], s[2])).or(closed("6to4")),
         [0x2001, 0, ..] => forbidden_v4(embedded(!s[6], !s[7])).or(closed("Teredo")),
-        // AWS, and its EKS pods; GCP
+        // AWS, and its EKS pods; GCP; Scaleway; Oracle; Linode; OpenStack
         [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254 | 0x0023]
-        | [0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254] => closed("a cloud metadata address"),
+        | [0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254]
+        | [0xfd00, 0x0042, 0, 0, 0, 0, 0, 0x0042]
+        | [0xfd00, 0x00c1, 0, 0, 0, 0, 0xa9fe, 0xa9fe]
+        | [0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1]
+        | [0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe] => closed("a cloud metadata address"),
         [0xfc00..=0xfdff, ..] => private("a private network"),
         [0xfe80..=0xfebf, ..] => private("link-local"),
         [0xfec0..=0xfeff, ..] => private("site-local"),
@@ -126,6 +133,15 @@ mod tests {
             ("169.254.170.2", false),
             ("169.254.170.23", false),
             ("::ffff:169.254.170.23", false),
+            ("169.254.42.42", false),
+            ("169.254.42.43", true),
+            ("169.254.0.23", false),
+            ("::ffff:169.254.42.42", false),
+            ("fd00:42::42", false),
+            ("fd00:42::43", true),
+            ("fd00:c1::a9fe:a9fe", false),
+            ("fd00:a9fe:a9fe::1", false),
+            ("fe80::a9fe:a9fe", false),
             ("100.64.0.1", true),
             ("100.100.100.200", false),
             ("192.0.0.8", false),

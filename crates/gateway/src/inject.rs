@@ -96,7 +96,7 @@ fn with_parameter(target: &str, name: &str, secret: &[u8]) -> Zeroizing<String> 
     let mut out = Zeroizing::new(String::with_capacity(room));
     out.push_str(path);
     out.push('?');
-    let others = query.split('&').filter(|p| !p.is_empty() && parameter_name(p) != name);
+    let others = query.split('&').filter(|p| !p.is_empty() && !may_be_parameter(p, name));
     for pair in others {
         out.push_str(pair);
         out.push('&');
@@ -110,6 +110,17 @@ fn with_parameter(target: &str, name: &str, secret: &[u8]) -> Zeroizing<String> 
 /// The decoded name of one `name=value` pair.
 pub(crate) fn parameter_name(pair: &str) -> String {
     percent_decode(pair.split('=').next().unwrap_or(""))
+}
+
+/// Whether a server may read `name` in a `name=value` pair: in another case, with other joints, as
+/// a list (`name[]`), behind a `;`, after blanks, before a zero byte.
+pub(crate) fn may_be_parameter(pair: &str, name: &str) -> bool {
+    pair.split(';').any(|part| {
+        let read = parameter_name(part);
+        let whole = read.trim();
+        let cut = whole.split(['[', '\0']).next().unwrap_or("");
+        same_name(whole, name) || same_name(cut, name)
+    })
 }
 
 /// Percent-encodes everything but the unreserved characters (RFC 3986 §2.3).
@@ -180,6 +191,11 @@ mod tests {
         assert_eq!(*injected(&query, "/a").target, "/a?key=not%2Freal%20key");
         let r = injected(&query, "/a?x=1&k%65y=old&key&y");
         assert_eq!(*r.target, "/a?x=1&y&key=not%2Freal%20key");
+        let twins = "Key=1&KEY[]=2&key%5B0%5D=3&z=1;key=4&+key=5&key%00z=6&keys=7";
+        let r = injected(&query, &format!("/a?{twins}"));
+        assert_eq!(*r.target, "/a?keys=7&key=not%2Freal%20key");
+        let r = injected(&Injection::Query { name: "api_key".into() }, "/a?api.key=1&API-KEY=2");
+        assert_eq!(*r.target, "/a?api_key=not%2Freal%20key");
     }
 
     #[test]

@@ -93,6 +93,18 @@ pub(crate) enum QuotaError {
     Unwritten { cause: String },
 }
 
+/// A UTC day, as the book has it: what was taken goes back to no other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Day(u64);
+
+/// What became of a taking.
+enum Taken {
+    /// It is counted, for this day.
+    Of(Day),
+    /// So much must be held first.
+    Hold(u64),
+}
+
 /// An account: what is used, and what the disk says is used at most.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct State {
@@ -143,18 +155,20 @@ impl Quota {
         Ok(Self(Arc::new(Inner { book: Mutex::new(book), keeper: Mutex::new(keeper) })))
     }
 
-    /// Takes `bytes` from the account, all or none. Waits for the disk once a block.
+    /// Takes `bytes` from the account, all or none, and says of which day. Waits for the disk once
+    /// a block.
     pub(crate) async fn take(
         &self,
         now_ms: u64,
         account: &Account,
         bytes: u64,
         max: u64,
-    ) -> Result<(), QuotaError> {
+    ) -> Result<Day, QuotaError> {
         loop {
-            let day = now_ms / DAY_MS;
-            let Some(hold) = locked(&self.0.book).take(day, account, bytes, max)? else {
-                return Ok(());
+            let taken = locked(&self.0.book).take(now_ms / DAY_MS, account, bytes, max)?;
+            let hold = match taken {
+                Taken::Of(day) => return Ok(day),
+                Taken::Hold(hold) => hold,
             };
             let (inner, account) = (Arc::clone(&self.0), account.clone());
             let held = tokio::task::spawn_blocking(move || inner.hold(&account, hold)).await;
@@ -162,11 +176,11 @@ impl Quota {
         }
     }
 
-    /// Gives back what was taken and not sent.
-    pub(crate) fn give_back(&self, now_ms: u64, account: &Account, bytes: u64) {
+    /// Gives back what was taken of `day` and not sent.
+    pub(crate) fn give_back(&self, day: Day, account: &Account, bytes: u64) {
         let mut book = locked(&self.0.book);
         // What was taken yesterday is nobody's today.
-        if book.day == now_ms / DAY_MS
+        if Day(book.day) == day
             && let Some(state) = book.accounts.get_mut(&account.key())
         {
             state.used = state.used.saturating_sub(bytes);
@@ -182,7 +196,7 @@ impl Book {
         account: &Account,
         bytes: u64,
         max: u64,
-    ) -> Result<Option<u64>, QuotaError> {
+    ) -> Result<Taken, QuotaError> {
         // A clock that goes back opens no new account.
         if day > self.day {
             self.day = day;
@@ -198,10 +212,11 @@ impl Book {
         state.used += bytes;
         if old.is_some() || state.used > state.held {
             let block = (max / BLOCKS).max(BLOCK_BYTES_MIN);
-            return Ok(Some(state.used.saturating_add(block).min(max).max(state.used)));
+            let hold = state.used.saturating_add(block).min(max).max(state.used);
+            return Ok(Taken::Hold(hold));
         }
         self.accounts.insert(account.key(), state);
-        Ok(None)
+        Ok(Taken::Of(Day(self.day)))
     }
 
     /// Reads the file: what was held counts as used.

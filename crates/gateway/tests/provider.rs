@@ -42,6 +42,11 @@ const WANTED: &[(ModelApi, &str, &str)] = &[
         "urls",
         r#"{"messages":[{"content":[{"content":[{"source":{"url":"HTTPS://e.test/"}}]}]}]}"#,
     ),
+    (ModelApi::Anthropic, "premium", r#"{"speed":"fast"}"#),
+    (ModelApi::OpenAi, "premium", r#"{"service_tier":"priority"}"#),
+    (ModelApi::OpenAi, "premium", r#"{"service\u005ftier":"Priority"}"#),
+    (ModelApi::Responses, "premium", r#"{"service_tier":"a-tier-of-tomorrow"}"#),
+    (ModelApi::Gemini, "premium", r#"{"serviceTier":"priority"}"#),
     (ModelApi::OpenAi, "web_search", r#"{"web_search_options":{}}"#),
     (ModelApi::OpenAi, "web_search", r#"{"tools":[{"type":"web_search_preview"}]}"#),
     (
@@ -89,7 +94,7 @@ const WANTED: &[(ModelApi, &str, &str)] = &[
 const HARMLESS: &[(ModelApi, &str)] = &[
     (
         ModelApi::Anthropic,
-        r#"{"mcp_servers":[],"container":null,"tools":[{"name":"web_search","input_schema":
+        r#"{"service_tier":"auto","speed":"standard","mcp_servers":[],"container":null,"tools":[{"name":"web_search","input_schema":
         {"properties":{"source":{"url":"https://e.test"},"image_url":{"type":"string"}}}},
         {"type":"custom"},{"type":"bash_20250124"},{"type":"text_editor_20250728"}],
         "messages":[{"content":[{"type":"tool_use","input":{"image_url":"https://e.test/","source":
@@ -98,13 +103,13 @@ const HARMLESS: &[(ModelApi, &str)] = &[
     ),
     (
         ModelApi::OpenAi,
-        r#"{"web_search_options":null,"tools":[{"type":"function","function":{"name":"f",
+        r#"{"service_tier":"flex","web_search_options":null,"tools":[{"type":"function","function":{"name":"f",
         "parameters":{"properties":{"image_url":{"url":"https://e.test"}}}}}],"messages":[{"content":
         [{"image_url":{"url":"data:image/png;base64,AAAA"}},{"file":{"file_data":"AAAA"}}]}]}"#,
     ),
     (
         ModelApi::Responses,
-        r#"{"background":false,"tools":[{"type":"function","parameters":{"tools":[{"type":"mcp"}]}},
+        r#"{"service_tier":null,"background":false,"tools":[{"type":"function","parameters":{"tools":[{"type":"mcp"}]}},
         {"type":"custom","format":{"type":"grammar"}},{"type":"local_shell"}],"input":[{"content":
         [{"image_url":"data:image/png;base64,AAAA"}]},{"type":"function_call","arguments":
         "{\"server_url\":\"https://e.test\"}"}]}"#,
@@ -185,7 +190,8 @@ async fn unknown_tools_doubled_keys_and_betas_open_nothing() {
     assert!(server.requests().is_empty());
     let models = vec![http_model("m", ModelApi::Anthropic, server.port, None)];
     let rig = RigPlan { models, ..RigPlan::default() }.build();
-    let betas = "anthropic-beta: mcp-client-2025-04-04,context-1m-2025-08-07\r\n";
+    let betas =
+        "anthropic-beta: mcp-client-2025-04-04,fast-mode-2026-02-01,context-1m-2025-08-07\r\n";
     let answer = post(&rig.door, path(ModelApi::Anthropic), betas, &named("{\"a\":1}")).await;
     assert_eq!(parts(&answer).0, 200, "{answer}");
     assert!(server.requests()[0].contains("anthropic-beta: context-1m-2025-08-07\r\n"));

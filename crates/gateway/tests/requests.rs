@@ -60,12 +60,14 @@ async fn each_request_of_a_connection_is_judged_and_recorded() {
     assert_eq!((*durability, address), (Durability::Durable, &None));
     assert_eq!((line.method.as_str(), line.path.as_str()), ("GET", "/ok/a"));
     assert_eq!(line.query_keys, ["q", "r"]);
-    let Body::EgressResult { status, sent, received, sent_sha256, received_sha256, .. } =
-        way.sink.wait_for("egress_result").await
+    let Body::EgressResult {
+        status, sent, sent_head, received, sent_sha256, received_sha256, ..
+    } = way.sink.wait_for("egress_result").await
     else {
         panic!()
     };
     assert_eq!((status, sent, received), (Some(200), 4, 5));
+    assert!((40..400).contains(&sent_head), "{sent_head} bytes of line and fields");
     let digest = "230d8358dc8e8890b4c58deeb62912ee2f20357ae92a5cc861b98e68fe31acb5";
     assert_eq!(sent_sha256.unwrap().0, digest, "of \"body\"");
     let digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";

@@ -260,6 +260,9 @@ pub struct EgressRule {
     /// Whether a GET may open a WebSocket: any bytes both ways, not looked into.
     #[serde(default)]
     pub websocket: bool,
+    /// Whether plain HTTP may be spoken to public addresses at another port than 80.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub clear: bool,
     /// How much.
     pub limits: RuleLimits,
     /// For [`Effect::Ask`]: who decides.
@@ -283,6 +286,7 @@ impl EgressRule {
             secret: None,
             own_credentials: false,
             websocket: false,
+            clear: false,
             limits: RuleLimits::default(),
             ask: None,
         }

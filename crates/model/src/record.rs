@@ -200,6 +200,9 @@ pub enum Body {
         port: u16,
         status: Option<u16>,
         sent: u64,
+        /// Request line and fields, which carry data as well as a body does; 0 where none are seen.
+        #[serde(default)]
+        sent_head: u64,
         received: u64,
         sent_sha256: Option<Sha256Hex>,
         received_sha256: Option<Sha256Hex>,

@@ -334,7 +334,7 @@ mod tests {
     }
 
     fn type_in(watch: &Watch, line: &[u8]) -> bool {
-        watch.takes(lock(&watch.diversion).as_ref(), line)
+        divert(lock(&watch.diversion).as_ref(), line)
     }
 
     #[test]

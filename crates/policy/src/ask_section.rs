@@ -93,7 +93,8 @@ fn inherit(
     let own = read_secret(section)?;
     let terms = |r: &EgressRule| {
         let secret = if own.is_some() { None } else { r.secret.clone() };
-        (r.sight, r.private, secret, r.own_credentials, r.websocket, r.limits.clone())
+        let open = (r.private, r.own_credentials, r.websocket, r.clear);
+        (r.sight, open, secret, r.limits.clone())
     };
     if let Some(first) = candidates.first().map(|w| &w.rule) {
         if let Some(other) = candidates.iter().find(|w| terms(&w.rule) != terms(first)) {
@@ -105,8 +106,10 @@ fn inherit(
                           or name the secret in the [[ask]]";
             return Err(Problem::bad("egress", why, remedy).at(&what.place));
         }
-        let (sight, private, secret, own_credentials, websocket, limits) = terms(first);
-        rule = EgressRule { sight, private, secret, own_credentials, websocket, limits, ..rule };
+        let (sight, (private, own_credentials, websocket, clear), secret, limits) = terms(first);
+        rule = EgressRule { sight, secret, limits, ..rule };
+        (rule.private, rule.own_credentials) = (private, own_credentials);
+        (rule.websocket, rule.clear) = (websocket, clear);
     }
     if let Some(own) = own {
         if rule.sight != Sight::Intercept {

@@ -148,6 +148,9 @@ pub(crate) fn rule(rule: &EgressRule) -> String {
              into",
         );
     }
+    if rule.clear {
+        mark(&mut text, ", also WITHOUT TLS: whoever is in between can read and change it");
+    }
     text.push_str(&limits(rule));
     if let Some(terms) = &rule.ask {
         let time = format_duration(Duration::from_millis(terms.timeout_ms));

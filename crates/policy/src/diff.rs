@@ -241,6 +241,7 @@ fn grants(rule: &EgressRule, atom: &EgressRule) -> bool {
         && (rule.private || !atom.private)
         && (rule.own_credentials || !atom.own_credentials)
         && (rule.websocket || !atom.websocket)
+        && (rule.clear || !atom.clear)
         && (atom.secret.is_none() || rule.secret == atom.secret)
         && at_least(r.max_request, a.max_request)
         && at_least(r.max_upload_per_day, a.max_upload_per_day)
@@ -306,6 +307,8 @@ fn changed(rule: &EgressRule, atom: &EgressRule) -> &'static str {
         "the agent's own credentials may go there"
     } else if atom.websocket && !rule.websocket {
         "WebSockets may be opened there, which nobody looks into"
+    } else if atom.clear && !rule.clear {
+        "it may go there without TLS"
     } else if atom.private && !rule.private {
         "private addresses may be reached"
     } else if rule.ask != atom.ask {

@@ -135,14 +135,14 @@ pub(crate) fn rule_id(place: &Place) -> String {
 
 fn read_allow(section: &Section<'_, '_>) -> Result<Written, PolicyError> {
     let host = read_host(section)?;
-    let sight = read_sight(section)?;
+    let (sight, clear) = read_sight(section)?;
     let port = read_port(section)?;
     if sight == Sight::Tcp && port.is_none() {
         return Err(section.missing("port", "port = 5432"));
     }
     refuse_what_is_not_seen(section, sight)?;
     let mut rule = EgressRule::allow(rule_id(&section.place), host, port.unwrap_or(HTTPS_PORT));
-    rule.sight = sight;
+    (rule.sight, rule.clear) = (sight, clear);
     rule.methods = read_methods(section, true)?;
     rule.paths = read_paths(section)?;
     rule.private = section.boolean("private", "private = true")?.is_some_and(|at| at.value);
@@ -197,7 +197,8 @@ pub(crate) fn parse_host_pattern(text: &str) -> Result<HostPattern, Problem> {
     })
 }
 
-fn read_sight(section: &Section<'_, '_>) -> Result<Sight, PolicyError> {
+/// What the gateway sees, and whether HTTP without TLS is meant.
+fn read_sight(section: &Section<'_, '_>) -> Result<(Sight, bool), PolicyError> {
     let tls = section.parsed("tls", "tls = \"intercept\"", |text| match text {
         "intercept" => Ok(Sight::Intercept),
         "tunnel" => Ok(Sight::Tunnel),
@@ -208,20 +209,22 @@ fn read_sight(section: &Section<'_, '_>) -> Result<Sight, PolicyError> {
         )),
     })?;
     let protocol = section.parsed("protocol", "protocol = \"tcp\"", |text| match text {
-        "tcp" => Ok(()),
+        "tcp" => Ok((Sight::Tcp, false)),
+        "http" => Ok((Sight::Intercept, true)),
         other => Err(Problem::bad(
             "protocol",
             format!("is {}", quote(other)),
-            "write \"tcp\" for raw TCP, or nothing for HTTP",
+            "write \"tcp\" for raw TCP, \"http\" for HTTP without TLS, or nothing",
         )),
     })?;
     match (tls, protocol) {
-        (Some(tls), Some(_)) => {
-            let why = "has no meaning for protocol = \"tcp\"";
+        (Some(tls), Some(protocol)) => {
+            let name = if protocol.value.1 { "http" } else { "tcp" };
+            let why = format!("has no meaning for protocol = \"{name}\"");
             Err(Problem::bad("tls", why, "remove one of the two").at(&tls.place))
         }
-        (None, Some(_)) => Ok(Sight::Tcp),
-        (tls, None) => Ok(tls.map_or(Sight::Intercept, |at| at.value)),
+        (None, Some(protocol)) => Ok(protocol.value),
+        (tls, None) => Ok((tls.map_or(Sight::Intercept, |at| at.value), false)),
     }
 }
 

@@ -71,6 +71,12 @@ fn each_kind_of_grant_is_told_in_words() {
         ),
         (
             base,
+            &format!("{base}protocol = 'http'"),
+            "! egress a.org:443 GET /v1/**, also WITHOUT TLS: whoever is in between can read and \
+          change it (agents/x.toml:2): it may go there without TLS",
+        ),
+        (
+            base,
             &format!("{base}websocket = true"),
             "! egress a.org:443 GET /v1/**, with WEBSOCKETS: after their handshake any bytes pass \
           both ways, nothing is looked into (agents/x.toml:2): WebSockets may be opened there, which \

@@ -120,6 +120,7 @@ const EGRESS: &[(&str, &str)] = &[
     ("tcp without port", "protocol = 'tcp'"),
     ("tcp with secret", "protocol = 'tcp'\nport = 22\nsecret = 'x'"),
     ("tcp with tls", "protocol = 'tcp'\nport = 22\ntls = 'tunnel'"),
+    ("http with tls", "protocol = 'http'\ntls = 'intercept'"),
     ("own credentials as a boolean", "own_credentials = true"),
     ("own credentials unknown", "own_credentials = 'maybe'"),
     ("upload without unit", "max_upload_per_day = '10'"),

@@ -124,6 +124,21 @@ fn a_full_file_resolves_to_exactly_its_grants() {
 }
 
 #[test]
+fn http_without_tls_is_granted_by_name_only_and_told_loudly() {
+    let plain = "schema = 1\n[[egress]]\nhost = 'a.org'\nport = 8080\n[[ask]]\n\
+                 egress = 'PUT a.org:8080/x'\n";
+    let open = plain.replace("port = 8080", "port = 8080\nprotocol = 'http'");
+    let (closed, open) =
+        (resolve(plain, &Additions::default()), resolve(&open, &Additions::default()));
+    let clear = |agent: &ResolvedAgent| agent.egress.iter().map(|r| r.clear).collect::<Vec<_>>();
+    assert_eq!((clear(&closed), clear(&open)), (vec![false; 2], vec![true; 2]));
+    let loud = "! egress a.org:8080, also WITHOUT TLS: whoever is in between can read and change \
+                it (agents/x.toml:2)";
+    assert_eq!(open.grants_text[0], loud);
+    assert_ne!(closed.policy_bytes, open.policy_bytes);
+}
+
+#[test]
 fn a_websocket_is_granted_by_name_only_and_told_loudly() {
     let plain = "schema = 1\n[[egress]]\nhost = 'a.org'\n[[ask]]\negress = 'GET a.org/x'\n\
                  [[ask]]\negress = 'PUT a.org/x'\n";

@@ -189,6 +189,7 @@ fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
             port: 443,
             status: Some(200),
             sent: 1,
+            sent_head: 120,
             received: 2,
             sent_sha256: Some(digest()),
             received_sha256: None,

@@ -33,6 +33,7 @@ pub(crate) struct Carried {
     port: u16,
     started: Instant,
     sent: AtomicU64,
+    sent_head: AtomicU64,
     received: AtomicU64,
     ending: Mutex<Ending>,
 }
@@ -47,6 +48,7 @@ impl Carried {
             port: to.port,
             started: Instant::now(),
             sent: AtomicU64::new(0),
+            sent_head: AtomicU64::new(0),
             received: AtomicU64::new(0),
             ending: Mutex::default(),
         }
@@ -72,6 +74,11 @@ impl Carried {
     /// Says what the server answered.
     pub(crate) fn answered(&self, status: u16) {
         self.lock().status = Some(status);
+    }
+
+    /// Says how large the request's line and fields are that go out.
+    pub(crate) fn begun(&self, head_bytes: u64) {
+        self.sent_head.store(head_bytes, Ordering::Relaxed);
     }
 
     /// From here on it is no longer bodies that pass.
@@ -122,6 +129,7 @@ impl Drop for Carried {
             port: self.port,
             status: ending.status,
             sent: self.sent.load(Ordering::Relaxed),
+            sent_head: self.sent_head.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
             sent_sha256,
             received_sha256,

@@ -6,11 +6,11 @@
 //!    everywhere else, in whatever spelling.
 
 use crate::http::head::{Field, Head, same_name};
-use crate::inject::{parameter_name, percent_decode};
+use crate::inject::{may_be_parameter, parameter_name, percent_decode};
 use crate::mask::Masker;
 use model::{EgressRule, Injection};
 
-/// Fields that carry credentials, also with `_` for `-`.
+/// Fields that carry credentials, whatever stands for `-`.
 const FIELDS: &[&str] = &[
     "authorization",
     "proxy-authorization",
@@ -24,7 +24,7 @@ const FIELDS: &[&str] = &[
     "x-access-token",
     "x-amz-security-token",
 ];
-/// Parameters of a query that carry credentials, also with `_` for `-`.
+/// Parameters of a query that carry credentials, whatever stands for `-`.
 const PARAMETERS: &[&str] = &[
     "key",
     "api-key",
@@ -85,7 +85,7 @@ pub(crate) fn clear(
     let mut kept = Vec::new();
     for pair in query.split('&') {
         let name = parameter_name(pair);
-        if scan.passes(&name, pair, scan.is_credential_parameter(&name), "query parameter")? {
+        if scan.passes(&name, pair, scan.is_credential_parameter(pair, &name), "query parameter")? {
             kept.push(pair);
         }
     }
@@ -161,9 +161,9 @@ impl Scan<'_> {
         injected || known || (name == "sec-websocket-protocol" && is_key(value))
     }
 
-    fn is_credential_parameter(&self, name: &str) -> bool {
+    fn is_credential_parameter(&self, pair: &str, name: &str) -> bool {
         let injected = match self.rule.secret.as_ref().map(|s| &s.inject) {
-            Some(Injection::Query { name: own }) => own == name,
+            Some(Injection::Query { name: own }) => may_be_parameter(pair, own),
             _ => false,
         };
         injected || PARAMETERS.iter().any(|known| same_name(known, name))
@@ -266,7 +266,13 @@ mod tests {
         assert_eq!(run(&header, "/", &own).expect("taken out").fields.len(), 1);
         let twin = own.replace("X-Own", "X_Own");
         assert_eq!(run(&header, "/", &twin).expect("taken out").fields.len(), 1);
-        assert!(run(&header, "/", "X_OWN: mine\r\n").is_err());
+        for twin in ["X_OWN", "x.own", "X!Own", "x~own"] {
+            assert!(run(&header, "/", &format!("{twin}: mine\r\n")).is_err(), "{twin}");
+        }
+        let query = rule(Some(Injection::Query { name: "apitoken".into() }), false);
+        for twin in ["ApiToken=m", "apitoken[]=m", "x=1;apitoken=m", "apitoken%5Ba%5D=m"] {
+            assert!(run(&query, &format!("/?{twin}"), "").is_err(), "{twin}");
+        }
         for target in [
             format!("/{PLACEHOLDER}"),
             format!("/?q={PLACEHOLDER}"),

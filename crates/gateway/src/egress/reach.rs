@@ -43,6 +43,25 @@ pub(crate) fn judge_address(
     }
 }
 
+/// Port of plain HTTP (RFC 9110 §4.2.1).
+const HTTP_PORT: u16 = 80;
+
+/// A rule means TLS, which the agent's program could simply leave out: what is written without it
+/// can be read and changed on the way. Nothing is on the way at private addresses, as far as the
+/// rule's `private` says; port 80 says itself what is spoken there.
+pub(crate) fn judge_clear(rule: &EgressRule, to: &Origin, ip: IpAddr) -> Result<(), Refusal> {
+    let near = || address::forbidden(ip).is_some_and(|f| f.opens && rule.private);
+    if to.tls || to.port == HTTP_PORT || rule.clear || near() {
+        return Ok(());
+    }
+    let (host, port) = (&to.host, to.port);
+    let why = format!(
+        "{host}:{port} would be spoken to without TLS, which a rule permits at port 80 and at \
+         private addresses only; use https, or write protocol = \"http\" in the rule"
+    );
+    Err(Refusal::new(403, &rule.id, why))
+}
+
 /// What is about to be sent, for its record.
 pub(crate) struct Intent<'a> {
     pub(crate) rule: &'a EgressRule,
@@ -134,6 +153,48 @@ impl Intent<'_> {
             let why = "a secret is never sent without TLS to another machine; use https";
             return Err(Refusal::new(403, &rule.id, why));
         }
+        for &ip in &found {
+            judge_clear(rule, self.to, ip)?;
+        }
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::HostName;
+
+    #[test]
+    fn without_tls_only_port_80_near_addresses_and_what_the_rule_says() {
+        let host = HostName::parse("a.test").expect("a name");
+        let judged = |tls, port, ip: &str, private, clear| {
+            let rule = EgressRule {
+                private,
+                clear,
+                ..EgressRule::allow("agents/a.toml:1", host.clone(), port)
+            };
+            let to = Origin { host: host.clone(), port, tls };
+            judge_clear(&rule, &to, ip.parse().expect("an address"))
+        };
+        for (tls, port, ip, private, clear, passes) in [
+            (true, 443, "8.8.8.8", false, false, true),
+            (false, 443, "8.8.8.8", false, false, false),
+            (false, 8080, "8.8.8.8", false, false, false),
+            // Private addresses are permitted, but this is none.
+            (false, 443, "8.8.8.8", true, false, false),
+            (false, 8080, "2606:4700::1111", true, false, false),
+            (false, 8080, "127.0.0.1", true, false, true),
+            (false, 443, "10.1.2.3", true, false, true),
+            (false, 8080, "::1", true, false, true),
+            (false, 80, "8.8.8.8", false, false, true),
+            (false, 8080, "8.8.8.8", false, true, true),
+        ] {
+            let judged = judged(tls, port, ip, private, clear);
+            assert_eq!(judged.is_ok(), passes, "{tls} {port} {ip} {private} {clear}");
+            if let Err(refusal) = judged {
+                assert!(refusal.reason.contains("write protocol = \"http\""), "the remedy");
+            }
+        }
     }
 }

@@ -6,7 +6,7 @@ use super::credentials::{self, Cleared};
 use crate::authority;
 use crate::door::DoorState;
 use crate::http::head::{Framing, Head, same_name};
-use crate::inject::parameter_name;
+use crate::inject::{may_be_parameter, parameter_name};
 use crate::mask::Masker;
 use crate::vault::{Secret, VaultError};
 use model::{EgressRule, HostName, Injection, MAX_INLINE_BYTES, RequestLine};
@@ -138,6 +138,16 @@ pub(crate) fn judge<'a>(
             "the field {name} asks for something else than the request line"
         )));
     }
+    if in_parts(door, to)
+        && let Some(name) = second_place(head, target)
+    {
+        return Err(bad(&format!(
+            "{name} names another path, host or method than the request line; where rules go by \
+             path or method nothing of that kind goes out; if it is meant, let a rule for {} name \
+             neither paths nor methods",
+            to.host
+        )));
+    }
     let path = target.split('?').next().unwrap_or("");
     let verdict = policy::request_verdict(&door.rules, &to.host, to.port, &head.method, path);
     let (rule, ask) = match verdict {
@@ -166,9 +176,58 @@ pub(crate) fn judge<'a>(
     Ok(Judged { rule, ask, cleared, secret, veil, websocket })
 }
 
+/// Whether some rule judges requests there by method or path.
+fn in_parts(door: &DoorState, to: &Origin) -> bool {
+    let here = |r: &&EgressRule| r.host.covers(&to.host) && r.port.is_none_or(|p| p == to.port);
+    let mut here = door.rules.iter().filter(here);
+    here.any(|r| !r.methods.is_empty() || !r.paths.is_empty())
+}
+
+/// Fields and parameters by which services are told of a further path (the source of a copy, the
+/// target of a move), of the path or host before a proxy, or of another method.
+fn second_place(head: &Head, target: &str) -> Option<String> {
+    const PLACES: [&str; 16] = [
+        "destination",
+        "x-amz-copy-source",
+        "x-amz-rename-source",
+        "x-goog-copy-source",
+        "x-ms-copy-source",
+        "x-ms-rename-source",
+        "x-oss-copy-source",
+        "x-cos-copy-source",
+        "x-copy-from",
+        "x-original-uri",
+        "x-rewrite-uri",
+        "x-forwarded-uri",
+        "x-forwarded-path",
+        "x-forwarded-method",
+        "x-original-host",
+        "x-forwarded-host",
+    ];
+    let host = head.field("host").unwrap_or("");
+    let sent = |wanted: &&str| {
+        let mut fields = head.fields.iter();
+        // Proxies in between say truly which host was asked for.
+        let harmless = |v: &str| wanted.ends_with("-host") && v.eq_ignore_ascii_case(host);
+        fields.any(|(n, v)| same_name(n, wanted) && !harmless(v))
+    };
+    if let Some(name) = PLACES.into_iter().find(sent) {
+        return Some(format!("the field {name}"));
+    }
+    let query = target.split_once('?').map_or("", |(_, query)| query);
+    let method = |pair: &&str| {
+        let value = pair.split_once('=').map_or("", |(_, value)| value);
+        let replaces = |name: &&str| may_be_parameter(pair, name);
+        METHOD.iter().chain(&["_method"]).any(replaces) && !value.eq_ignore_ascii_case(&head.method)
+    };
+    query.split('&').find(method).map(|pair| format!("the parameter {:?}", shown_key(pair)))
+}
+
+/// Fields by which frameworks replace the method that was judged.
+const METHOD: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+
 /// Fields by which frameworks replace the method or the path that was just judged.
 fn second_request_line(head: &Head) -> Option<&'static str> {
-    const METHOD: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
     const PATH: [&str; 2] = ["x-original-url", "x-rewrite-url"];
     let method = METHOD.into_iter().find(|wanted| {
         head.fields

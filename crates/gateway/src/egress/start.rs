@@ -15,6 +15,7 @@ use crate::inject::{Injector as _, Outgoing};
 use crate::mask::Masker;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Version};
+use model::{AgentName, EgressRule};
 use zeroize::Zeroizing;
 
 /// A request on a connection, ready to be sent.
@@ -61,9 +62,8 @@ pub(crate) async fn start(
     };
     consent(door, letter).await?;
     let intent = Intent { rule, to, request: Some(request) };
-    let agent = &door.scribe.agent;
     let (link, carried, reused) = match kept {
-        Kept::Link(link) if reach::judge_address(rule, to, link.ip, agent).is_ok() => {
+        Kept::Link(link) if may_stay(rule, to, &link, &door.scribe.agent) => {
             let carried = intent.record(door, Some(link.ip)).await?;
             (link, carried, true)
         }
@@ -76,8 +76,15 @@ pub(crate) async fn start(
     allowance.spend(head_bytes).await?;
     let built = build(letter, upload, link.sender.is_h2());
     let request = built.inspect_err(|refusal| carried.fail(refusal.reason.as_str()))?;
+    carried.begun(head_bytes);
     let masker = judged.masker();
     Ok(Started { link, request, carried, allowance, masker, reused })
+}
+
+/// Whether a kept connection leads where this rule permits: another one may have opened it.
+fn may_stay(rule: &EgressRule, to: &Origin, link: &Link, agent: &AgentName) -> bool {
+    let judged = reach::judge_address(rule, to, link.ip, agent);
+    judged.and_then(|()| reach::judge_clear(rule, to, link.ip)).is_ok()
 }
 
 /// Asks a human, where the rule wants it.

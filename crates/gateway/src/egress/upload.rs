@@ -5,7 +5,7 @@ use super::carried::Carried;
 use crate::door::DoorState;
 use crate::http::conn::{BodyReader, Conn};
 use crate::http::head::Framing;
-use crate::quota::{Account, Quota};
+use crate::quota::{Account, Day, Quota};
 use crate::scribe::Clock;
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
@@ -30,6 +30,8 @@ pub(crate) struct Allowance {
     account: Option<(Account, u64)>,
     taken: u64,
     spent: u64,
+    /// The last day of which something was taken, and how much of it.
+    day: Option<(Day, u64)>,
 }
 
 impl Allowance {
@@ -42,6 +44,7 @@ impl Allowance {
             account: max.map(|max| (Account::new(door.scribe.agent.as_str(), rule), max)),
             taken: 0,
             spent: 0,
+            day: None,
         }
     }
 
@@ -49,8 +52,10 @@ impl Allowance {
     pub(crate) async fn reserve(&mut self, bytes: u64) -> Result<(), Refusal> {
         let Some((account, max)) = &self.account else { return Ok(()) };
         let taken = self.quota.take((self.clock)(), account, bytes, *max).await;
-        taken.map_err(|e| Refusal::new(429, &self.rule, e.to_string()))?;
+        let day = taken.map_err(|e| Refusal::new(429, &self.rule, e.to_string()))?;
         self.taken += bytes;
+        let before = self.day.filter(|(last, _)| *last == day).map_or(0, |(_, bytes)| bytes);
+        self.day = Some((day, before + bytes));
         Ok(())
     }
 
@@ -70,9 +75,10 @@ impl Allowance {
 
 impl Drop for Allowance {
     fn drop(&mut self) {
-        if let Some((account, _)) = &self.account {
+        if let (Some((account, _)), Some((day, of_it))) = (&self.account, self.day) {
+            // What was taken first is spent first, so only the last day can have some left.
             let unspent = self.taken.saturating_sub(self.spent);
-            self.quota.give_back((self.clock)(), account, unspent);
+            self.quota.give_back(day, account, unspent.min(of_it));
         }
     }
 }

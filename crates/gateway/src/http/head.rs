@@ -156,18 +156,23 @@ fn field(line: &str) -> Result<Field, HeadError> {
     Ok((name.to_ascii_lowercase(), value.to_owned()))
 }
 
-/// Whether servers that know fields as variables (CGI, RFC 3875 §4.1.18, and its heirs) take the
-/// two names for one.
+/// Whether servers that know fields as variables (CGI, RFC 3875 §4.1.18, and its heirs, some of
+/// which make `_` of all that is neither letter nor digit) take the two names for one.
 pub(crate) fn same_name(a: &str, b: &str) -> bool {
-    let as_one = |b: u8| if b == b'_' { b'-' } else { b.to_ascii_lowercase() };
+    let as_one = |b: u8| if b.is_ascii_alphanumeric() { b.to_ascii_lowercase() } else { b'-' };
     a.len() == b.len() && a.bytes().map(as_one).eq(b.bytes().map(as_one))
+}
+
+/// Whether a name is joined with other signs than `-`.
+pub(crate) fn is_oddly_joined(name: &str) -> bool {
+    name.bytes().any(|b| !b.is_ascii_alphanumeric() && b != b'-')
 }
 
 /// Two fields that this parser keeps apart and another one may not.
 fn check_twins(fields: &[Field]) -> Result<(), HeadError> {
-    let mut written = fields.iter().filter(|(name, _)| name.contains('_'));
+    let mut written = fields.iter().filter(|(name, _)| is_oddly_joined(name));
     let twin = written.any(|(name, _)| fields.iter().any(|(n, _)| n != name && same_name(n, name)));
-    let why = "two names differ in '-' and '_' only, which servers take for one";
+    let why = "two names differ in '-' and '_' only, or '.', which servers take for one";
     if twin { Err(HeadError::Field(why)) } else { Ok(()) }
 }
 

@@ -89,6 +89,8 @@ enum Place {
     Wish(&'static str),
     /// The type of a tool.
     Kind,
+    /// How fast, or where, it is served: most ways cost what the price says, others more.
+    Service,
 }
 
 /// Where the value of a key stands; `None` for what only the agent and the model read.
@@ -159,6 +161,9 @@ fn gemini_place(within: Place, key: &str) -> Place {
 
 /// Keys of the top that turn something on by themselves.
 fn top_place(wire: Wire, key: &str) -> Option<Place> {
+    if matches!(key, "service_tier" | "servicetier" | "speed") {
+        return Some(Place::Service);
+    }
     let wish = match (wire, key) {
         (Wire::Anthropic, "container") => "code_execution",
         (
@@ -170,6 +175,12 @@ fn top_place(wire: Wire, key: &str) -> Option<Place> {
         _ => return None,
     };
     Some(Place::Wish(wish))
+}
+
+/// Services at the price of the model, or below it. What stands at `auto` is the owner's setting.
+fn is_plain_service(name: &str) -> bool {
+    const PLAIN: [&str; 7] = ["auto", "default", "standard", "standard_only", "flex", "batch", ""];
+    PLAIN.iter().any(|plain| name.eq_ignore_ascii_case(plain))
 }
 
 /// What a tool of this type is called in agent files; an empty name for one that the agent runs
@@ -323,6 +334,7 @@ impl Walk<'_> {
             Place::Wish(tool) if !text.is_empty() => self.wants(tool),
             Place::Address if !begins(text, "data:") && !text.is_empty() => self.wants("urls"),
             Place::Data if begins(text, "http:") || begins(text, "https:") => self.wants("urls"),
+            Place::Service if !is_plain_service(text) => self.wants("premium"),
             Place::Kind => match tool_kind(self.wire, text) {
                 Some(tool) => self.wants(tool),
                 None => self.found.borrow_mut().unknown(text),

@@ -1,7 +1,8 @@
 //! What a provider does itself at a request's word: granted by name, or refused. Pure.
 //!
 //! A web search, a page that the provider fetches, code that it runs: all of it carries data to
-//! places that no egress rule names, so none of it is open unless the agent file says so.
+//! places that no egress rule names, so none of it is open unless the agent file says so. Nor is
+//! a way to be served that costs more than the price by which budgets are kept.
 
 use crate::door::DoorState;
 use std::borrow::Cow;
@@ -11,13 +12,14 @@ use std::collections::BTreeSet;
 pub(crate) const RULE: &str = "provider-tools";
 
 /// Betas of Anthropic's that open such a thing, by how they begin.
-const BETAS: [(&str, &str); 6] = [
+const BETAS: [(&str, &str); 7] = [
     ("mcp-client-", "mcp"),
     ("web-search-", "web_search"),
     ("web-fetch-", "urls"),
     ("code-execution-", "code_execution"),
     ("skills-", "code_execution"),
     ("files-api-", "file_search"),
+    ("fast-mode-", "premium"),
 ];
 
 /// Why these are not all granted.
@@ -27,8 +29,9 @@ pub(crate) fn refused(door: &DoorState, wanted: &BTreeSet<&'static str>) -> Opti
     let quoted: Vec<String> = missing.iter().map(|tool| format!("{tool:?}")).collect();
     (!missing.is_empty()).then(|| {
         format!(
-            "nothing was sent: the request wants its provider to do what no egress rule sees \
-             (provider tools: {}), and this agent is not granted that; leave it out of the request, \
+            "nothing was sent: the request wants its provider to do what no egress rule sees, or \
+             at another price than the one in nanoclaw.toml (provider tools: {}), and this agent \
+             is not granted that; leave it out of the request, \
              or write provider = [{}] under [tools] of agents/{}.toml",
             missing.join(", "),
             quoted.join(", "),

@@ -11,9 +11,9 @@
 //! 3. Nothing but 127.0.0.0/8 is reached: other addresses are judged by what is on record as
 //!    dialled, and the reference puts the forbidden server in their place.
 //!
-//! Out of scope: fields by which a server lets itself be told another method, path or host
-//! (`X-HTTP-Method-Override`, `X-Original-URL`, `X-Forwarded-Host`); which of them a server
-//! believes is known to nobody but the server. What needs a sandbox (datagrams, raw sockets,
+//! Out of scope: fields of a server's own by which it lets itself be told another method, path or
+//! host; which of them a server believes is known to nobody but the server (the usual ones are in
+//! the table). What needs a sandbox (datagrams, raw sockets,
 //! abstract sockets, memory) is tried in the product's own end-to-end tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 

@@ -106,6 +106,29 @@ pub(super) const CASES: &[Case] = &[
     means!("name means: link-local", ["169.254.1.1"], false, "169.254.1.1", "link-local"),
     means!("name means: EKS pod", ["169.254.170.23"], true, "169.254.170.23", "metadata"),
     means!("name means: EKS pod, IPv6", ["fd00:ec2::23"], true, "fd00:ec2::23", "metadata"),
+    means!("name means: Scaleway", ["169.254.42.42"], true, "169.254.42.42", "metadata"),
+    means!("name means: Tencent", ["169.254.0.23"], true, "169.254.0.23", "metadata"),
+    means!(
+        "name means: Oracle",
+        ["fd00:c1::a9fe:a9fe"],
+        true,
+        "fd00:c1::a9fe:a9fe",
+        "a cloud metadata"
+    ),
+    means!(
+        "in clear: a public address at a port of TLS",
+        ["93.184.216.34"],
+        false,
+        "93.184.216.34",
+        "without TLS"
+    ),
+    means!(
+        "in clear: a public address behind a private rule",
+        ["127.0.0.1", "93.184.216.34"],
+        true,
+        "93.184.216.34",
+        "without TLS"
+    ),
     means!("name means: metadata", ["169.254.169.254"], true, "169.254.169.254", "metadata"),
     means!(
         "name means: metadata of a second cloud",

@@ -1,6 +1,6 @@
 //! Keys: the agent's own, its placeholder, and those that are put in for it.
 
-use super::{plain, says, secret};
+use super::{plain, ruled, says, secret};
 use crate::common::KEY;
 use crate::common::ways::rule_for;
 use crate::lab::Due::{Cut, Held, Refused};
@@ -8,7 +8,7 @@ use crate::lab::Trip::{Answer, Dialled, Evil, Good, Mark};
 use crate::lab::{Attack, Case, Doing, Lab, Setup};
 use crate::world::Ports;
 use base64::Engine as _;
-use model::{EgressRule, ModelApi, PathPattern};
+use model::{EgressRule, Injection, ModelApi, PathPattern, SecretUse};
 use std::sync::Arc;
 
 /// base64 of "user:" and [`KEY`].
@@ -110,6 +110,20 @@ fn stored(ports: Ports) -> Setup {
         .rules
         .push(EgressRule { id: "agents/tester.toml:9".into(), ..plain(ports).rules[0].clone() });
     setup
+}
+
+/// The secret goes out as `X-App-Key`.
+fn in_header(ports: Ports) -> Setup {
+    injected(ports, Injection::Header { name: "x-app-key".into() })
+}
+
+/// The secret goes out as `?apitoken=`.
+fn in_query(ports: Ports) -> Setup {
+    injected(ports, Injection::Query { name: "apitoken".into() })
+}
+
+fn injected(ports: Ports, inject: Injection) -> Setup {
+    ruled(ports, |rule| rule.secret = Some(SecretUse { name: "key1".into(), inject }))
 }
 
 /// The rule with the secret, WebSockets permitted.
@@ -216,6 +230,13 @@ pub(super) const CASES: &[Case] = &[
     own!("own key: Cookie", "/", "Cookie: session={OWN}\r\n"),
     own!("own key: X-Api-Key", "/", "X-Api-Key: {OWN}\r\n"),
     own!("own key: X_Api_Key", "/", "X_Api_Key: {OWN}\r\n"),
+    own!("own key: X.Api.Key", "/", "X.Api.Key: {OWN}\r\n"),
+    own!("own key: beside the injected field, dots", in_header, "/", "X.App.Key: {OWN}\r\n"),
+    own!("own key: beside the injected field, marks", in_header, "/", "X!App!Key: {OWN}\r\n"),
+    own!("own key: beside the injected field, tildes", in_header, "/", "x~app-key: {OWN}\r\n"),
+    own!("own key: beside the injected parameter, case", in_query, "/?ApiToken={OWN}", ""),
+    own!("own key: beside the injected parameter, list", in_query, "/?apitoken[]={OWN}", ""),
+    own!("own key: beside the injected parameter, ;", in_query, "/?x=1;apitoken={OWN}", ""),
     own!("own key: Private-Token", "/", "PRIVATE-TOKEN: {OWN}\r\n"),
     own!("own key: in a WebSocket's protocols", "/", "Sec-WebSocket-Protocol: x, bearer.{OWN}\r\n"),
     own!("own key: parameter", "/?a=b&api_key={OWN}", ""),

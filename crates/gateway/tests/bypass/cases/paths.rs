@@ -29,6 +29,25 @@ macro_rules! path {
     };
 }
 
+/// A permitted path, and another one beside it.
+macro_rules! second {
+    ($name:literal, $setup:ident, $query:literal, $field:literal) => {
+        says(
+            $name,
+            $setup,
+            concat!(
+                "POST http://good.test:{P}/open/a",
+                $query,
+                " HTTP/1.1\r\nHost: good.test:{P}\r\n",
+                $field,
+                "Content-Length: 13\r\n\r\n{MARK}"
+            ),
+            Mark,
+            Refused("names another path"),
+        )
+    };
+}
+
 pub(super) const CASES: &[Case] = &[
     denied!("denied path: as it is", "/admin/{MARK}"),
     denied!("denied path: in upper case", "/ADMIN/{MARK}"),
@@ -52,6 +71,14 @@ pub(super) const CASES: &[Case] = &[
     denied!("denied path: backslash escaped", "/admin%5c{MARK}"),
     denied!("denied path: escaped for scripts", "/%u0061dmin/{MARK}"),
     denied!("denied path: a slash behind and a query", "/admin/?{MARK}"),
+    second!("second path: Destination", open_paths, "", "Destination: /admin/x\r\n"),
+    second!("second path: beside a denied one", deny_admin, "", "Destination: /admin/x\r\n"),
+    second!("second path: source of a copy", open_paths, "", "X-Amz-Copy-Source: b/x\r\n"),
+    second!("second path: source, other joints", open_paths, "", "x_ms.copy_source: /x\r\n"),
+    second!("second path: before a proxy", open_paths, "", "X-Original-URI: /admin\r\n"),
+    second!("second host: before a proxy", open_paths, "", "X-Forwarded-Host: evil.test\r\n"),
+    second!("second method: a parameter", open_paths, "?_method=DELETE", ""),
+    second!("second method: an escaped one", open_paths, "?x=1&%5Fmethod=DELETE", ""),
     permitted!("open path: beside it", "/{MARK}"),
     permitted!("open path: longer first part", "/openx/{MARK}"),
     permitted!("open path: in upper case", "/OPEN/{MARK}"),
