@@ -20,11 +20,17 @@ pub(super) fn fold(segment: &[u8]) -> Vec<u8> {
 
 fn fold_text(bytes: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(bytes);
-    let plainer = text.chars().map(|c| match c {
-        c if c.is_whitespace() => ' ',
-        '\u{130}' | '\u{131}' => 'i',
-        '\u{2024}' => '.',
-        c => c,
+    // What names may not have at all, and other mappings take for dots and letters.
+    let plainer = text.chars().flat_map(|c| {
+        let (c, n) = match c {
+            c if c.is_whitespace() => (' ', 1),
+            '\u{130}' | '\u{131}' => ('i', 1),
+            '\u{2024}' | '\u{fe52}' => ('.', 1),
+            '\u{2025}' | '\u{fe30}' => ('.', 2),
+            '\u{2026}' | '\u{fe19}' => ('.', 3),
+            c => (c, 1),
+        };
+        std::iter::repeat_n(c, n)
     });
     let mut out = String::with_capacity(text.len());
     for c in Adapter::new().map_normalize(plainer) {
