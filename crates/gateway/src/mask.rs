@@ -14,9 +14,10 @@ mod needle;
 mod tests;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use escapes::Syntax;
 use needle::Needle;
+use serde_json::Number;
 use zeroize::Zeroizing;
 
 /// What stands where a secret stood. Fits into JSON strings and header values.
@@ -32,7 +33,7 @@ pub(crate) struct Masker {
 
 /// The searches for the spellings in which a server may give a secret back: as it stands; in JSON,
 /// HTML and percent-encoded, whichever characters are escaped; in hexadecimal; and in base64
-/// wherever in the encoded text it stands.
+/// wherever in the encoded text it stands, in lines and with its marks escaped too.
 fn needles(secret: &[u8]) -> Vec<Needle> {
     let mut all = vec![Needle::new(secret, Syntax::Plain), Needle::new(secret, Syntax::Percent)];
     if std::str::from_utf8(secret).is_ok() {
@@ -42,27 +43,34 @@ fn needles(secret: &[u8]) -> Vec<Needle> {
     if secret.contains(&b' ') {
         all.push(Needle::new(secret, Syntax::Form));
     }
-    let mut encoded: Vec<Zeroizing<Vec<u8>>> = Vec::new();
-    for digits in [b"0123456789abcdef", b"0123456789ABCDEF"] {
-        let two = |b: &u8| [digits[usize::from(b >> 4)], digits[usize::from(b & 15)]];
-        encoded.push(Zeroizing::new(secret.iter().flat_map(two).collect()));
-    }
+    let digit = |n: u8| b"0123456789abcdef"[usize::from(n)];
+    let two = |b: &u8| [digit(b >> 4), digit(b & 15)];
+    let digits = Zeroizing::new(secret.iter().flat_map(two).collect::<Vec<u8>>());
+    all.push(Needle::new(&digits, Syntax::Hex));
     for before in 0..3 {
         // What stands before shifts the alphabet's sextets; the ones shared with neighbours are
         // left off at both ends.
         let mut shifted = Zeroizing::new(vec![0; before]);
         shifted.extend_from_slice(secret);
-        for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
-            let text = Zeroizing::new(engine.encode(&*shifted));
-            let (from, to) = ((before * 8).div_ceil(6), shifted.len() * 8 / 6);
-            encoded.push(Zeroizing::new(text.as_bytes()[from..to].to_vec()));
+        let text = Zeroizing::new(STANDARD_NO_PAD.encode(&*shifted));
+        let (from, to) = ((before * 8).div_ceil(6), shifted.len() * 8 / 6);
+        let inner = &text.as_bytes()[from..to];
+        if inner.len() >= SECRET_BYTES_MIN {
+            all.push(Needle::new(inner, Syntax::Base64));
+            all.push(Needle::new(inner, Syntax::Escaped64));
         }
     }
-    encoded.sort_unstable_by(|a, b| a.as_slice().cmp(b));
-    encoded.dedup();
-    encoded.retain(|bytes| bytes.len() >= SECRET_BYTES_MIN);
-    all.extend(encoded.iter().map(|bytes| Needle::new(bytes, Syntax::Plain)));
     all
+}
+
+/// Whether a number that was read with some 16 digits may be this secret, a longer one.
+fn rounds_to(secret: &[u8], value: f64) -> bool {
+    /// Numbers of no more digits are exact.
+    const EXACT_DIGITS: usize = 15;
+    let long = secret.len() > EXACT_DIGITS && secret.iter().all(u8::is_ascii_digit);
+    let whole = std::str::from_utf8(secret).ok().filter(|_| long);
+    let whole = whole.and_then(|digits| digits.parse::<f64>().ok()).filter(|f| f.is_finite());
+    whole.is_some_and(|whole| (whole - value).abs() <= whole * 1e-14)
 }
 
 impl Masker {
@@ -100,9 +108,24 @@ impl Masker {
     /// Whether a secret stands in a field's name, which does not keep upper and lower case.
     pub(crate) fn names(&self, name: &str) -> bool {
         self.needles.iter().any(|needle| {
-            let mut windows = name.as_bytes().windows(needle.bytes.len());
+            let name: Vec<u8> = name.bytes().map(|b| needle.syntax.letter(b)).collect();
+            let mut windows = name.windows(needle.bytes.len());
             windows.any(|window| window.eq_ignore_ascii_case(&needle.bytes))
         })
+    }
+
+    /// What stands in place of a number of JSON that holds a secret of digits.
+    pub(crate) fn number(&mut self, number: &Number) -> Option<String> {
+        let text = number.to_string();
+        let masked = self.whole(text.as_bytes());
+        if masked != text.as_bytes() {
+            return Some(String::from_utf8_lossy(&masked).into_owned());
+        }
+        let value = number.as_f64().filter(|_| number.is_f64())?;
+        let mut plain = self.needles.iter().filter(|needle| needle.syntax == Syntax::Plain);
+        let found = plain.any(|needle| rounds_to(&needle.bytes, value));
+        self.found |= found;
+        found.then(|| String::from_utf8_lossy(MASK).into_owned())
     }
 
     /// What may be passed on after `input` arrived.

@@ -107,7 +107,9 @@ async fn a_websocket_without_a_secret_is_cut_as_well() {
     }
     assert!(head.starts_with(b"HTTP/1.1 101 "));
     // The server sends back what it gets.
-    stream.write_all(format!("x{KEY}x").as_bytes()).await.unwrap();
+    let said = format!("x{KEY}x");
+    let head = [0x81, u8::try_from(said.len()).unwrap()];
+    stream.write_all(&[&head[..], said.as_bytes()].concat()).await.unwrap();
     let text = read_all(&mut stream).await;
     assert!(!text.contains(KEY), "{text}");
     match way.sink.wait_for("egress_result").await {

@@ -67,6 +67,11 @@ fn a_rule_for_a_path_is_not_passed_by_another_spelling() {
         "/admin?x",
         "/admin#x",
         "/%c0%afadmin",
+        "/%C4%B1/..%20/admin",
+        "/adm%EF%BD%89n",
+        "/admin%C2%A0/x",
+        "/admin::$INDEX_ALLOCATION/x",
+        "/ADMIN~1/x",
     ] {
         assert_eq!(told(&rules, "GET", "a.org", path), "deny deny", "{path}");
     }

@@ -21,12 +21,16 @@ const HOP_FIELDS: &[&str] = &[
     "expect",
 ];
 
-/// Whether the bytes of an answer's body are not its text: compressed, by whichever field.
+/// Whether the bytes of an answer's body are not its text: compressed, by whichever field and
+/// however its name is joined (RFC 9110 §8.4, RFC 9112 §6.1, RFC 3229 §10.5.1).
 pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
     let other = |name: &str, plain: &str| {
-        headers.get_all(name).iter().any(|v| !v.as_bytes().eq_ignore_ascii_case(plain.as_bytes()))
+        let mut named = headers.iter().filter(|(n, _)| same_name(n.as_str(), name));
+        named.any(|(_, v)| !v.as_bytes().eq_ignore_ascii_case(plain.as_bytes()))
     };
-    other("content-encoding", "identity") || other("transfer-encoding", "chunked")
+    other("content-encoding", "identity")
+        || other("transfer-encoding", "chunked")
+        || other("im", "identity")
 }
 
 /// Whether a field goes on; `connection` is the message's own `Connection` field.
@@ -79,6 +83,10 @@ mod tests {
             &[(ENCODING, "identity,identity")],
             &[(ENCODING, "")],
             &[("transfer-encoding", "gzip, chunked")],
+            &[("content_encoding", "gzip")],
+            &[(ENCODING, "identity"), ("content_encoding", "br")],
+            &[("im", "gzip")],
+            &[("im", "feed, gzip")],
         ] {
             assert!(encoded(hidden), "{hidden:?}");
         }

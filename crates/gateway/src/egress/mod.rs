@@ -24,6 +24,7 @@ mod credentials;
 pub(crate) mod exchange;
 mod fetch;
 pub(crate) mod fields;
+mod frames;
 mod intercept;
 pub(crate) mod link;
 pub(crate) mod name;

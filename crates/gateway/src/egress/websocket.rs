@@ -1,7 +1,9 @@
-//! A WebSocket after its handshake: bytes both ways, counted. Frames are not looked into; where a
-//! secret was put in, the connection is cut before a piece that completes it gets through.
+//! A WebSocket after its handshake: bytes both ways, counted. Where a secret is used, what the
+//! server says is looked through, and the connection cut before a piece that completes one gets
+//! through.
 
 use super::carried::Carried;
+use super::frames::Watch;
 use super::request::Judged;
 use super::stream_back::Back;
 use super::tunnel;
@@ -45,7 +47,7 @@ pub(super) async fn run(
     fields.extend(passing.iter().map(|(n, v)| (n.as_str(), v.as_str())));
     conn.write(&answer(101, &fields, &AnswerBody::HeadOnly, true)).await?;
     let (inside, ahead) = conn.take_parts();
-    let watch = hides.then_some(back.masker);
+    let watch = hides.then(|| Watch::new(back.masker, judged.masker()));
     tunnel::copy_both((inside, ahead), TokioIo::new(upgraded), carried, allowance, watch).await;
     Ok(())
 }

@@ -13,6 +13,13 @@ pub(super) enum Syntax {
     Percent,
     /// As in forms: `%XX`, and `+` for a blank.
     Form,
+    /// Hexadecimal digits, in either case.
+    Hex,
+    /// base64 in either alphabet (RFC 4648 §4, §5), as it stands.
+    Base64,
+    /// The same with any of its marks escaped in any of the ways above: in a text that has escapes,
+    /// one that stands right before it may take its first letter along, so it is looked for twice.
+    Escaped64,
 }
 
 /// Longest reference of HTML that is read, from `&` on: `&#x0000002f;` has room for zeros nobody
@@ -20,7 +27,9 @@ pub(super) enum Syntax {
 const REFERENCE_BYTES_MAX: usize = 16;
 
 /// The names of ASCII marks (the HTML standard, named character references).
-const NAMED: [(&str, u8); 37] = [
+const NAMED: [(&str, u8); 39] = [
+    ("NewLine", b'\n'),
+    ("Tab", b'\t'),
     ("amp", b'&'),
     ("AMP", b'&'),
     ("lt", b'<'),
@@ -97,25 +106,46 @@ impl Syntax {
     /// Whether an escape begins with `b`.
     pub(super) fn begins(self, b: u8) -> bool {
         match self {
-            Self::Plain => false,
+            Self::Plain | Self::Hex | Self::Base64 => false,
             Self::Json => b == b'\\',
             Self::Html => b == b'&',
             Self::Percent | Self::Form => b == b'%',
+            Self::Escaped64 => matches!(b, b'\\' | b'&' | b'%'),
         }
     }
 
     /// What a byte outside every escape stands for.
     pub(super) fn plain(self, b: u8) -> u8 {
-        if self == Self::Form && b == b'+' { b' ' } else { b }
+        if self == Self::Form && b == b'+' { b' ' } else { self.letter(b) }
+    }
+
+    /// The one form of what readers take for the same.
+    pub(super) fn letter(self, b: u8) -> u8 {
+        match (self, b) {
+            (Self::Hex, b) => b.to_ascii_lowercase(),
+            (Self::Base64 | Self::Escaped64, b'-') => b'+',
+            (Self::Base64 | Self::Escaped64, b'_') => b'/',
+            (_, b) => b,
+        }
+    }
+
+    /// Whether readers pass over the ends of lines (MIME, RFC 2045 §6.8).
+    pub(super) fn has_lines(self) -> bool {
+        matches!(self, Self::Base64 | Self::Escaped64)
     }
 
     /// Reads `b` after `token`, which began an escape.
     pub(super) fn step(self, token: &[u8], b: u8) -> Step {
         match self {
-            Self::Plain => Step::Not,
+            Self::Plain | Self::Hex | Self::Base64 => Step::Not,
             Self::Json => json(token, b),
             Self::Html => html(token, b),
             Self::Percent | Self::Form => percent(token, b),
+            Self::Escaped64 => match token.first() {
+                Some(b'\\') => json(token, b),
+                Some(b'&') => html(token, b),
+                _ => percent(token, b),
+            },
         }
     }
 

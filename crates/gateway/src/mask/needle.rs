@@ -6,6 +6,12 @@ use super::escapes::{Bytes, Step, Syntax};
 use std::collections::VecDeque;
 use zeroize::Zeroizing;
 
+/// Characters between two lines of base64 at most: the end of one, and how far the next stands in.
+const GAP_MAX: u8 = 64;
+/// What matches of a line is held back over its end from so many letters on. Fewer stand there by
+/// chance too often, and a stream of lines would come late; they show 18 bits at most.
+const HELD_MIN: usize = 4;
+
 pub(super) struct Needle {
     pub(super) syntax: Syntax,
     pub(super) bytes: Zeroizing<Vec<u8>>,
@@ -20,6 +26,10 @@ pub(super) struct Needle {
     /// for [`Syntax::Plain`], where it is the needle's own beginning.
     written: VecDeque<u8>,
     sizes: VecDeque<u32>,
+    /// How many characters of a line's end were passed over just now, and whether a line feed was
+    /// among them: an empty line ends every match, for it ends a message.
+    gap: u8,
+    line_ended: bool,
 }
 
 impl Needle {
@@ -45,6 +55,8 @@ impl Needle {
             token: Vec::new(),
             written: VecDeque::new(),
             sizes: VecDeque::new(),
+            gap: 0,
+            line_ended: false,
         }
     }
 
@@ -123,6 +135,11 @@ impl Needle {
     }
 
     fn match_byte(&mut self, b: u8, written: &[u8], out: &mut Vec<u8>) {
+        let b = self.syntax.letter(b);
+        if self.is_between_lines(b) {
+            self.pass_over(written, out);
+            return;
+        }
         while self.matched > 0 && b != self.bytes[self.matched] {
             let shorter = self.borders[self.matched - 1] as usize;
             self.release(self.matched - shorter, out);
@@ -143,6 +160,36 @@ impl Needle {
             self.sizes.clear();
             self.matched = 0;
             self.found = true;
+        }
+    }
+
+    /// Whether `b` belongs to the end of a line within what matches, or to the blanks after it.
+    fn is_between_lines(&mut self, b: u8) -> bool {
+        let may = self.matched > 0 && self.gap < GAP_MAX && self.syntax.has_lines();
+        let is = may
+            && match b {
+                b'\n' => !self.line_ended,
+                b'\r' => self.gap == 0,
+                b' ' | b'\t' => self.gap > 0,
+                _ => false,
+            };
+        (self.gap, self.line_ended) =
+            if is { (self.gap + 1, self.line_ended || b == b'\n') } else { (0, false) };
+        is
+    }
+
+    /// Keeps the end of a line with the letter before it.
+    fn pass_over(&mut self, written: &[u8], out: &mut Vec<u8>) {
+        match self.sizes.back_mut().filter(|_| self.matched >= HELD_MIN) {
+            Some(size) => {
+                *size += u32::try_from(written.len()).unwrap_or(0);
+                self.written.extend(written);
+            }
+            None => {
+                out.extend(self.written.drain(..));
+                out.extend_from_slice(written);
+                self.sizes.iter_mut().for_each(|size| *size = 0);
+            }
         }
     }
 

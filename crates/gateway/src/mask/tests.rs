@@ -91,6 +91,104 @@ fn marks_written_otherwise_are_masked_too() {
 }
 
 #[test]
+fn base64_is_masked_in_lines_and_with_escapes() {
+    // Of bytes whose base64 has both marks of the alphabet.
+    let secret = "~~~???>>>-not-a-real-key-but-long-enough-for-two-lines-of-mime-~~~???>>>";
+    let whole = STANDARD.encode(format!("user:{secret}:and more"));
+    assert!(whole.contains('/') && whole.contains('+'));
+    let lines = |size: usize, end: &str| {
+        let lines: Vec<_> = whole.as_bytes().chunks(size).map(String::from_utf8_lossy).collect();
+        lines.join(end)
+    };
+    let mut texts = vec![
+        whole.replace('+', "\\u002B").replace('/', "\\/"),
+        whole.replace('+', "\\u002b").replace('/', "\\u002F"),
+        whole.replace('+', "%2B").replace('/', "%2f"),
+        whole.replace('+', "&#43;").replace('/', "&#x2F;"),
+        whole.replace('+', "&plus;").replace('/', "&sol;"),
+        whole.replace('+', "%2D").replace('/', "\\u005f"),
+        whole.replace('+', "-").replace('/', "&lowbar;"),
+    ];
+    for size in [60, 64, 76] {
+        let ends = ["\n", "\r\n", "\r\n    ", "\\n", "\\r\\n", "%0D%0A", "&#13;&#10;", "&NewLine;"];
+        for end in ends {
+            texts.push(lines(size, end));
+            texts.push(lines(size, end).replace('+', "%2B").replace('/', "%2F"));
+        }
+    }
+    // What stands before is no part of it, though it may look so to a reader of escapes.
+    texts.extend(["\\", "%", "&", "\\n", "%4"].map(|mark| format!("{mark}{whole}")));
+    texts.extend(["\\", "%", "&"].map(|mark| format!("{mark}{}", STANDARD.encode(secret))));
+    for text in texts {
+        for size in [1, 3, text.len()] {
+            let out = in_pieces(&[secret], &text, size);
+            assert_eq!(out.matches("[secret masked]").count(), 1, "{text} in {size}: {out}");
+            assert!(out.len() < 52, "{text} in {size}: {out}");
+        }
+    }
+}
+
+#[test]
+fn hexadecimal_is_masked_in_any_case() {
+    for text in ["6162634A4b4c", "6162634a4B4C", "6162634a4b4c", "6162634A4B4C"] {
+        assert_eq!(in_pieces(&["abcJKL"], text, 5), "[secret masked]");
+    }
+}
+
+#[test]
+fn an_empty_line_and_the_end_of_a_short_match_are_not_waited_for() {
+    let start = STANDARD.encode("zzzzzzzzzzzz");
+    for held in 1..start.len() {
+        let mut masker = Masker::new(Some(b"zzzzzzzzzzzz"));
+        let text = format!("data: {}\n\n", &start[..held]);
+        assert_eq!(masker.feed(text.as_bytes()), text.as_bytes(), "an event is whole");
+        let text = format!("{}\n", &start[..held.min(3)]);
+        assert_eq!(masker.feed(text.as_bytes()), text.as_bytes(), "a line is not late");
+        let far = format!("{}\n{}", &start[..held], " ".repeat(80));
+        assert_eq!(masker.whole(far.as_bytes()), far.as_bytes());
+    }
+}
+
+#[test]
+fn near_misses_take_linear_time() {
+    let secrets = ["aaaaaaaaaaaaaaaaaaaaaaaab", "abababababababababababac", "test-key-not-real"];
+    let near: Vec<String> = secrets
+        .iter()
+        .flat_map(|s| {
+            let (almost, whole) = (&s[..s.len() - 1], STANDARD.encode(s));
+            let lines = whole[..whole.len() - 9].replace("YW", "Y\nW");
+            [almost.to_owned(), lines, almost.replace('a', "\\u0061&#9"), "%61\\u00".into()]
+        })
+        .collect();
+    let unit = near.join("");
+    let text = unit.repeat((1 << 18) / unit.len());
+    let started = std::time::Instant::now();
+    let mut masker = Masker::of(secrets.iter().map(|s| s.as_bytes()));
+    assert_eq!(masker.whole(text.as_bytes()).len(), text.len());
+    let took = started.elapsed();
+    let told = format!("256 KiB of near misses, three secrets: {took:?}\n");
+    std::io::Write::write_all(&mut std::io::stderr(), told.as_bytes()).expect("stderr");
+    // Quadratic behaviour would take minutes.
+    assert!(took < std::time::Duration::from_secs(30), "{took:?}");
+}
+
+#[test]
+fn a_number_that_is_a_secret_is_masked() {
+    let secrets = ["123456", "900719925474099312345678"];
+    let shown = |text: &str| {
+        let number: serde_json::Number = serde_json::from_str(text).expect("a number");
+        Masker::of(secrets.iter().map(|s| s.as_bytes())).number(&number)
+    };
+    for text in ["123456", "-123456", "123456.5", "1.23456e5", "900719925474099312345678"] {
+        assert!(shown(text).is_some_and(|t| t.contains("[secret masked]")), "{text}");
+    }
+    assert_eq!(shown("99123456").as_deref(), Some("99[secret masked]"));
+    for text in ["12345", "9007199254740993", "9.1e23", "0", "1e300"] {
+        assert_eq!(shown(text), None, "{text}");
+    }
+}
+
+#[test]
 fn what_only_looks_like_an_escape_is_passed_on_as_it_was() {
     let text =
         r"\ \u \u00 \u00g \\u0061bcdef &amp &#; &#x; &nothing; &#99999999; % %4 %zz \ud83d &";
@@ -113,7 +211,22 @@ fn written(secret: &[u8], way: usize, salt: usize, text: &mut Vec<u8>) {
     match way {
         0 => text.extend_from_slice(secret),
         1 => text.extend(STANDARD.encode([&b"xyz"[..salt % 3], secret].concat()).bytes()),
-        2 => secret.iter().for_each(|b| text.extend(format!("{b:02x}").bytes())),
+        2 => secret.iter().enumerate().for_each(|(at, b)| match picked(at) {
+            true => text.extend(format!("{b:02X}").bytes()),
+            false => text.extend(format!("{b:02x}").bytes()),
+        }),
+        7 | 8 => {
+            let whole = STANDARD.encode([&b"xyz"[..salt % 3], secret].concat());
+            for (at, b) in whole.bytes().enumerate() {
+                match (way, at % (3 + salt % 9)) {
+                    (7, 0) => text.extend([&b"\r\n"[salt % 2..], &[b]].concat()),
+                    (8, 0) if picked(at) => text.extend(format!("%{b:02x}").bytes()),
+                    (8, 0) => text.extend(format!("\\u{b:04X}").bytes()),
+                    (8, 1) => text.extend(format!("&#{b}").bytes().chain(*b";")),
+                    _ => text.push(b),
+                }
+            }
+        }
         _ => {
             let plain = String::from_utf8_lossy(secret).into_owned();
             for (at, c) in plain.char_indices() {
@@ -131,7 +244,7 @@ fn written(secret: &[u8], way: usize, salt: usize, text: &mut Vec<u8>) {
 }
 
 /// Up to three secrets, and a text that has them in some spelling wherever the input has one of
-/// `SBXJHDU`, and their beginnings where it has `P`.
+/// `SBXJHDUME`, and their beginnings where it has `P`.
 fn secrets_and_text(input: &[u8]) -> (Vec<Vec<u8>>, Vec<u8>) {
     let (mut secrets, mut rest) = (Vec::new(), input);
     let count = 1 + usize::from(input.first().copied().unwrap_or(0)) / 24 % 3;
@@ -145,7 +258,7 @@ fn secrets_and_text(input: &[u8]) -> (Vec<Vec<u8>>, Vec<u8>) {
     let mut text = Vec::new();
     for (at, &b) in rest.iter().enumerate() {
         let secret = &secrets[(at + text.len()) % secrets.len()];
-        match b"SBXJHDU".iter().position(|&mark| mark == b) {
+        match b"SBXJHDUME".iter().position(|&mark| mark == b) {
             Some(way) => written(secret, way, at + text.len(), &mut text),
             // Must be let go again.
             None if b == b'P' => text.extend_from_slice(&secret[..secret.len() / 2]),
@@ -194,7 +307,15 @@ fn holds_none(secrets: &[Vec<u8>], out: &[u8]) {
                 let found = match needle.syntax {
                     Syntax::Plain => stands(part.as_bytes(), &needle.bytes),
                     Syntax::Form => false,
-                    other => whole && stands(&decoded(part.as_bytes(), other), &needle.bytes),
+                    Syntax::Hex | Syntax::Base64 => {
+                        let letters = part.bytes().map(|b| needle.syntax.letter(b));
+                        stands(&letters.collect::<Vec<_>>(), &needle.bytes)
+                    }
+                    other => {
+                        let read = decoded(part.as_bytes(), other).into_iter();
+                        let read: Vec<u8> = read.map(|b| other.letter(b)).collect();
+                        whole && stands(&read, &needle.bytes)
+                    }
                 };
                 assert!(!found, "a spelling of a secret came through");
             }
@@ -204,7 +325,8 @@ fn holds_none(secrets: &[Vec<u8>], out: &[u8]) {
 
 #[test]
 fn fuzz_mask() {
-    let seeds: [&[u8]; 7] = [
+    let seeds: [&[u8]; 8] = [
+        b"\x11test-key-not-real?>x MMM E EE\r\n M\nE\r\n\r\nME XXX PMP",
         b"\x09abcabcabdabS-xSyyPJ bbU...BBS SSSS",
         b"\x08k\"y/+ \\zdata: S\n\nJJPPU=S",
         b"\x06aabaabSaabaaSaabaabaab",

@@ -281,12 +281,17 @@ async fn passed_on(
     })
 }
 
-/// Masks the session's secrets in a result, in texts and names: as JSON they may have been escaped
+/// Masks the session's secrets in a result, in texts, names and numbers: as JSON they may have been escaped
 /// in any way, and a program's answers come past no other mask.
 fn masked(value: &mut Value, masker: &mut Masker) {
     match value {
         _ if masker.is_idle() => {}
         Value::String(text) => *text = masked_text(text, masker),
+        Value::Number(number) => {
+            if let Some(text) = masker.number(number) {
+                *value = Value::String(text);
+            }
+        }
         Value::Array(all) => all.iter_mut().for_each(|inner| masked(inner, masker)),
         Value::Object(map) => {
             for (name, mut inner) in std::mem::take(map) {
@@ -366,6 +371,15 @@ mod tests {
         assert_eq!(result["content"][0]["text"], "a [secret masked] b");
         let inner = &result["structuredContent"]["[secret masked]"];
         assert_eq!(*inner, json!([{"x": "[secret masked]"}, 7, null]));
+    }
+
+    #[test]
+    fn a_secret_of_digits_is_masked_where_it_is_a_number() {
+        let mut result = json!({"content": [{"pin": 7_654_321, "n": 765}], "x": [-7_654_321]});
+        masked(&mut result, &mut Masker::new(Some(b"7654321")));
+        let expected = json!({"content": [{"pin": "[secret masked]", "n": 765}],
+            "x": ["-[secret masked]"]});
+        assert_eq!(result, expected);
     }
 
     #[test]

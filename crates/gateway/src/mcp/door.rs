@@ -8,7 +8,7 @@ use model::{HostTools, ToolGrant};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Semaphore;
 
 /// Calls of one session at work at a time; the rest wait.
@@ -22,6 +22,8 @@ pub(crate) struct DoorTools {
     servers: BTreeMap<String, Upstream>,
     pub(crate) slots: Semaphore,
     pub(crate) bodies: Semaphore,
+    /// One page of a session at a time is made into text: that keeps a processor busy for seconds.
+    pub(crate) reading: Arc<Semaphore>,
     next: AtomicU64,
     told: Mutex<HashSet<String>>,
 }
@@ -67,6 +69,7 @@ impl DoorTools {
             grants: tools.grants,
             slots: Semaphore::new(CALLS_MAX),
             bodies: Semaphore::new(BODIES_MAX),
+            reading: Arc::new(Semaphore::new(1)),
             next: AtomicU64::new(1),
             told: Mutex::new(HashSet::new()),
         }

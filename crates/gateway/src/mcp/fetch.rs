@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// The tool's name.
 pub(crate) const NAME: &str = "web_fetch";
@@ -41,6 +42,9 @@ pub(crate) trait Fetch: Send + Sync {
 
     /// Masks the session's secrets.
     fn masker(&self) -> Masker;
+
+    /// Whose turn it is to have a page read: each session's own.
+    fn turn(&self) -> Arc<Semaphore>;
 }
 
 impl Fetch for Arc<DoorState> {
@@ -55,6 +59,10 @@ impl Fetch for Arc<DoorState> {
 
     fn masker(&self) -> Masker {
         self.veil.masker()
+    }
+
+    fn turn(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.tools.reading)
     }
 }
 
@@ -125,9 +133,22 @@ pub(crate) async fn run(
     mark: &str,
 ) -> Result<String, String> {
     let page = fetch.get(&arguments.url, PAGE_BYTES_MAX).await?;
+    let max = usize::try_from(arguments.max_bytes).unwrap_or(usize::MAX);
+    let unread = |why: String| format!("the page came, but it could not be read: {why}");
+    let turn = fetch.turn().acquire_owned().await.map_err(|e| unread(e.to_string()))?;
+    let (masker, mark) = (fetch.masker(), mark.to_owned());
+    // Not on the threads that serve every session. Whoever hung up keeps the turn to the end.
+    let reading = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        wrapped(&page, max, masker, &mark)
+    });
+    reading.await.map_err(|e| unread(e.to_string()))?
+}
+
+/// The page's text between its marks.
+fn wrapped(page: &Page, max: usize, mut masker: Masker, mark: &str) -> Result<String, String> {
     let kind = page.content_type.as_str();
     let essence = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    let max = usize::try_from(arguments.max_bytes).unwrap_or(usize::MAX);
     let (text, whole) = if matches!(essence.as_str(), "text/html" | "application/xhtml+xml") {
         text::of_html(&decoded(&page.body, kind), max)
     } else if is_text(&essence, &page.body) {
@@ -139,7 +160,7 @@ pub(crate) async fn run(
         ));
     };
     // Markup may have stood within a secret, and what was escaped is not any more.
-    let text = String::from_utf8_lossy(&fetch.masker().whole(text.as_bytes())).into_owned();
+    let text = String::from_utf8_lossy(&masker.whole(text.as_bytes())).into_owned();
     let cut = if whole && !page.cut { "" } else { ", cut at the limit" };
     let (url, size) = (text::of_plain(&page.final_url, URL_BYTES_MAX).0, text.len());
     Ok(format!(
@@ -178,7 +199,7 @@ fn decoded(body: &[u8], content_type: &str) -> String {
 mod tests {
     use super::*;
 
-    struct Canned(&'static str, &'static [u8]);
+    struct Canned(&'static str, &'static [u8], Arc<Semaphore>);
 
     impl Fetch for Canned {
         fn get<'a>(&'a self, url: &'a str, _max: u64) -> Fetching<'a> {
@@ -192,6 +213,14 @@ mod tests {
         fn masker(&self) -> Masker {
             Masker::new(Some(b"test-key-not-real"))
         }
+
+        fn turn(&self) -> Arc<Semaphore> {
+            Arc::clone(&self.2)
+        }
+    }
+
+    fn canned(kind: &'static str, body: &'static [u8]) -> Canned {
+        Canned(kind, body, Arc::new(Semaphore::new(1)))
     }
 
     fn arguments_of(value: Value) -> Result<Arguments, String> {
@@ -200,7 +229,28 @@ mod tests {
 
     async fn fetched(kind: &'static str, body: &'static [u8]) -> Result<String, String> {
         let arguments = arguments_of(json!({"url": "https://e.org/p"})).expect("valid");
-        run(&Canned(kind, body), &arguments, "m1").await
+        run(&canned(kind, body), &arguments, "m1").await
+    }
+
+    /// On one thread: whatever is done in place holds up all others.
+    #[tokio::test]
+    async fn a_page_is_read_beside_the_other_work_and_one_of_a_session_at_a_time() {
+        let arguments = arguments_of(json!({"url": "https://e.org/p"})).expect("valid");
+        let fetch = canned("text/html", b"<p>text</p>");
+        let taken = fetch.turn().acquire_owned().await.expect("open");
+        let mut one = Box::pin(run(&fetch, &arguments, "m1"));
+        let early = tokio::time::timeout(std::time::Duration::from_millis(100), &mut one).await;
+        assert!(early.is_err(), "it did not wait for its turn");
+        drop(taken);
+        let (mut read, mut others) = (None, 0_u64);
+        while read.is_none() {
+            tokio::select! {
+                biased;
+                done = &mut one => read = Some(done),
+                () = tokio::task::yield_now() => others += 1,
+            }
+        }
+        assert!(read.is_some_and(|r| r.is_ok()) && others > 0, "it was read in place");
     }
 
     #[tokio::test]

@@ -82,6 +82,11 @@ pub(super) fn to_private(request: &str) -> Vec<Vec<u8>> {
     redirect(request, "http://10.0.0.1:PORT/followed")
 }
 
+/// A whole text message of a server.
+fn frame(payload: &[u8]) -> Vec<u8> {
+    [&[0x81, u8::try_from(payload.len()).unwrap()][..], payload].concat()
+}
+
 fn in_chunks(_: &str) -> Vec<Vec<u8>> {
     let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
     let chunks = KEY
@@ -331,6 +336,28 @@ pub(super) const CASES: &[Case] = &[
         KEY_IN_BASE64
     ),
     echo!(
+        "secret: repeated in base64 with escapes",
+        |_| whole("", &KEY_IN_BASE64.replace('L', "%4C").replace('3', "\\u0033")),
+        "dXNlcjp0ZXN0%4CWtleS1ub\\u0033QtcmVhbA=="
+    ),
+    echo!(
+        "secret: repeated in lines of base64",
+        |_| whole("", "dXNlcjp0ZXN0LW\r\ntleS1ub3QtcmVhbA=="),
+        "LW\r\ntleS1ub3QtcmVhbA=="
+    ),
+    echo!(
+        "secret: repeated in hexadecimal of both cases",
+        |_| whole("", "746573742D6b65792d6e6f742D7265616C"),
+        "746573742D6b65792d6e6f742D7265616C"
+    ),
+    says(
+        "secret: repeated in an answer compressed by another field",
+        answering!(secret, |_| whole("im: gzip\r\n", KEY)),
+        ASK,
+        Answer("{KEY}"),
+        Refused("compressed"),
+    ),
+    echo!(
         "secret: repeated with escapes",
         |_| whole("", &KEY.replace('-', "%2D")),
         "test%2Dkey%2Dnot%2Dreal"
@@ -373,7 +400,7 @@ pub(super) const CASES: &[Case] = &[
     ),
     says(
         "secret: repeated in a WebSocket",
-        answering!(secret_socket, |_| vec![SWITCHED.into(), KEY.into()]),
+        answering!(secret_socket, |_| vec![SWITCHED.into(), frame(KEY.as_bytes())]),
         UPGRADE,
         Answer("{KEY}"),
         Cut("gave a secret back"),
@@ -381,12 +408,30 @@ pub(super) const CASES: &[Case] = &[
     says(
         "secret: repeated in a WebSocket, piece by piece",
         answering!(secret_socket, |_| {
-            let pieces = KEY.as_bytes().chunks(3).map(<[u8]>::to_vec);
+            let whole = frame(KEY.as_bytes());
+            let pieces = whole.chunks(3).map(<[u8]>::to_vec);
             std::iter::once(SWITCHED.into()).chain(pieces).collect()
         }),
         UPGRADE,
         Answer("test-key-not"),
         Cut("gave a secret back"),
+    ),
+    says(
+        "secret: repeated in a WebSocket, a few bytes a frame",
+        answering!(secret_socket, |_| {
+            let pieces = KEY.as_bytes().chunks(6).map(frame);
+            std::iter::once(SWITCHED.into()).chain(pieces).collect()
+        }),
+        UPGRADE,
+        Answer("ey-not"),
+        Cut("gave a secret back"),
+    ),
+    says(
+        "secret: repeated in what is no WebSocket",
+        answering!(secret_socket, |_| vec![SWITCHED.into(), KEY.into()]),
+        UPGRADE,
+        Answer("{KEY}"),
+        Cut("could not be seen"),
     ),
     says(
         "answer: an alternative service past the gateway",
