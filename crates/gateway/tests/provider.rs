@@ -94,7 +94,8 @@ const WANTED: &[(ModelApi, &str, &str)] = &[
 const HARMLESS: &[(ModelApi, &str)] = &[
     (
         ModelApi::Anthropic,
-        r#"{"service_tier":"auto","speed":"standard","mcp_servers":[],"container":null,"tools":[{"name":"web_search","input_schema":
+        r#"{"service_tier":"auto","speed":"standard",
+        "mcp_servers":[],"container":null,"tools":[{"name":"web_search","input_schema":
         {"properties":{"source":{"url":"https://e.test"},"image_url":{"type":"string"}}}},
         {"type":"custom"},{"type":"bash_20250124"},{"type":"text_editor_20250728"}],
         "messages":[{"content":[{"type":"tool_use","input":{"image_url":"https://e.test/","source":
@@ -103,13 +104,15 @@ const HARMLESS: &[(ModelApi, &str)] = &[
     ),
     (
         ModelApi::OpenAi,
-        r#"{"service_tier":"flex","web_search_options":null,"tools":[{"type":"function","function":{"name":"f",
+        r#"{"service_tier":"flex",
+        "web_search_options":null,"tools":[{"type":"function","function":{"name":"f",
         "parameters":{"properties":{"image_url":{"url":"https://e.test"}}}}}],"messages":[{"content":
         [{"image_url":{"url":"data:image/png;base64,AAAA"}},{"file":{"file_data":"AAAA"}}]}]}"#,
     ),
     (
         ModelApi::Responses,
-        r#"{"service_tier":null,"background":false,"tools":[{"type":"function","parameters":{"tools":[{"type":"mcp"}]}},
+        r#"{"service_tier":null,"background":false,
+        "tools":[{"type":"function","parameters":{"tools":[{"type":"mcp"}]}},
         {"type":"custom","format":{"type":"grammar"}},{"type":"local_shell"}],"input":[{"content":
         [{"image_url":"data:image/png;base64,AAAA"}]},{"type":"function_call","arguments":
         "{\"server_url\":\"https://e.test\"}"}]}"#,

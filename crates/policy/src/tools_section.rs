@@ -21,7 +21,8 @@ use std::collections::BTreeSet;
 pub const HOST_TOOLS: [&str; 1] = ["web_fetch"];
 
 /// What model providers do themselves when a request says so: most of it carries data to hosts
-/// that no egress rule names, and some costs more than the price that budgets go by. None is granted by default.
+/// that no egress rule names, and some costs more than the price that budgets go by. None is
+/// granted by default.
 pub const PROVIDER_TOOLS: [&str; 10] = [
     "background",
     "code_execution",
