@@ -30,8 +30,8 @@ const TOLD: &str = "\
 #17  The login claude: removed. Hosts: h.
 #18  It says it uses the tool bash: {\"a\": \"\\\"<U+000A><U+001B>[31m\"}
 #19  It says the tool bash failed, 3 bytes: no
-#20  It was let through to h:443 (192.0.2.1), GET /x with \"a\", \"b\" as a WebSocket, by the rule r, \
-with the secret github.
+#20  It was let through to h:443 (192.0.2.1), GET /x with \"a\", \"b\" as a WebSocket, by the \
+rule r, with the secret github.
 #21  h:443 was looked up and dialled at 192.0.2.1.
 #22  The exchange with h:443 ended with status 200 after 3 ms: 1 bytes out after a head of 120, \
 2 in. It broke off: reset

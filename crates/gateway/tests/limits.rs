@@ -158,8 +158,8 @@ async fn a_question_is_whole_and_no_part_of_it_reads_like_another() {
     let approver: Arc<dyn Approver> = person.clone();
     let roots = vec![server.cert.clone()];
     let way = Plan { egress: vec![rule], roots, approver, ..Plan::default() }.open();
-    let upgrade = "Upgrade: websocket\r\nConnection: Upgrade, close\r\nSec-WebSocket-Version: 13\r\n\
-                   Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
+    let upgrade = "Upgrade: websocket\r\nConnection: Upgrade, close\r\n\
+                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
     let ask = async |target: &str, fields: &str| {
         let head = format!("GET {target} HTTP/1.1\r\nHost: a.test:{port}\r\n{fields}\r\n");
         let text = way.ask("a.test", port, &head).await;
