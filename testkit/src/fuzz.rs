@@ -26,8 +26,8 @@ pub const SECONDS: u64 = 2;
 const CORPUS_MAX: usize = 4_096;
 /// Longest input that mutation makes of shorter seeds.
 const INPUT_BYTES_MAX: usize = 64 * 1024;
-/// One input may take so long; a slower one is tried again, on the processor's time, for the machine
-/// may have been busy.
+/// One input may take so long; a slower one is tried again, on the processor's time, for the
+/// machine may have been busy.
 const CASE_TIME: Duration = Duration::from_secs(2);
 
 /// What a check is given beside the input.

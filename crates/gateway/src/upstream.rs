@@ -197,9 +197,9 @@ impl Pool {
         idle.push(Idle { to: lease.to, since: Instant::now(), sender: lease.sender });
     }
 
-    /// Sends one request; sets `begun` before the first byte of it can leave. A kept connection that
-    /// the server closed meanwhile is replaced by a fresh one without counting as an attempt; a
-    /// request is never sent twice on purpose.
+    /// Sends one request; sets `begun` before the first byte of it can leave. A kept connection
+    /// that the server closed meanwhile is replaced by a fresh one without counting as an attempt;
+    /// a request is never sent twice on purpose.
     pub(crate) async fn send(
         &self,
         to: &Endpoint,

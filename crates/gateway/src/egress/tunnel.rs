@@ -1,5 +1,5 @@
-//! Bytes both ways between a sandbox and a permitted host, counted and bounded; looked into only for
-//! secrets in what a WebSocket's server says.
+//! Bytes both ways between a sandbox and a permitted host, counted and bounded; looked into only
+//! for secrets in what a WebSocket's server says.
 
 use super::carried::Carried;
 use super::frames::Watch;

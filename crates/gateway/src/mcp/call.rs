@@ -281,8 +281,8 @@ async fn passed_on(
     })
 }
 
-/// Masks the session's secrets in a result, in texts, names and numbers: as JSON they may have been escaped
-/// in any way, and a program's answers come past no other mask.
+/// Masks the session's secrets in a result, in texts, names and numbers: as JSON they may have been
+/// escaped in any way, and a program's answers come past no other mask.
 fn masked(value: &mut Value, masker: &mut Masker) {
     match value {
         _ if masker.is_idle() => {}
