@@ -141,8 +141,7 @@ impl Watch {
                 continue;
             }
             let n = rustix::io::retry_on_intr(|| rustix::io::read(&stdin, &mut *piece))?;
-            let taken = divert(diversion.as_ref(), &piece[..n]) || (n > 0 && self.is_quiet());
-            if !taken {
+            if !self.takes(diversion.as_ref(), &piece[..n]) {
                 return Ok(n);
             }
         }
@@ -151,6 +150,11 @@ impl Watch {
     /// The command takes no more of what is typed; a terminal goes on nevertheless.
     pub(crate) fn input_over(&self) {
         self.input_over.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether typed bytes are not the command's. An end is, where no question is shown.
+    fn takes(&self, diversion: Option<&SyncSender<Vec<u8>>>, typed: &[u8]) -> bool {
+        divert(diversion, typed) || (!typed.is_empty() && self.is_quiet())
     }
 
     fn is_quiet(&self) -> bool {
@@ -334,7 +338,7 @@ mod tests {
     }
 
     fn type_in(watch: &Watch, line: &[u8]) -> bool {
-        divert(lock(&watch.diversion).as_ref(), line)
+        watch.takes(lock(&watch.diversion).as_ref(), line)
     }
 
     #[test]

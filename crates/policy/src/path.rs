@@ -114,8 +114,9 @@ impl Pattern {
             let parts = folded_parts(parts);
             let trimmed = trim_parts(parts.clone());
             let maybe = |segments: Vec<Vec<u8>>| {
-                matches_or(&parts, &segments, folded::is_short_name)
-                    || matches_or(&trimmed, &trim(segments), folded::is_short_name)
+                loosely(&parts, &segments)
+                    || loosely(without_last(&parts), without_last(&segments))
+                    || loosely(&trimmed, &trim(segments))
             };
             maybe(folded.to_vec()) || maybe(folded::without_streams(folded))
         };
@@ -211,25 +212,72 @@ fn clear(segments: &[Vec<u8>], folded: &[Vec<u8>]) -> bool {
 }
 
 fn matches(parts: &[Part], segments: &[Vec<u8>]) -> bool {
-    matches_or(parts, segments, |_| false)
+    glob(parts, segments, |p| *p == Part::Many, is_one)
 }
 
-/// As [`matches`], where a segment for which `any` is true may stand for any other.
-fn matches_or(parts: &[Part], segments: &[Vec<u8>], any: fn(&[u8]) -> bool) -> bool {
+/// As [`matches`], where each segment may have dots and blanks at its end, for some servers trim
+/// one kind and not the other, and where a short name stands for any segment.
+fn loosely(parts: &[Part], segments: &[Vec<u8>]) -> bool {
     glob(
         parts,
         segments,
         |p| *p == Part::Many,
         |part, segment| match part {
-            Part::Many => false,
-            // `*` stands for at least something where it is all: `/a/*` does not mean `/a/`.
-            Part::One(tokens) if segment.is_empty() => tokens.is_empty(),
-            Part::One(tokens) if any(segment) => !tokens.is_empty(),
-            Part::One(tokens) => {
-                glob(tokens, segment, |t| *t == Token::Star, |t, b| *t == Token::Byte(*b))
+            Part::One(tokens) if !segment.is_empty() && folded::is_short_name(segment) => {
+                !tokens.is_empty()
             }
+            Part::One(tokens) => {
+                let trimmed = Part::One(trimmed(tokens, |t| matches!(t, Token::Byte(b'.' | b' '))));
+                let short = trimmed_text(segment);
+                is_one(part, segment) || is_one(&trimmed, &short)
+            }
+            Part::Many => false,
         },
     )
+}
+
+fn is_one(part: &Part, segment: &Vec<u8>) -> bool {
+    match part {
+        Part::Many => false,
+        // `*` stands for at least something where it is all: `/a/*` does not mean `/a/`.
+        Part::One(tokens) if segment.is_empty() => tokens.is_empty(),
+        Part::One(tokens) => {
+            glob(tokens, segment, |t| *t == Token::Star, |t, b| *t == Token::Byte(*b))
+        }
+    }
+}
+
+/// Without the empty end that a slash behind makes.
+fn without_last<T: AsEnd>(all: &[T]) -> &[T] {
+    match all.split_last() {
+        Some((last, rest)) if last.is_end() => rest,
+        _ => all,
+    }
+}
+
+trait AsEnd {
+    fn is_end(&self) -> bool;
+}
+
+impl AsEnd for Part {
+    fn is_end(&self) -> bool {
+        matches!(self, Self::One(tokens) if tokens.is_empty())
+    }
+}
+
+impl AsEnd for Vec<u8> {
+    fn is_end(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+fn trimmed<T: Clone>(items: &[T], goes: impl Fn(&T) -> bool) -> Vec<T> {
+    let kept = items.iter().rposition(|item| !goes(item)).map_or(0, |at| at + 1);
+    items[..kept].to_vec()
+}
+
+fn trimmed_text(text: &[u8]) -> Vec<u8> {
+    trimmed(text, |b| matches!(b, b'.' | b' '))
 }
 
 /// Wildcard matching: `many` stands for any number of items, everything else for one. Steps back
@@ -298,9 +346,7 @@ fn folded_parts(parts: &[Part]) -> Vec<Part> {
 
 fn trim(mut segments: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     for segment in &mut segments {
-        while matches!(segment.last(), Some(b'.' | b' ')) {
-            segment.pop();
-        }
+        *segment = trimmed_text(segment);
     }
     if segments.last().is_some_and(Vec::is_empty) {
         segments.pop();
