@@ -212,7 +212,7 @@ fn clear(segments: &[Vec<u8>], folded: &[Vec<u8>]) -> bool {
 }
 
 fn matches(parts: &[Part], segments: &[Vec<u8>]) -> bool {
-    glob(parts, segments, |p| *p == Part::Many, is_one)
+    glob(parts, segments, |p| *p == Part::Many, |part, segment| is_one(part, segment))
 }
 
 /// As [`matches`], where each segment may have dots and blanks at its end, for some servers trim
@@ -236,7 +236,7 @@ fn loosely(parts: &[Part], segments: &[Vec<u8>]) -> bool {
     )
 }
 
-fn is_one(part: &Part, segment: &Vec<u8>) -> bool {
+fn is_one(part: &Part, segment: &[u8]) -> bool {
     match part {
         Part::Many => false,
         // `*` stands for at least something where it is all: `/a/*` does not mean `/a/`.
