@@ -228,8 +228,10 @@ fn loosely(parts: &[Part], segments: &[Vec<u8>]) -> bool {
             }
             Part::One(tokens) => {
                 let trimmed = Part::One(trimmed(tokens, |t| matches!(t, Token::Byte(b'.' | b' '))));
-                let short = trimmed_text(segment);
-                is_one(part, segment) || is_one(&trimmed, &short)
+                let unblanked = segment.trim_ascii_end();
+                is_one(part, segment)
+                    || is_one(part, unblanked)
+                    || is_one(&trimmed, &trimmed_text(segment))
             }
             Part::Many => false,
         },
