@@ -102,6 +102,8 @@ fn a_recorder_behind_walls_recovers_a_torn_log_and_keeps_the_evidence(lab: &Lab)
     lab.inside(["true"]).ok();
     let evidence = files_below(&lab.home().join("audit/evidence"));
     assert!(!evidence.is_empty(), "the torn bytes are kept");
+    // The recorder writes them beside its work, and at the latest before it leaves.
+    crate::lab::wait_until("the recorder has left", || roles(lab).is_empty());
     assert!(!files_below(&lab.home().join("audit/tile")).is_empty(), "tiles are made again");
     assert!(fs::metadata(&wal).unwrap().len() >= whole as u64);
     assert!(lab.run(["audit", "verify"]).ok().starts_with("intact: "));
