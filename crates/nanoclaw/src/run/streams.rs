@@ -147,15 +147,25 @@ fn piece(input: bool) -> Result<(OwnedFd, Option<File>)> {
     Ok(if input { (read, Some(write.into())) } else { (write, Some(read.into())) })
 }
 
-/// Copies until either side ends. A terminal whose other side is closed reads as an error (EIO).
-/// The error is that of writing.
+/// Copies until either side ends. The error is that of writing.
 fn copy(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
     let mut piece = [0_u8; 16 << 10];
-    while let Ok(n @ 1..) = from.read(&mut piece) {
-        to.write_all(&piece[..n])?;
-        to.flush()?;
+    let mut ended = false;
+    loop {
+        match from.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(n) => {
+                to.write_all(&piece[..n])?;
+                to.flush()?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // A terminal whose other side is closed reads as an error (EIO). The kernel looks for
+            // what was written before it looks whether the other side is closed (n_tty_read), so
+            // only the second such error says that there is nothing left.
+            Err(_) if !ended => ended = true,
+            Err(_) => return Ok(()),
+        }
     }
-    Ok(())
 }
 
 /// As [`copy`], from standard input; what answers a question is not the command's. When the
@@ -176,5 +186,31 @@ pub(super) fn copy_window(master: &File) {
     if let Ok(size) = tcgetwinsize(io::stdout()) {
         // A size that cannot be set is a cosmetic matter.
         let _ = tcsetwinsize(master, size);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+
+    struct Script(VecDeque<io::Result<&'static [u8]>>);
+
+    impl Read for Script {
+        fn read(&mut self, piece: &mut [u8]) -> io::Result<usize> {
+            let bytes = self.0.pop_front().unwrap_or(Ok(b""))?;
+            piece[..bytes.len()].copy_from_slice(bytes);
+            Ok(bytes.len())
+        }
+    }
+
+    #[test]
+    fn what_was_written_as_the_terminal_closed_is_shown() {
+        let closed = || Err(io::Error::from(rustix::io::Errno::IO));
+        let interrupted = || Err(io::ErrorKind::Interrupted.into());
+        let reads = [Ok(&b"a"[..]), interrupted(), Ok(b"b"), closed(), Ok(b"c"), closed()];
+        let mut shown = Vec::new();
+        copy(Script(reads.into()), &mut shown).unwrap();
+        assert_eq!(shown, b"abc");
     }
 }

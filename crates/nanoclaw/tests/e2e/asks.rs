@@ -107,7 +107,7 @@ fn what_is_asked_is_shown_exactly_and_escaped(lab: &Lab) {
 
 fn without_an_answer_nothing_goes_out(lab: &Lab) {
     let server = asking(lab, "1s");
-    let Some(desk) = desk(lab, &post(&server, "/late")) else { return };
+    let Some(mut desk) = desk(lab, &post(&server, "/late")) else { return };
     desk.wait_for("got /late 403");
     let (ran, _) = desk.wait();
     assert!(ran.out().contains("Allow once?"), "{ran}");
@@ -145,7 +145,7 @@ fn two_questions_are_put_one_after_the_other(lab: &Lab) {
 
 fn ctrl_c_at_a_question_ends_the_command_and_nothing_goes_out(lab: &Lab) {
     let server = asking(lab, "30s");
-    let Some(desk) = desk(lab, &post(&server, "/never")) else { return };
+    let Some(mut desk) = desk(lab, &post(&server, "/never")) else { return };
     desk.wait_for("Allow once? [y/n]");
     // The terminal is not the test program's own, so the kernel makes no signal of the key.
     desk.interrupt();

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 both!(
     the_command_has_a_terminal_of_the_users_size,
@@ -18,6 +18,9 @@ both!(
     without_t_a_terminal_is_copied_not_handed_over,
     a_signal_at_a_hidden_question_gives_the_echo_back,
 );
+
+/// How long what a program wrote at its end may take to the reader's thread.
+const AFTER_ITS_END: Duration = Duration::from_secs(5);
 
 /// A terminal with a program in it.
 pub(crate) struct Desk {
@@ -61,9 +64,16 @@ impl Desk {
         String::from_utf8_lossy(&self.shown.lock().unwrap()).replace("\r\n", "\n")
     }
 
-    pub(crate) fn wait_for(&self, text: &str) {
+    pub(crate) fn wait_for(&mut self, text: &str) {
         while !self.shown().contains(text) {
-            assert!(self.begun.elapsed() < WATCHDOG, "{text:?} is not in {:?}", self.shown());
+            let late = self.begun.elapsed() > WATCHDOG;
+            // What it wrote last is shown a moment after it has ended.
+            let ended = self.child.try_wait().unwrap();
+            if late || ended.is_some() {
+                std::thread::sleep(AFTER_ITS_END);
+                let shown = self.shown();
+                assert!(shown.contains(text), "{text:?} is not in {shown:?}, {ended:?}");
+            }
             std::thread::sleep(TICK);
         }
     }
@@ -105,7 +115,7 @@ impl Drop for Desk {
 fn the_command_has_a_terminal_of_the_users_size(lab: &Lab) {
     let script = "test -t 0 && test -t 1 && test -t 2 && stty size && echo $TERM; \
                   echo by its name > /dev/tty; exit 5";
-    let desk = Desk::start(lab.nanoclaw(["run", "-t", "--", "sh", "-c", script]));
+    let mut desk = Desk::start(lab.nanoclaw(["run", "-t", "--", "sh", "-c", script]));
     desk.wait_for("by its name");
     let (ran, _) = desk.wait();
     assert_eq!(ran.out(), "33 77\nxterm\nby its name\n", "{ran}");
@@ -114,7 +124,7 @@ fn the_command_has_a_terminal_of_the_users_size(lab: &Lab) {
 
 fn a_change_of_size_reaches_the_command(lab: &Lab) {
     let script = "trap 'stty size; exit 0' WINCH; echo ready; while :; do sleep 0.02; done";
-    let desk = Desk::start(lab.nanoclaw(["run", "-t", "--", "sh", "-c", script]));
+    let mut desk = Desk::start(lab.nanoclaw(["run", "-t", "--", "sh", "-c", script]));
     desk.wait_for("ready");
     tcsetwinsize(&desk.master, size(44, 155)).unwrap();
     // The terminal is not the test program's own, so nobody is signalled by the kernel.
@@ -169,7 +179,7 @@ fn a_signal_at_a_hidden_question_gives_the_echo_back(lab: &Lab) {
     for (args, signal, code) in
         [(set, Signal::INT, 130), (set, Signal::TERM, 143), (login, Signal::INT, 130)]
     {
-        let desk = Desk::start(lab.nanoclaw(args));
+        let mut desk = Desk::start(lab.nanoclaw(args));
         desk.wait_for("(not shown)");
         wait_until("nothing typed is shown", || !echo(&desk.slave));
         rustix::process::kill_process(rustix::process::Pid::from_child(&desk.child), signal)
