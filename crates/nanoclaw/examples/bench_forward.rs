@@ -1,5 +1,5 @@
 //! What the gateway adds to requests that an `[[egress]]` rule lets out: `bench_forward [--json]
-//! [FOLDER]` (records go to that folder's disk).
+//! [--only=NAME] [FOLDER]` (records go to that folder's disk; only lines that begin with NAME).
 //!
 //! ```text
 //! 16 keep-alive connections ─┬─► server                              (direct, the floor)
@@ -366,7 +366,7 @@ fn runtime(threads: usize) -> Runtime {
     Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap()
 }
 
-fn measure(dir: &Path, json: bool) {
+fn measure(dir: &Path, json: bool, only: &str) {
     let home = dir.join("home");
     std::fs::create_dir_all(&home).unwrap();
     let _vault = gateway::Sealer::open_or_create(&home).unwrap();
@@ -410,11 +410,16 @@ fn measure(dir: &Path, json: bool) {
         {
             let allowed = [ADDED_P50 + sync[0] * syncs, ADDED_P99 + sync[1] * syncs];
             for (load, paced) in [("paced", true), ("busy", false)] {
-                let turns = compare(&client, &direct, &way, paced);
-                page.times(&format!("{kind}, {record}, {load}"), &turns, allowed);
+                let name = format!("{kind}, {record}, {load}");
+                if name.starts_with(only) {
+                    page.times(&name, &compare(&client, &direct, &way, paced), allowed);
+                }
             }
         }
-        let way = through(&off);
+        let (name, way) = (format!("{kind}, large body"), through(&off));
+        if !name.starts_with(only) {
+            continue;
+        }
         let mut rates = [Vec::new(), Vec::new()];
         for _ in 0..5 {
             rates[0].push(client.block_on(direct.large()) / f64::from(1 << 20));
@@ -423,7 +428,7 @@ fn measure(dir: &Path, json: bool) {
         let (floor, value) = (median(&rates[0]), median(&rates[1]));
         let target = format!("at least {LARGE_RATIO} of direct");
         let ok = value / floor >= LARGE_RATIO;
-        page.line(&format!("{kind}, large body"), "MiB/s", (value, floor), &target, ok);
+        page.line(&name, "MiB/s", (value, floor), &target, ok);
     }
 }
 
@@ -436,7 +441,8 @@ fn main() -> std::process::ExitCode {
     let base = args.iter().find(|a| !a.starts_with("--"));
     let base = base.map_or_else(std::env::temp_dir, Into::into);
     let dir = base.join(format!("bench-forward-{}", std::process::id()));
-    measure(&dir, args.iter().any(|a| a == "--json"));
+    let only = args.iter().find_map(|a| a.strip_prefix("--only=")).unwrap_or_default();
+    measure(&dir, args.iter().any(|a| a == "--json"), only);
     std::fs::remove_dir_all(&dir).unwrap();
     std::process::ExitCode::SUCCESS
 }

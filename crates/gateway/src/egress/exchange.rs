@@ -122,7 +122,8 @@ async fn converse(
             carried.fail(why.as_str());
             return Ok(Conversed::Refused(Refusal::new(502, &judged.rule.id, why)));
         }
-        websocket::run(conn, response, &carried, allowance, masker, judged).await?;
+        let sender = &mut link.sender;
+        websocket::run(conn, (sender, response), &carried, allowance, masker, judged).await?;
         return Ok(Conversed::Done { keep_alive: false });
     }
     if status < 200 {
@@ -134,7 +135,7 @@ async fn converse(
     let back = Back { head, own_credentials: own, hides: judged.hides(), masker };
     let sides = Sides { conn, uploading, carried: &carried };
     let kept = judged.secret.is_none() && !judged.websocket;
-    match stream_back(sides, &mut allowance, response, back).await? {
+    match stream_back(sides, &mut allowance, (&mut link.sender, response), back).await? {
         Err(why) => Ok(Conversed::Refused(Refusal::new(502, &judged.rule.id, why))),
         Ok(()) => {
             if kept && uploading.is_complete() {

@@ -2,6 +2,7 @@
 //! requests; redirects are followed, each judged anew.
 
 use super::exchange::SILENCE;
+use super::link::Sender;
 use super::request::{self, Judged, line, unveiled};
 use super::start::{self, Letter, Started};
 use super::upload::Upload;
@@ -9,7 +10,6 @@ use super::{Origin, Refusal};
 use crate::authority;
 use crate::door::DoorState;
 use crate::http::head::{Framing, Head, Version};
-use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::{HeaderMap, Response};
 use model::HostName;
@@ -172,13 +172,15 @@ async fn get(
         return Err(failed("sent a compressed answer, which was not accepted".into()));
     }
     let content_type = text(response.headers(), "content-type");
-    let (body, cut) = read(response, &carried, max_bytes).await.map_err(failed)?;
+    let (body, cut) =
+        read(&mut link.sender, response, &carried, max_bytes).await.map_err(failed)?;
     // A secret that the end cut in two is not recognised, so what may be its beginning goes too.
     let body = if cut { masker.feed(&body) } else { masker.whole(&body) };
     Ok(Got::Page(Fetched { status, content_type, final_url: String::new(), body, cut }))
 }
 
 async fn read(
+    sender: &mut Sender,
     response: Response<Incoming>,
     carried: &super::carried::Carried,
     max_bytes: usize,
@@ -186,7 +188,7 @@ async fn read(
     let mut body = response.into_body();
     let mut kept = Vec::new();
     loop {
-        let frame = tokio::time::timeout(SILENCE, body.frame()).await;
+        let frame = tokio::time::timeout(SILENCE, sender.frame(&mut body)).await;
         let Some(frame) = frame.map_err(|_| "fell silent".to_owned())? else {
             return Ok((kept, false));
         };

@@ -7,27 +7,26 @@
 //!    not used ends by itself.
 
 use super::Origin;
+use super::h1::H1;
+use super::kept::Kept;
 use super::shared::{self, Opening, Pool, Stream};
 use super::upload::Upload;
-use crate::driver::Driver;
 use crate::upstream::{Tls, UpstreamError};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use http_body_util::BodyExt as _;
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::client::conn::http2;
+use hyper::upgrade::Upgraded;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio_rustls::TlsConnector;
 
-/// Connections kept per door; package managers open about as many.
-const IDLE_CONNECTIONS_MAX: usize = 16;
 /// Below the keep-alive time of common servers; a stale one is noticed and replaced.
 pub(super) const IDLE_TIME: Duration = Duration::from_secs(30);
 /// A request with a body cannot be repeated, so it gets no connection that may be about to close.
@@ -41,7 +40,7 @@ const TLS_SESSIONS: usize = 32;
 
 /// Where one request at a time can be sent: a connection, or a place on one that is shared.
 pub(crate) enum Sender {
-    H1 { sender: http1::SendRequest<Upload>, driver: Driver },
+    H1(H1),
     H2 { sender: http2::SendRequest<Upload>, _place: Stream },
 }
 
@@ -50,13 +49,36 @@ impl Sender {
         matches!(self, Self::H2 { .. })
     }
 
+    /// Sends a request; returns when the head of its answer is there.
     pub(crate) async fn send(
         &mut self,
         request: Request<Upload>,
     ) -> hyper::Result<Response<Incoming>> {
         match self {
-            Self::H1 { sender, .. } => sender.send_request(request).await,
+            Self::H1(h1) => h1.send(request).await,
             Self::H2 { sender, .. } => sender.send_request(request).await,
+        }
+    }
+
+    /// The next piece of its answer. May be abandoned at any time.
+    pub(crate) async fn frame(
+        &mut self,
+        body: &mut Incoming,
+    ) -> Option<hyper::Result<Frame<Bytes>>> {
+        match self {
+            Self::H1(h1) => h1.frame(body).await,
+            Self::H2 { .. } => body.frame().await,
+        }
+    }
+
+    /// What the connection carries after a `101`.
+    pub(crate) async fn upgraded(
+        &mut self,
+        response: Response<Incoming>,
+    ) -> hyper::Result<Upgraded> {
+        match self {
+            Self::H1(h1) => h1.upgraded(response).await,
+            Self::H2 { .. } => hyper::upgrade::on(response).await,
         }
     }
 }
@@ -79,7 +101,7 @@ pub(crate) enum Sharing {
 }
 
 /// What is there for a request that may use a kept connection.
-pub(crate) enum Kept {
+pub(crate) enum Taken {
     Link(Link),
     /// Nothing: it opens a connection, for others too if it has the turn.
     Nothing {
@@ -87,50 +109,38 @@ pub(crate) enum Kept {
     },
 }
 
-struct Idle {
-    to: Origin,
-    since: Instant,
-    sender: http1::SendRequest<Upload>,
-    driver: Driver,
-    ip: IpAddr,
-}
-
 /// One door's connections to other hosts.
 pub(crate) struct Links {
     tls: Arc<Tls>,
     any: OnceCell<Arc<ClientConfig>>,
     h1: OnceCell<Arc<ClientConfig>>,
-    idle: Mutex<Vec<Idle>>,
+    kept: Kept,
     shared: Pool,
 }
 
 impl Links {
     pub(crate) fn new(tls: Arc<Tls>) -> Self {
-        let (any, h1, idle) = (OnceCell::new(), OnceCell::new(), Mutex::default());
-        Self { tls, any, h1, idle, shared: Pool::default() }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        let (any, h1) = (OnceCell::new(), OnceCell::new());
+        Self { tls, any, h1, kept: Kept::default(), shared: Pool::default() }
     }
 
     /// A kept connection that is still alive, or the turn to open one.
-    pub(crate) async fn take(&self, to: &Origin, with_body: bool) -> Kept {
+    pub(crate) async fn take(&self, to: &Origin, with_body: bool) -> Taken {
         let age_max = if with_body { IDLE_TIME_BODY } else { IDLE_TIME };
         if let Some(link) = self.kept(to, age_max).await {
-            return Kept::Link(link);
+            return Taken::Link(link);
         }
         if !to.tls {
-            return Kept::Nothing { _turn: None };
+            return Taken::Nothing { _turn: None };
         }
         // Somebody may have opened one meanwhile.
         let opening = self.shared.turn(to).await;
         match self.kept(to, age_max).await {
             Some(link) => {
                 opening.into_iter().for_each(Opening::unneeded);
-                Kept::Link(link)
+                Taken::Link(link)
             }
-            None => Kept::Nothing { _turn: opening },
+            None => Taken::Nothing { _turn: opening },
         }
     }
 
@@ -139,35 +149,16 @@ impl Links {
         if let Some((sender, stream, ip)) = self.shared.join(to, age_max) {
             return Some(Link { sender: Sender::H2 { sender, _place: stream }, ip });
         }
-        loop {
-            let mut found = {
-                let mut idle = self.lock();
-                idle.retain(|c| c.since.elapsed() < IDLE_TIME && !c.sender.is_closed());
-                let fits = |c: &Idle| c.to == *to && c.since.elapsed() < age_max;
-                let at = idle.iter().rposition(fits)?;
-                idle.swap_remove(at)
-            };
-            found.driver.wake();
-            if found.sender.ready().await.is_ok() {
-                let Idle { sender, driver, ip, .. } = found;
-                return Some(Link { sender: Sender::H1 { sender, driver }, ip });
-            }
-        }
+        let (h1, ip) = self.kept.take(to, age_max).await?;
+        Some(Link { sender: Sender::H1(h1), ip })
     }
 
     /// Keeps a connection whose answer was read to the end. One that is shared was never given
     /// away.
     pub(crate) fn give_back(&self, to: Origin, link: Link) {
-        let Sender::H1 { sender, driver } = link.sender else { return };
-        if sender.is_closed() {
-            return;
+        if let Sender::H1(h1) = link.sender {
+            self.kept.put(to, link.ip, h1);
         }
-        driver.rest(IDLE_TIME);
-        let mut idle = self.lock();
-        if idle.len() >= IDLE_CONNECTIONS_MAX {
-            idle.remove(0);
-        }
-        idle.push(Idle { to, since: Instant::now(), sender, driver, ip: link.ip });
     }
 
     async fn config(&self, only_h1: bool) -> Result<Arc<ClientConfig>, UpstreamError> {
@@ -193,8 +184,8 @@ impl Links {
         let broken =
             |e: hyper::Error| UpstreamError::Exchange { host: host(), cause: e.to_string() };
         if !to.tls {
-            let sender = h1(stream).await.map_err(broken)?;
-            return Ok(Link { sender, ip });
+            let h1 = H1::new(stream, HEAD_BYTES_MAX).await.map_err(broken)?;
+            return Ok(Link { sender: Sender::H1(h1), ip });
         }
         let tls_error = |cause: String| UpstreamError::Tls { host: host(), cause };
         let config = self.config(sharing == Sharing::OnlyH1).await?;
@@ -208,8 +199,8 @@ impl Links {
             if sharing == Sharing::Shared {
                 self.shared.speaks_h1(to);
             }
-            let sender = h1(stream).await.map_err(broken)?;
-            return Ok(Link { sender, ip });
+            let h1 = H1::new(stream, HEAD_BYTES_MAX).await.map_err(broken)?;
+            return Ok(Link { sender: Sender::H1(h1), ip });
         }
         let connected = shared::hello(stream, HEAD_BYTES_MAX as u32).await.map_err(broken)?;
         let (sender, place) = match sharing {
@@ -218,15 +209,4 @@ impl Links {
         };
         Ok(Link { sender: Sender::H2 { sender, _place: place }, ip })
     }
-}
-
-async fn h1<T>(stream: T) -> hyper::Result<Sender>
-where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let mut builder = http1::Builder::new();
-    let builder = builder.max_buf_size(HEAD_BYTES_MAX);
-    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
-    let driver = Driver::start(async move { drop(connection.with_upgrades().await) });
-    Ok(Sender::H1 { sender, driver })
 }

@@ -3,7 +3,7 @@
 //! budget ─► ask ─► intent (durable) ─► resolve, judge, pin ─► connect ─► inject ─► request
 
 use super::carried::Carried;
-use super::link::{Kept, Link, Sharing};
+use super::link::{Link, Sharing, Taken};
 use super::reach::{self, Intent};
 use super::request::{Judged, line, names};
 use super::upload::{Allowance, Upload};
@@ -58,12 +58,12 @@ pub(crate) async fn start(
     };
     let kept = match reusable {
         true => door.links.take(to, head.framing != Framing::None || !idempotent(head)).await,
-        false => Kept::Nothing { _turn: None },
+        false => Taken::Nothing { _turn: None },
     };
     consent(door, letter).await?;
     let intent = Intent { rule, to, request: Some(request) };
     let (link, carried, reused) = match kept {
-        Kept::Link(link) if may_stay(rule, to, &link, &door.scribe.agent) => {
+        Taken::Link(link) if may_stay(rule, to, &link, &door.scribe.agent) => {
             let carried = intent.record(door, Some(link.ip)).await?;
             (link, carried, true)
         }

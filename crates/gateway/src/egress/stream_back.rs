@@ -2,16 +2,19 @@
 
 use super::exchange::{SILENCE, Sides, why};
 use super::fields;
+use super::link::Sender;
 use super::upload::{Allowance, Broken};
 use crate::http::conn::{AnswerBody, answer};
 use crate::http::head::Head;
 use crate::mask::Masker;
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
 use hyper::Response;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::HeaderMap;
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
+use std::task::Poll;
 use tokio::time::Instant;
 
 /// How an answer is passed on.
@@ -47,7 +50,7 @@ impl Back<'_> {
 pub(super) async fn stream_back(
     mut sides: Sides<'_>,
     allowance: &mut Allowance,
-    response: Response<Incoming>,
+    (sender, response): (&mut Sender, Response<Incoming>),
     mut back: Back<'_>,
 ) -> io::Result<Result<(), String>> {
     let (parts, mut body) = response.into_parts();
@@ -70,23 +73,51 @@ pub(super) async fn stream_back(
     let fields: Vec<(&str, &str)> = passing.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
     // A body that still comes in after the answer leaves the connection of no further use.
     let keep_alive = back.head.keep_alive && sides.uploading.is_complete();
-    sides.conn.write(&answer(status, &fields, &kind, keep_alive)).await?;
+    let head = answer(status, &fields, &kind, keep_alive);
     let chunked = matches!(kind, AnswerBody::Chunks);
     if matches!(kind, AnswerBody::HeadOnly) {
         // A body that must not be there would be taken for the next answer.
+        sides.conn.write(&head).await?;
         return Ok(Ok(()));
     }
-    while let Some(data) = next(&mut sides, allowance, &mut body).await? {
+    // What came with the head goes with it: a reader is woken once.
+    let first = {
+        let next = std::pin::pin!(next(&mut sides, allowance, sender, &mut body));
+        at_once(next).await
+    };
+    sides.conn.queue(&head);
+    let mut piece = match first {
+        Some(first) => first,
+        None => {
+            sides.conn.write_queued().await?;
+            next(&mut sides, allowance, sender, &mut body).await
+        }
+    };
+    if piece.is_err() {
+        sides.conn.write_queued().await?;
+    }
+    while let Some(data) = piece? {
         sides.carried.received(&data);
         let data = if back.hides { back.masker.feed(&data).into() } else { data };
         write(&mut sides, &data, chunked).await?;
+        piece = next(&mut sides, allowance, sender, &mut body).await;
     }
+    sides.conn.write_queued().await?;
     if chunked {
         let rest = back.masker.finish();
         write(&mut sides, &rest, true).await?;
         sides.conn.end_chunks().await?;
     }
     Ok(Ok(()))
+}
+
+/// What is there without waiting.
+async fn at_once<T>(mut awaited: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    std::future::poll_fn(|cx| match awaited.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }
 
 /// A `Content-Length` that announces no body is passed on where it is honest.
@@ -113,12 +144,13 @@ async fn write(sides: &mut Sides<'_>, data: &[u8], chunked: bool) -> io::Result<
 async fn next(
     sides: &mut Sides<'_>,
     allowance: &mut Allowance,
+    sender: &mut Sender,
     body: &mut Incoming,
 ) -> io::Result<Option<Bytes>> {
     let mut moved = Instant::now();
     loop {
         tokio::select! {
-            frame = body.frame() => match frame {
+            frame = sender.frame(body) => match frame {
                 None => return Ok(None),
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) if !data.is_empty() => return Ok(Some(data)),

@@ -4,6 +4,7 @@
 
 use super::carried::Carried;
 use super::frames::Watch;
+use super::link::Sender;
 use super::request::Judged;
 use super::stream_back::Back;
 use super::tunnel;
@@ -19,14 +20,14 @@ use std::io;
 /// Passes the `101` on and copies until either side ends.
 pub(super) async fn run(
     conn: &mut Conn,
-    response: Response<Incoming>,
+    (sender, response): (&mut Sender, Response<Incoming>),
     carried: &Carried,
     allowance: Allowance,
     masker: Masker,
     judged: &Judged<'_>,
 ) -> io::Result<()> {
     let headers = response.headers().clone();
-    let upgraded = hyper::upgrade::on(response).await.map_err(|e| {
+    let upgraded = sender.upgraded(response).await.map_err(|e| {
         carried.fail(e.to_string());
         io::Error::from(io::ErrorKind::ConnectionReset)
     })?;

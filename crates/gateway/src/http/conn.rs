@@ -105,6 +105,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 pub(crate) struct Conn {
     stream: Box<dyn Duplex>,
     buf: BytesMut,
+    /// Goes out with the next bytes that are written.
+    queued: Vec<u8>,
 }
 
 impl Conn {
@@ -114,7 +116,7 @@ impl Conn {
 
     /// A connection of which something was read already.
     pub(crate) fn with(stream: Box<dyn Duplex>, buf: BytesMut) -> Self {
-        Self { stream, buf }
+        Self { stream, buf, queued: Vec::new() }
     }
 
     /// The stream and what was read ahead, for a tunnel. What stays behind is at its end.
@@ -252,9 +254,23 @@ impl Conn {
         }
     }
 
+    /// Keeps bytes that go out in one write with the next ones.
+    pub(crate) fn queue(&mut self, bytes: &[u8]) {
+        self.queued.extend_from_slice(bytes);
+    }
+
+    /// Writes what is kept, if anything is.
+    pub(crate) async fn write_queued(&mut self) -> io::Result<()> {
+        if self.queued.is_empty() { Ok(()) } else { self.write(&[]).await }
+    }
+
     /// Writes bytes, giving up on a client that takes none.
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut rest = bytes;
+        let mut queued = std::mem::take(&mut self.queued);
+        if !queued.is_empty() {
+            queued.extend_from_slice(bytes);
+        }
+        let mut rest = if queued.is_empty() { bytes } else { &queued };
         while rest.has_remaining() {
             match timeout(WRITE_TIME, self.stream.write(rest)).await {
                 Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
@@ -270,7 +286,7 @@ impl Conn {
     /// Writes one chunk of a chunked answer, in one write.
     pub(crate) async fn write_chunk(&mut self, bytes: &[u8]) -> io::Result<()> {
         if bytes.is_empty() {
-            return Ok(());
+            return self.write_queued().await;
         }
         let mut framed = Vec::with_capacity(bytes.len() + 12);
         framed.extend_from_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
