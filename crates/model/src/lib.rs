@@ -14,6 +14,7 @@
 mod egress;
 mod grant;
 mod ids;
+mod image;
 mod record;
 mod spec;
 mod tools;
@@ -24,6 +25,7 @@ pub use egress::{
 };
 pub use grant::{Budget, HostName, HostNameError, ModelApi, ModelConfig, Price};
 pub use ids::{AgentName, IdError, MessageId, SessionId, TurnId};
+pub use image::{ImageError, ImageName, ImageRef};
 pub use record::{
     Body, Direction, Done, Durability, LimitState, MAX_INLINE_BYTES, Record, RecordError,
     RecordSink, RecordSinkExt, RequestLine, SaltedDigest, Sha256Hex, WallState,

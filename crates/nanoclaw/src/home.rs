@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <home>/  nanoclaw.toml  agents/  vault/  store.db  audit/  sessions/<id>/{workspace,home}  run/
+//!          images/
 //! ```
 
 use crate::failure::{Context, Failure, Kind, Result};
@@ -93,6 +94,10 @@ impl Home {
 
     pub(crate) fn config(&self) -> PathBuf {
         self.path.join("nanoclaw.toml")
+    }
+
+    pub(crate) fn images(&self) -> PathBuf {
+        self.path.join("images")
     }
 
     pub(crate) fn agents(&self) -> PathBuf {

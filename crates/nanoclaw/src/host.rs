@@ -4,6 +4,7 @@
 
 use crate::failure::{self, Kind};
 use crate::product::{self, Product};
+use crate::rootfs::Root;
 use crate::sandboxes::{self, Parts, WORKSPACE_INSIDE};
 use crate::scribe::{Scribe, inline, sha256_hex};
 use crate::timer::Timer;
@@ -72,8 +73,9 @@ impl Host {
             session: seed.session.clone(),
             agent: seed.agent.clone(),
         };
+        let root = Root::of(&product.home, &agent).map_err(|e| lasting(&e))?;
         let door = self.door(seed, &agent, &model)?;
-        let spec = self.spec(seed, &agent, &model, &door)?;
+        let spec = self.spec(seed, &agent, &model, &door, &root)?;
         opened(&scribe, &agent, seed.resumed)?;
         let (sandbox, pipes) = self.launch(&scribe, &spec)?;
         let words = last_words(pipes.stderr);
@@ -85,7 +87,8 @@ impl Host {
         let product = Arc::clone(product);
         let cancel = client.cancel_handle();
         let timer = Timer::start(move || cancel.cancel()).map_err(fail)?;
-        Ok(Link { client, sandbox, door, scribe, words, timer, limit: agent.turn_timeout, product })
+        let limit = agent.turn_timeout;
+        Ok(Link { client, sandbox, door, scribe, words, timer, limit, product, _root: root })
     }
 
     fn door(
@@ -119,11 +122,13 @@ impl Host {
         agent: &ResolvedAgent,
         model: &ModelConfig,
         door: &Door,
+        root: &Root,
     ) -> Result<SandboxSpec, Failure> {
         let dirs = self.product.home.session(&seed.session).map_err(|e| lasting(&e))?;
         Ok(sandboxes::spec(Parts {
             session: &seed.session,
             agent,
+            rootfs: root.fs(),
             dirs: &dirs,
             workspace: None,
             door: door.socket().to_owned(),
@@ -234,6 +239,8 @@ struct Link {
     timer: Timer,
     limit: Duration,
     product: Arc<Product>,
+    /// Held against the removal of its image.
+    _root: Root,
 }
 
 struct Canceller(CancelHandle);

@@ -8,6 +8,7 @@ use crate::args::RunArgs;
 use crate::failure::{Context, Failure, Kind, Result};
 use crate::home::{Home, SessionDirs};
 use crate::product::{self, Product};
+use crate::rootfs::Root;
 use crate::sandboxes::{self, Parts};
 use crate::scribe::{Scribe, inline, sha256_hex};
 use crate::watch::{self, Asking, Watch};
@@ -149,6 +150,7 @@ struct OneRun<'a> {
     scribe: Scribe,
     door: Door,
     dirs: SessionDirs,
+    root: Root,
     _folders: Folders,
 }
 
@@ -166,6 +168,7 @@ impl<'a> OneRun<'a> {
         session: SessionId,
         name: AgentName,
     ) -> Result<Self> {
+        let rootfs = Root::of(&product.home, agent)?;
         let dirs = product.home.session(&session)?;
         let root = product.home.path().join("sessions").join(session.as_str());
         let folders = Folders::claim(root)?;
@@ -188,7 +191,7 @@ impl<'a> OneRun<'a> {
         let socket = product.home.door(&session)?;
         let door = product.gateway.open_door(grant, &socket).map_err(Failure::other)?;
         let scribe = Scribe { sink: product.records(), session, agent: name };
-        Ok(Self { product, agent, scribe, door, dirs, _folders: folders })
+        Ok(Self { product, agent, scribe, door, dirs, root: rootfs, _folders: folders })
     }
 
     fn spec(&self, args: &RunArgs, workspace: Option<&Path>) -> SandboxSpec {
@@ -201,6 +204,7 @@ impl<'a> OneRun<'a> {
         sandboxes::spec(Parts {
             session: &self.scribe.session,
             agent: self.agent,
+            rootfs: self.root.fs(),
             dirs: &self.dirs,
             workspace,
             door: self.door.socket().to_owned(),

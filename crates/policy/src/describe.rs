@@ -8,7 +8,7 @@ use crate::budget::format_usd;
 use crate::mounts;
 use crate::resolve::ResolvedAgent;
 use crate::units::{format_duration, format_size};
-use model::{Effect, EgressRule, Injection, Limit, SecretUse, Sight, Strictness};
+use model::{Effect, EgressRule, ImageRef, Injection, Limit, SecretUse, Sight, Strictness};
 use std::time::Duration;
 
 /// How a line begins that a person must not overlook.
@@ -16,7 +16,8 @@ pub const LOUD: &str = "! ";
 
 /// Every grant of an agent, one line each.
 pub(crate) fn grants(agent: &ResolvedAgent) -> Vec<String> {
-    let mut lines: Vec<String> = agent.mounts.iter().map(mounts::describe).collect();
+    let mut lines: Vec<String> = agent.image.iter().map(image).collect();
+    lines.extend(agent.mounts.iter().map(mounts::describe));
     lines.extend(agent.egress.iter().map(rule));
     lines.extend(agent.stdin_secrets.iter().map(|name| {
         format!(
@@ -58,6 +59,11 @@ pub(crate) fn grants(agent: &ResolvedAgent) -> Vec<String> {
     lines.extend(usd(budget.micro_usd_per_turn, "turn"));
     lines.extend(budget.tokens_per_day.map(|n| format!("models for up to {n} tokens a day")));
     lines
+}
+
+/// The root file system, where it is not the host's.
+pub(crate) fn image(image: &ImageRef) -> String {
+    format!("root file system: the image {image}, read-only")
 }
 
 /// Thousandths of a CPU: `1.500`.

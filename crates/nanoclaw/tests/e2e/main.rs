@@ -21,6 +21,7 @@ mod bypass;
 mod crash;
 mod folders;
 mod gateway;
+mod images;
 mod langchain;
 mod limits;
 mod network;
