@@ -1,5 +1,5 @@
-//! What tests need and the product must not contain: a local model server, seeds, folders,
-//! a sink for records.
+//! What tests need and the product must not contain: a local model server, seeds, a fuzzer,
+//! folders, a sink for records.
 //!
 //! ```text
 //! test ─► program under test ─► FakeModel (127.0.0.1, plain threads) ─► requests(), --log FILE
@@ -10,6 +10,7 @@
 //! 3. A missing tool skips by name outside CI and fails in CI ([`need`]).
 
 mod fake_model;
+pub mod fuzz;
 mod need;
 mod rng;
 mod sink;

@@ -18,6 +18,7 @@ mod checks;
 mod cross;
 mod deps;
 mod dist;
+mod fuzz;
 mod licences;
 mod product;
 mod repo;
@@ -116,6 +117,12 @@ const TASKS: &[Task] = &[
         help: "cargo xtask bench [--json]\n\n--json also writes target/bench.json.\n\n\
                Example: cargo xtask bench --json",
         act: bench::bench,
+    },
+    Task {
+        name: "fuzz",
+        summary: "the fuzz targets of the parsers, as long as asked",
+        help: fuzz::HELP,
+        act: fuzz::fuzz,
     },
     Task {
         name: "build-aarch64",

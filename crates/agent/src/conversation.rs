@@ -246,9 +246,9 @@ fn interrupted(id: String) -> Block {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzz::Rng;
     use crate::testing::TempDir;
     use serde_json::json;
+    use testkit::fuzz;
 
     fn call(id: &str) -> Message {
         let block = Block::ToolUse { id: id.into(), name: "bash".into(), input: json!({}) };
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_meddled_file_still_loads_into_something_a_model_accepts() {
+    fn fuzz_conversation() {
         let dir = TempDir::new("meddled");
         let path = dir.path().join("c.jsonl");
         let mut kept = Conversation::create(&path, "s1", 1).unwrap();
@@ -330,13 +330,13 @@ mod tests {
         }
         kept.compact(Message::text(Role::User, "sum"), 2).unwrap();
         let seed = fs::read(&path).unwrap();
-        let mut rng = Rng::new(5);
-        for _ in 0..500 {
-            fs::write(&path, rng.mutate(&seed)).unwrap();
-            if let Some(loaded) = Conversation::load(&path, &mut |_| {}).unwrap() {
-                assert!(is_valid(loaded.messages()), "{:?}", loaded.messages());
-            }
-        }
+        fuzz::run("conversation", &[&seed], |bytes, _| {
+            fs::write(&path, bytes).unwrap();
+            let Some(loaded) = Conversation::load(&path, &mut |_| {}).unwrap() else { return 0 };
+            assert!(is_valid(loaded.messages()), "{:?}", loaded.messages());
+            let roles = loaded.messages().iter().map(|message| message.has_results());
+            fuzz::outcome(roles.collect::<Vec<_>>())
+        });
     }
 
     #[test]

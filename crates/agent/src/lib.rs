@@ -27,8 +27,6 @@ mod turn;
 mod wire;
 
 #[cfg(test)]
-mod fuzz;
-#[cfg(test)]
 mod testing;
 
 use std::io::Write;

@@ -192,7 +192,7 @@ pub(crate) fn one_line(text: &str, max: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzz::Rng;
+    use testkit::fuzz;
 
     #[test]
     fn frames_are_bounded_and_the_next_one_is_still_readable() {
@@ -235,22 +235,59 @@ mod tests {
         assert_eq!(kind(&"[".repeat(100_000)), PARSE_ERROR);
     }
 
-    #[test]
-    fn mutated_frames_never_panic() {
-        let seed = br#"{"jsonrpc":"2.0","id":"x\u00e9","method":"a","params":{"b":[1,-2e9]}}"#;
-        let mut rng = Rng::new(7);
-        for _ in 0..20_000 {
-            let bytes = rng.mutate(seed);
-            let mut reader = io::BufReader::with_capacity(5, &bytes[..]);
-            let mut line = Vec::new();
-            while let Ok(frame) = read_frame(&mut reader, 64, &mut line) {
-                match frame {
-                    Frame::Line => drop(parse(&line)),
-                    Frame::TooLong => skip_line(&mut reader).unwrap(),
-                    Frame::End => break,
+    /// Every frame of a stream with a limit, and where one was too long.
+    fn frames(mut reader: impl BufRead, max: usize) -> Vec<Result<Vec<u8>, ()>> {
+        let (mut found, mut line) = (Vec::new(), Vec::new());
+        loop {
+            let frame = read_frame(&mut reader, max, &mut line).expect("no error in it");
+            assert!(line.len() <= max);
+            match frame {
+                Frame::Line => found.push(Ok(line.clone())),
+                Frame::TooLong => {
+                    skip_line(&mut reader).expect("no error in it");
+                    found.push(Err(()));
                 }
-                assert!(line.len() <= 64);
+                Frame::End => return found,
             }
         }
+    }
+
+    #[test]
+    fn fuzz_acp_frames() {
+        let seeds: [&[u8]; 4] = [
+            br#"{"jsonrpc":"2.0","id":"x\u00e9","method":"a","params":{"b":[1,-2e9]}}"#,
+            b"{\"jsonrpc\":\"2.0\",\"method\":\"m\"}\n{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":null}\n",
+            br#"{"jsonrpc":"2.0","id":3,"error":{"code":-32050,"message":"m","data":{"kind":"bad_key","retryable":true}}}"#,
+            b"[]\n\n{\"id\":null}",
+        ];
+        let words: [&[u8]; 6] =
+            [b"\n", b"\"id\":", b"null", b"\"method\":", b"\"result\":", b"\"error\":"];
+        fuzz::with_words("acp-frames", &seeds, &words, |bytes, dice| {
+            let whole = frames(bytes, 200);
+            let cut = io::BufReader::with_capacity(1 + dice.below(9), bytes);
+            assert_eq!(frames(cut, 200), whole, "in pieces it says something else");
+            let said = |frame: &Result<Vec<u8>, ()>| match frame.as_deref().map(parse) {
+                Err(()) => 0,
+                Ok(Err(fault)) => {
+                    let answer = error(&fault.id, fault.code, fault.message, None);
+                    assert_eq!(answer.iter().filter(|b| **b == b'\n').count(), 1);
+                    fuzz::outcome((fault.code, fault.message, fault.id.is_null()))
+                }
+                Ok(Ok(Incoming::Request { id, method, params })) => {
+                    let frame =
+                        json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+                    let again = parse(&line(&frame)).expect("ours");
+                    assert_eq!(again, Incoming::Request { id, method, params });
+                    1
+                }
+                Ok(Ok(Incoming::Notification { params, .. })) => 2 + u64::from(params.is_object()),
+                Ok(Ok(Incoming::Response { result: Ok(_), .. })) => 4,
+                Ok(Ok(Incoming::Response { result: Err(failed), .. })) => {
+                    let failure = crate::acp::ModelFailure::from_rpc("x", &failed["data"]);
+                    5 + u64::from(failure.is_some())
+                }
+            };
+            fuzz::outcome(whole.iter().map(said).collect::<Vec<_>>())
+        });
     }
 }

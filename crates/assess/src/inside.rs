@@ -121,7 +121,9 @@ fn host_processes(args: &Args) -> Outcome {
     });
     match seen {
         Some(pid) => (false, format!("process {pid} of the host is in /proc")),
-        None => (true, format!("/proc shows {} processes, all of this sandbox", pids.len())),
+        None => {
+            (true, format!("/proc shows {}, all of this sandbox", count(pids.len(), "process")))
+        }
     }
 }
 
@@ -275,8 +277,23 @@ fn find_key(args: &Args) -> Outcome {
             Err(_) => unread += 1,
         }
     }
-    let processes = pids.len();
-    (true, format!("not in env, files, or {processes} processes ({unread} refused to be read)"))
+    let memory = match (pids.len(), unread) {
+        (0, _) => "/proc shows no other process to read".to_owned(),
+        (all, 0) => format!("nor in the memory of {}", count(all, "other process")),
+        (all, n) if n == all => {
+            format!("reading the memory of {} was refused", count(all, "other process"))
+        }
+        (all, n) => format!(
+            "nor in the memory of {}; that of {n} more was refused",
+            count(all - n, "other process")
+        ),
+    };
+    (true, format!("not in the environment, in no file; {memory}"))
+}
+
+/// A number of things whose name ends in an s, in words.
+fn count(number: usize, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}es") }
 }
 
 fn tamper(args: &Args) -> Outcome {

@@ -10,6 +10,10 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 const ENTRIES_MAX: usize = 20_000;
 /// Most memory read from one process.
 const MEMORY_BYTES_MAX: u64 = 64 << 20;
+/// Memory is read in pieces of this.
+const PIECE_BYTES: usize = 256 << 10;
+/// The smallest unit of mappings; larger pages are passed over in several steps.
+const PAGE_BYTES: u64 = 4_096;
 
 pub(crate) fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     !needle.is_empty() && haystack.windows(needle.len()).any(|w| w == needle)
@@ -68,15 +72,36 @@ pub(crate) fn in_memory(pid: u32, needle: &[u8]) -> std::io::Result<bool> {
         let Some((start, end)) = range(line) else { continue };
         let length = (end - start).min(budget);
         budget -= length;
-        let mut bytes = vec![0_u8; usize::try_from(length).unwrap_or(0)];
-        if mem.seek(SeekFrom::Start(start)).is_ok()
-            && mem.read_exact(&mut bytes).is_ok()
-            && contains(&bytes, needle)
-        {
+        if region_holds(&mut mem, start, start + length, needle) {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Searches one region, passing over pages that cannot be read: neighbouring mappings share a line
+/// of `maps`, and one of them (the stack of a thread that ends) may go while the rest stays.
+fn region_holds(mem: &mut File, start: u64, end: u64, needle: &[u8]) -> bool {
+    let (mut at, mut seen) = (start, Vec::new());
+    let mut piece = vec![0_u8; PIECE_BYTES];
+    while at < end {
+        let want = usize::try_from(end - at).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
+        let read = mem.seek(SeekFrom::Start(at)).and_then(|_| mem.read(&mut piece[..want]));
+        let Some(got) = read.ok().filter(|n| *n > 0) else {
+            seen.clear();
+            at = (at / PAGE_BYTES + 1) * PAGE_BYTES;
+            continue;
+        };
+        seen.extend_from_slice(&piece[..got]);
+        if contains(&seen, needle) {
+            return true;
+        }
+        // What may be the beginning of it stays for the next piece.
+        let kept = seen.len().min(needle.len().saturating_sub(1));
+        seen.drain(..seen.len() - kept);
+        at += got as u64;
+    }
+    false
 }
 
 fn range(line: &str) -> Option<(u64, u64)> {

@@ -166,6 +166,7 @@ pub(crate) fn write(out: &mut Vec<u8>, body: &Body, turn: Option<&TurnId>) -> Wr
         | Body::SandboxStarted { .. }
         | Body::SandboxStopped { .. } => of_lives(f, kind, body),
         Body::Message { .. }
+        | Body::MessageWithdrawn { .. }
         | Body::TurnStarted { .. }
         | Body::TurnFinished { .. }
         | Body::ToolCalled { .. }
@@ -174,9 +175,10 @@ pub(crate) fn write(out: &mut Vec<u8>, body: &Body, turn: Option<&TurnId>) -> Wr
         Body::ModelRequest { .. } | Body::ModelResponse { .. } | Body::SecretUsed { .. } => {
             of_models(f, kind, body)
         }
-        Body::EgressIntent { .. } | Body::EgressResult { .. } | Body::EgressRefused { .. } => {
-            of_way_out(f, kind, body)
-        }
+        Body::EgressIntent { .. }
+        | Body::EgressPinned { .. }
+        | Body::EgressResult { .. }
+        | Body::EgressRefused { .. } => of_way_out(f, kind, body),
         Body::ApprovalAsked { .. }
         | Body::ApprovalDecided { .. }
         | Body::HostToolCalled { .. }
@@ -236,6 +238,9 @@ fn of_turn(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
             };
             salted(f.text("channel", channel).text("chat", chat).key("digest"), digest)?;
             f.text("direction", way).text("kind", kind).text("message", message.as_str()).turn()
+        }
+        Body::MessageWithdrawn { message, reason } => {
+            f.text("kind", kind).text("message", message.as_str()).text("reason", reason).turn()
         }
         Body::TurnStarted { message } => {
             f.text("kind", kind).text("message", message.as_str()).turn()
@@ -313,13 +318,19 @@ fn of_models(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
 fn of_way_out(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
     match body {
         Body::EgressIntent { host, port, rule, address, request, secret } => f
-            .text("address", address)
+            .maybe("address", address.as_deref())
             .text("host", host)
             .text("kind", kind)
             .uint("port", u64::from(*port))?
             .request("request", request.as_ref())
             .text("rule", rule)
             .maybe("secret", secret.as_deref())
+            .turn(),
+        Body::EgressPinned { host, port, address } => f
+            .text("address", address)
+            .text("host", host)
+            .text("kind", kind)
+            .uint("port", u64::from(*port))?
             .turn(),
         Body::EgressResult {
             host,

@@ -145,7 +145,7 @@ fn shape(body: &Body) -> Shape {
         Body::ClientLost { .. } => s(APPLICATION_LIFECYCLE, OTHER, MEDIUM, FAILURE),
         Body::SandboxStarted { .. } => s(PROCESS_ACTIVITY, 1, INFORMATIONAL, SUCCESS),
         Body::SandboxStopped { .. } => s(PROCESS_ACTIVITY, 2, INFORMATIONAL, SUCCESS),
-        Body::Message { .. } | Body::TurnFinished { .. } => {
+        Body::Message { .. } | Body::MessageWithdrawn { .. } | Body::TurnFinished { .. } => {
             s(API_ACTIVITY, OTHER, INFORMATIONAL, SUCCESS)
         }
         Body::TurnStarted { .. }
@@ -156,7 +156,9 @@ fn shape(body: &Body) -> Shape {
             s(API_ACTIVITY, OTHER, INFORMATIONAL, done(error.is_none()))
         }
         Body::ToolFinished { ok, .. } => s(API_ACTIVITY, OTHER, INFORMATIONAL, done(*ok)),
-        Body::EgressIntent { .. } => s(NETWORK_ACTIVITY, 1, INFORMATIONAL, UNKNOWN),
+        Body::EgressIntent { .. } | Body::EgressPinned { .. } => {
+            s(NETWORK_ACTIVITY, 1, INFORMATIONAL, UNKNOWN)
+        }
         Body::EgressResult { error: None, .. } => s(NETWORK_ACTIVITY, 2, INFORMATIONAL, SUCCESS),
         Body::EgressResult { error: Some(_), .. } => s(NETWORK_ACTIVITY, 4, INFORMATIONAL, FAILURE),
         Body::EgressRefused { .. } => s(NETWORK_ACTIVITY, 5, MEDIUM, FAILURE),

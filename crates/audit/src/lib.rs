@@ -28,6 +28,9 @@ pub mod client;
 mod commit;
 mod connection;
 pub mod entry;
+#[cfg(test)]
+mod fuzz;
+mod finding;
 pub mod log;
 pub mod merkle;
 pub mod note;

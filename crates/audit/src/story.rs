@@ -74,6 +74,50 @@ pub fn line(index: u64, record: &Record) -> String {
     format!("{}  #{index}  {who}{}", utc(record.time_ms), sentence(&record.body))
 }
 
+/// A record as one sentence of a short story; `None` for what only proves or measures.
+#[must_use]
+pub fn brief(body: &Body) -> Option<String> {
+    Some(match body {
+        Body::SessionOpened { resumed, grants, .. } => {
+            let verb = if *resumed { "was resumed" } else { "began" };
+            let all: Vec<String> = grants.iter().map(|g| quote(g)).collect();
+            let grants = if all.is_empty() { "nothing".to_owned() } else { all.join("; ") };
+            format!("The session {verb}; granted: {grants}.")
+        }
+        Body::SessionClosed { reason, .. } => format!("The session ended: {}.", quote(reason)),
+        Body::SandboxStarted { program, .. } => format!("In its sandbox: {}", quote(program)),
+        Body::SandboxStopped { .. }
+        | Body::RecorderStarted { .. }
+        | Body::RecorderStopped { .. }
+        | Body::TurnStarted { .. }
+        | Body::ModelRequest { .. }
+        | Body::ModelResponse { error: None, .. }
+        | Body::ToolFinished { ok: true, .. }
+        | Body::EgressResult { error: None, .. }
+        | Body::HostToolFinished { ok: true, .. } => return None,
+        Body::Message { direction, digest, .. } => match direction {
+            Direction::In => format!("You wrote ({} bytes).", digest.bytes),
+            Direction::Out => format!("It replied ({} bytes).", digest.bytes),
+        },
+        Body::TurnFinished { outcome, .. } if outcome == "done" => return None,
+        Body::TurnFinished { outcome, .. } => format!("Its turn ended: {}.", quote(outcome)),
+        Body::ToolCalled { tool, arguments, .. } => {
+            format!("It used {}: {}", quote(tool), quote(arguments))
+        }
+        Body::ToolFinished { tool, summary, .. } => {
+            format!("{} failed: {}", quote(tool), quote(summary))
+        }
+        Body::EgressIntent { host, port, rule, request, secret, .. } => format!(
+            "Let through: {}:{port}{} (rule {}{}).",
+            quote(host),
+            requested(request.as_ref()),
+            quote(rule),
+            secret.as_ref().map_or(String::new(), |s| format!(", with the secret {}", quote(s)))
+        ),
+        other => sentence(other),
+    })
+}
+
 fn sentence(body: &Body) -> String {
     match body {
         Body::RecorderStarted { .. } | Body::RecorderStopped { .. } | Body::ClientLost { .. } => {
@@ -86,9 +130,10 @@ fn sentence(body: &Body) -> String {
         Body::ModelRequest { .. } | Body::ModelResponse { .. } | Body::SecretUsed { .. } => {
             of_model(body)
         }
-        Body::EgressIntent { .. } | Body::EgressResult { .. } | Body::EgressRefused { .. } => {
-            of_egress(body)
-        }
+        Body::EgressIntent { .. }
+        | Body::EgressPinned { .. }
+        | Body::EgressResult { .. }
+        | Body::EgressRefused { .. } => of_egress(body),
         Body::ApprovalAsked { .. }
         | Body::ApprovalDecided { .. }
         | Body::HostToolCalled { .. }
@@ -176,6 +221,9 @@ fn of_turn(body: &Body) -> String {
             let (channel, chat, bytes) = (quote(channel), quote(chat), digest.bytes);
             format!("{what} {way} {channel}, chat {chat}: {message}, {bytes} bytes.")
         }
+        Body::MessageWithdrawn { message, reason } => {
+            format!("The message {message} was taken back unanswered: {}.", quote(reason))
+        }
         Body::TurnStarted { message } => format!("It set to work on {message}."),
         Body::TurnFinished { outcome, duration_ms } => {
             format!("It was done after {duration_ms} ms: {}.", quote(outcome))
@@ -228,13 +276,16 @@ fn of_model(body: &Body) -> String {
 fn of_egress(body: &Body) -> String {
     match body {
         Body::EgressIntent { host, port, rule, address, request, secret } => format!(
-            "It was let through to {}:{port} ({}){}, by the rule {}{}.",
+            "It was let through to {}:{port}{}{}, by the rule {}{}.",
             quote(host),
-            quote(address),
+            address.as_ref().map_or(String::new(), |a| format!(" ({})", quote(a))),
             requested(request.as_ref()),
             quote(rule),
             secret.as_ref().map_or(String::new(), |s| format!(", with the secret {}", quote(s)))
         ),
+        Body::EgressPinned { host, port, address } => {
+            format!("{}:{port} was looked up and dialled at {}.", quote(host), quote(address))
+        }
         Body::EgressResult { host, port, status, sent, received, duration_ms, error, .. } => {
             let end =
                 error.as_ref().map_or(String::new(), |e| format!(" It broke off: {}", quote(e)));

@@ -9,6 +9,8 @@
 //! 2. It reads in a stream; memory does not grow with the log.
 //! 3. A log may be written meanwhile: what lies beyond the checkpoint is counted, not judged.
 
+pub use crate::finding::{Finding, Sort};
+use crate::finding::{finding, io_finding};
 use crate::log::read_small;
 use crate::merkle::{Hash, TILE_WIDTH, TileTree, leaf_hash, subtree_root};
 use crate::note::{Checkpoint, Verifier};
@@ -32,18 +34,6 @@ const CHUNKS_MAX: usize = 12;
 /// Tries to get a checkpoint together with its partial tiles from a log that is being written.
 const HEAD_TRIES: usize = 20;
 
-/// What is wrong, where first.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{} at byte {offset}: {what}", file.display())]
-pub struct Finding {
-    /// The file.
-    pub file: PathBuf,
-    /// First byte that is not as it should be.
-    pub offset: u64,
-    /// What is wrong, in words.
-    pub what: String,
-}
-
 /// A log that is whole.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
@@ -62,20 +52,6 @@ pub struct Report {
     pub unsigned_bytes: u64,
     /// How long it took.
     pub seconds: f64,
-}
-
-fn finding(file: impl Into<PathBuf>, offset: u64, what: impl Into<String>) -> Finding {
-    Finding { file: file.into(), offset, what: what.into() }
-}
-
-fn io_finding(file: &Path) -> impl Fn(io::Error) -> Finding {
-    let file = file.to_owned();
-    move |e| match e.kind() {
-        io::ErrorKind::NotFound => finding(&file, 0, "it is missing"),
-        // Our own way of naming a file that should not be there.
-        io::ErrorKind::InvalidData => finding(e.to_string(), 0, "it does not belong in a log"),
-        _ => finding(&file, 0, format!("it cannot be read: {e}")),
-    }
 }
 
 /// Checks the log in `dir` against `vkey`, or against the folder's own.
@@ -112,13 +88,11 @@ pub fn verify_dir(dir: &Path, vkey: Option<&str>) -> Result<Report, Finding> {
 
 fn verifier(dir: &Path, given: Option<&str>) -> Result<Verifier, Finding> {
     let path = dir.join("vkey");
-    let found = read_small(&path).map_err(io_finding(&path))?;
+    let bad = |e: String| Finding { sort: Sort::BadKey, ..finding("(the key given)", 0, e) };
     let given = given
-        .map(|text| {
-            Verifier::parse(text.trim_end())
-                .map_err(|e| finding("(the key given)", 0, e.to_string()))
-        })
+        .map(|text| Verifier::parse(text.trim_end()).map_err(|e| bad(e.to_string())))
         .transpose()?;
+    let found = read_small(&path).map_err(io_finding(&path))?;
     let Some(bytes) = found else {
         return given
             .ok_or_else(|| finding(&path, 0, "it is missing, and no verifier key was given"));

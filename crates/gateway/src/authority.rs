@@ -98,6 +98,7 @@ pub(crate) fn quoted(target: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use testkit::fuzz;
 
     #[test]
     fn connect_takes_a_name_and_a_port_and_nothing_else() {
@@ -162,28 +163,76 @@ mod tests {
         assert_eq!(quoted("http://u:hidden@e.com/p?key=hidden"), "…@e.com/p");
     }
 
+    /// What another reader makes of a target: host and port.
+    fn elsewhere(text: &str) -> Option<(String, Option<u16>)> {
+        let uri: hyper::Uri = text.parse().ok()?;
+        Some((uri.host()?.to_ascii_lowercase(), uri.port_u16()))
+    }
+
     #[test]
-    fn random_targets_never_break_the_parser_and_never_yield_an_address() {
-        let alphabet = b"a0.-:@/x[]%*F7\\ \xC3\xA9?#";
-        let mut state = 0xD1B5_4A32_D192_ED03_u64;
-        for _ in 0..100_000 {
-            let mut bytes = Vec::new();
-            for _ in 0..12 {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                bytes.push(alphabet[(state % alphabet.len() as u64) as usize]);
-            }
-            let mut text = String::from_utf8_lossy(&bytes).into_owned();
-            if state & 0x1000 != 0 {
-                text.push_str(":443");
-            }
-            if let Ok(found) = parse(&text) {
+    fn fuzz_authority() {
+        let seeds: [&[u8]; 9] = [
+            b"api.example.com:443",
+            b"http://Example.com:8080/x?y=1",
+            b"http://e.com",
+            b"1.2.3.4:443",
+            b"[::1]:443",
+            b"http://u:p@e.com/",
+            b"https://api.example.com/proxy/v1/",
+            b"http://localhost:11434/v1beta",
+            b"a%00.com:443\\b#c",
+        ];
+        let words: [&[u8]; 8] = [
+            b"http://",
+            b"https://",
+            b"@",
+            b"[::ffff:1.2.3.4]",
+            b"0x7f.1",
+            b"%2e",
+            b":443",
+            b"xn--",
+        ];
+        fuzz::with_words("authority", &seeds, &words, |bytes, _| {
+            let text = String::from_utf8_lossy(bytes);
+            let connect = parse(&text);
+            if let Ok(found) = &connect {
                 assert!(found.host.as_str().parse::<std::net::IpAddr>().is_err(), "{text}");
-                assert_eq!(parse(&format!("{}:{}", found.host, found.port)), Ok(found));
+                let again = format!("{}:{}", found.host, found.port);
+                assert_eq!(parse(&again).as_ref(), Ok(found));
+                assert_eq!(check_host(Some(&again), found), Ok(()));
+                let (host, port) = (found.host.as_str().to_owned(), Some(found.port));
+                assert_eq!(elsewhere(&text), Some((host, port)), "{text}");
             }
-            let _ = parse_absolute(&format!("http://{text}"));
-            assert!(quoted(&text).chars().count() <= QUOTED_CHARS_MAX);
-        }
+            let absolute = parse_absolute(&text);
+            if let Ok((found, path)) = &absolute
+                && let Some((host, port)) = elsewhere(&text)
+            {
+                let ours = (found.host.as_str(), found.port);
+                assert_eq!((&*host, port.unwrap_or(80)), ours, "{text}");
+                assert!(path.starts_with('/'));
+            }
+            let base = crate::endpoint::Endpoint::parse(&text, &["e.com".to_owned()]);
+            if let Ok(base) = &base
+                && let Some((host, port)) = elsewhere(&text)
+            {
+                let other = host.trim_start_matches('[').trim_end_matches(']');
+                let address = |text: &str| text.parse::<std::net::IpAddr>().ok();
+                let same = other == base.host
+                    || address(other).is_some_and(|ip| Some(ip) == address(&base.host));
+                assert!(
+                    same && port.unwrap_or(if base.tls { 443 } else { 80 }) == base.port,
+                    "{text}"
+                );
+            }
+            assert!(quoted(&text).chars().count() <= QUOTED_CHARS_MAX + 2);
+            let of_path = crate::modelapi::operation::operation("POST", &text);
+            fuzz::outcome(format!(
+                "{:?} {:?} {:?} {:?}",
+                connect.map(|_| ()),
+                absolute.map(|_| ()),
+                base.map(|base| base.tls).map_err(|e| std::mem::discriminant(&e)),
+                std::mem::discriminant(&of_path)
+            ))
+        });
     }
 }

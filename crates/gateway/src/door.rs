@@ -8,7 +8,8 @@
 //! Invariants:
 //! 1. Identity comes from the listener alone; nothing a client sends can change it.
 //! 2. Dropping the [`Door`] ends every connection through it.
-//! 3. What one session can hold (connections, heads, bodies) is bounded and not shared.
+//! 3. What one session can hold (connections, heads, bodies) is bounded; what all hold together is,
+//!    too, and some of it is each one's own ([`crate::room`]).
 
 use crate::asks::Asks;
 use crate::authority::quoted;
@@ -20,9 +21,11 @@ use crate::http::head::{Head, Version};
 use crate::modelapi::route::Model;
 use crate::modelapi::serve;
 use crate::modelapi::spend::Spend;
-use crate::quota::{Quota, Rates};
+use crate::quota::Quota;
+use crate::rates::Rates;
 use crate::resolve::Resolver;
 use crate::retry::RetryPolicy;
+use crate::room::{Full, Room};
 use crate::scribe::{Scribe, TurnCell};
 use crate::script::ScriptError;
 use crate::tls::Authority;
@@ -41,9 +44,6 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 
-/// Connections one session may hold at once: above what package managers and browsers open,
-/// below what would let one session use up the gateway's descriptors.
-pub const CONNECTIONS_MAX: usize = 128;
 /// After a failed accept (no descriptors left) the door rests so long.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
@@ -170,10 +170,11 @@ pub(crate) struct DoorState {
     pub(crate) authority: Option<Arc<Authority>>,
     pub(crate) links: egress::link::Links,
     pub(crate) asks: Asks,
-    pub(crate) quota: Arc<Quota>,
+    pub(crate) quota: Quota,
     pub(crate) rates: Rates,
     pub(crate) names: egress::name::Refused,
     pub(crate) tools: crate::mcp::DoorTools,
+    pub(crate) room: Room,
 }
 
 /// An open door. Dropping it closes it; the socket's file belongs to whoever bound it.
@@ -264,7 +265,6 @@ fn bind(path: &Path) -> Result<StdListener, DoorError> {
 }
 
 async fn accept(listener: UnixListener, state: Arc<DoorState>) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -275,25 +275,24 @@ async fn accept(listener: UnixListener, state: Arc<DoorState>) {
                 continue;
             }
         };
-        match Arc::clone(&slots).try_acquire_owned() {
-            Ok(slot) => {
+        match state.room.enter() {
+            Ok(place) => {
                 let state = Arc::clone(&state);
                 connections.spawn(async move {
                     serve_connection(Conn::new(stream), &state).await;
-                    drop(slot);
+                    drop(place);
                 });
             }
-            Err(_) => turn_away(&stream, &state),
+            Err(full) => turn_away(&stream, &state, full),
         }
     }
 }
 
 /// One connection too many: told so if that takes no waiting, and closed. No record each, for a
 /// flood must not fill the log; the count shows it.
-fn turn_away(stream: &UnixStream, state: &DoorState) {
+fn turn_away(stream: &UnixStream, state: &DoorState, full: Full) {
     Counters::add(&state.scribe.counters.refused, 1);
-    let text = format!("this session already holds {CONNECTIONS_MAX} connections; close some\n");
-    let bytes = answer(503, &[], &AnswerBody::Whole(text.as_bytes()), false);
+    let bytes = answer(503, &[], &AnswerBody::Whole(full.text().as_bytes()), false);
     let _ = stream.try_write(&bytes);
 }
 

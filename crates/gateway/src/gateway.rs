@@ -11,9 +11,11 @@ use crate::mcp::{
 use crate::modelapi::route::{Backend, Model};
 use crate::modelapi::serve::BODY_PERMITS;
 use crate::modelapi::spend::Spend;
-use crate::quota::{Quota, Rates};
+use crate::quota::Quota;
+use crate::rates::Rates;
 use crate::resolve::{Resolver, SystemResolver};
 use crate::retry::RetryPolicy;
+use crate::room::{self, Room};
 use crate::scribe::{Clock, Scribe};
 use crate::script::Script;
 use crate::tls::Authority;
@@ -60,6 +62,8 @@ pub struct GatewayConfig {
     pub notices: Option<Notices>,
     /// Who starts the programs of `command = […]` servers of tools; by default nobody.
     pub stdio_servers: Arc<dyn StdioServers>,
+    /// Connections that all doors share, beside the few that each has to itself.
+    pub shared_connections: usize,
 }
 
 impl GatewayConfig {
@@ -80,6 +84,7 @@ impl GatewayConfig {
             ledger: Ledger::in_memory(),
             notices: None,
             stdio_servers: Arc::new(NoStdioServers),
+            shared_connections: room::shared_max(),
         }
     }
 }
@@ -100,10 +105,11 @@ pub struct Gateway {
     plain_http_hosts: Vec<String>,
     approver: Arc<dyn Approver>,
     authority: Option<Arc<Authority>>,
-    quota: Result<Arc<Quota>, String>,
+    quota: Result<Quota, String>,
     ledger: Arc<Ledger>,
     notices: Option<Notices>,
     stdio_servers: Arc<dyn StdioServers>,
+    connections: Arc<Semaphore>,
     runtime: Handle,
 }
 
@@ -115,7 +121,7 @@ impl Gateway {
     #[must_use]
     pub fn new(config: GatewayConfig) -> Self {
         let quota = Quota::open(config.state_dir.as_deref(), (config.clock)());
-        let quota = quota.map(Arc::new).map_err(|e| e.to_string());
+        let quota = quota.map_err(|e| e.to_string());
         Self {
             sink: config.sink,
             vault: Arc::new(config.vault),
@@ -130,6 +136,7 @@ impl Gateway {
             ledger: config.ledger,
             notices: config.notices,
             stdio_servers: config.stdio_servers,
+            connections: Arc::new(Semaphore::new(config.shared_connections)),
             runtime: Handle::current(),
         }
     }
@@ -187,6 +194,7 @@ impl Gateway {
             quota: self.quota.clone().map_err(|cause| DoorError::Quota { cause })?,
             rates: Rates::new(),
             names: Refused::default(),
+            room: Room::new(Arc::clone(&self.connections)),
         };
         Door::open(listener, state)
     }

@@ -13,10 +13,12 @@
 mod ledger;
 mod lines;
 mod meter;
+mod sync;
 
 pub use ledger::{Ledger, OverBudget, Reservation, Spender, UsedUp};
 pub use lines::{LedgerError, Total, day_of, totals};
 pub(crate) use meter::{Meter, looks_like_sse};
+pub use sync::Syncing;
 
 use model::{AgentName, Price, SessionId, TurnId};
 use serde::{Deserialize, Serialize};

@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use model::{Body, ModelApi, TurnId};
 use nanoclaw_gateway::{
-    CONNECTIONS_MAX, DoorError, DoorGrant, Gateway, GatewayConfig, Vault, bind_door,
+    CONNECTIONS_MAX, Door, DoorError, DoorGrant, Gateway, GatewayConfig, Vault, bind_door,
 };
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
@@ -81,6 +81,52 @@ async fn a_flood_of_connections_is_bounded_and_other_doors_stay_open() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     panic!("the door stayed full after its connections ended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_doors_together_are_bounded_and_each_keeps_some_room_of_its_own() {
+    const SHARED: usize = 30;
+    const OWN: usize = 8;
+    let dir = TempDir::new();
+    let sink = Arc::new(MemorySink::default());
+    let mut config = GatewayConfig::new(sink, Vault::open(&dir.0).unwrap());
+    config.shared_connections = SHARED;
+    let gateway = Gateway::new(config);
+    let doors = ["d1", "d2"]
+        .map(|name| gateway.open_door(grant(), bind_door(&dir.0.join(name)).unwrap()).unwrap());
+    let hold = async |door: &Door, count: usize| {
+        let mut held = Vec::new();
+        for _ in 0..count {
+            let mut stream = UnixStream::connect(door.socket()).await.unwrap();
+            stream.write_all(b"GET /v1/models HTTP/1.1\r\n").await.unwrap();
+            held.push(stream);
+        }
+        held
+    };
+    let refused = async |door: &Door| {
+        let mut extra = UnixStream::connect(door.socket()).await.unwrap();
+        let answer = read_all(&mut extra).await;
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("all sessions"), "{answer}");
+    };
+    let held = hold(&doors[0], SHARED + OWN).await;
+    refused(&doors[0]).await;
+    // The other session has its own room, and no more than that while the first holds the rest.
+    let own = hold(&doors[1], OWN - 1).await;
+    let get = "GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    assert_eq!(parts(&raw(&doors[1], get.as_bytes()).await).0, 200);
+    // Its place is free when the gateway has seen the end.
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    let last = hold(&doors[1], 1).await;
+    refused(&doors[1]).await;
+    drop((held, own, last));
+    for _ in 0..100 {
+        let both = (raw(&doors[0], get.as_bytes()).await, raw(&doors[1], get.as_bytes()).await);
+        if (parts(&both.0).0, parts(&both.1).0) == (200, 200) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("the doors stayed full after their connections ended");
 }
 
 #[tokio::test(flavor = "multi_thread")]

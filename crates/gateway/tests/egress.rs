@@ -59,9 +59,11 @@ async fn a_tunnel_to_a_permitted_host_is_recorded_before_and_after() {
         other => panic!("{other:?}"),
     }
     let records = rig.sink.records.lock().unwrap().clone();
-    assert!(matches!(&records[0].0.body, Body::EgressIntent { rule, address, .. }
-        if rule == "agents/tester.toml:7" && address == "127.0.0.1"));
-    assert_eq!(records[0].1, Durability::Durable);
+    assert!(matches!(&records[0].0.body, Body::EgressIntent { rule, address: None, .. }
+        if rule == "agents/tester.toml:7"));
+    assert!(matches!(&records[1].0.body, Body::EgressPinned { host, address, .. }
+        if host == "echo.test" && address == "127.0.0.1"));
+    assert!(records[..2].iter().all(|(_, durability)| *durability == Durability::Durable));
     assert_eq!((rig.door.counts().bytes_up, rig.door.counts().bytes_down), (10, 10));
 }
 
@@ -137,7 +139,8 @@ async fn names_that_resolve_to_special_addresses_are_refused() {
         let (status, body) =
             parts(&raw(&rig.door, connect_to(&format!("a.test:{port}")).as_bytes()).await);
         assert_eq!(status, 403, "{address}: {body}");
-        assert_eq!(rig.sink.kinds(), ["egress_refused"], "{address}");
+        let kinds = ["egress_intent", "egress_result", "egress_refused"];
+        assert_eq!(rig.sink.kinds(), kinds, "{address}");
     }
     // One bad address among good ones refuses the name; metadata stays closed to private rules.
     for (addresses, private) in [("8.8.8.8,127.0.0.1", false), ("169.254.169.254", true)] {
@@ -145,7 +148,8 @@ async fn names_that_resolve_to_special_addresses_are_refused() {
         let egress = vec![unseen("a.test", 9, private)];
         let rig = RigPlan { egress, addresses, ..RigPlan::default() }.build();
         let (status, _) = parts(&raw(&rig.door, connect_to("a.test:9").as_bytes()).await);
-        assert_eq!((status, rig.sink.kinds()), (403, vec!["egress_refused"]));
+        let kinds = vec!["egress_intent", "egress_result", "egress_refused"];
+        assert_eq!((status, rig.sink.kinds()), (403, kinds));
     }
 }
 

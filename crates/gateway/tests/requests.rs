@@ -5,7 +5,7 @@ mod common;
 
 use common::ways::*;
 use common::*;
-use model::{Body, Durability, EgressRule, PathPattern};
+use model::{Body, Durability, Effect, EgressRule, PathPattern};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -38,6 +38,13 @@ async fn each_request_of_a_connection_is_judged_and_recorded() {
     let statuses: Vec<&str> = all.split("HTTP/1.1 ").skip(1).map(|a| &a[..3]).collect();
     assert_eq!(statuses, ["200", "403", "403", "403", "200"], "{all}");
     assert!(all.contains("agents/tester.toml:7") && all.contains("x-from: s"), "{all}");
+    // A person reads what would permit it, over TLS as without.
+    for line in
+        ["methods = [\"DELETE\"], paths = [\"/ok/a\"]", "methods = [\"GET\"], paths = [\"/other\"]"]
+    {
+        let rule = format!("add [[egress]] host = \"a.test\", port = {}, {line} to", server.port);
+        assert!(all.contains(&rule), "{rule}: {all}");
+    }
     assert_eq!(server.requests().len(), 2);
     assert!(server.requests()[1].ends_with("\r\n\r\nbody"));
     let refusals: Vec<Body> =
@@ -50,7 +57,7 @@ async fn each_request_of_a_connection_is_judged_and_recorded() {
     let records = way.sink.records.lock().unwrap().clone();
     let (first, durability) = &records[0];
     let Body::EgressIntent { request: Some(line), address, .. } = &first.body else { panic!() };
-    assert_eq!((*durability, address.as_str()), (Durability::Durable, "127.0.0.1"));
+    assert_eq!((*durability, address), (Durability::Durable, &None));
     assert_eq!((line.method.as_str(), line.path.as_str()), ("GET", "/ok/a"));
     assert_eq!(line.query_keys, ["q", "r"]);
     let Body::EgressResult { status, sent, received, sent_sha256, received_sha256, .. } =
@@ -64,6 +71,28 @@ async fn each_request_of_a_connection_is_judged_and_recorded() {
     let digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
     assert_eq!(received_sha256.unwrap().0, digest, "of \"hello\"");
     assert!(!way.sink.as_json().contains("hidden"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_over_tls_tells_the_remedy_that_helps() {
+    let server = Server::start(Some("a.test"), |_| answer(200, "", "")).await;
+    let deny = EgressRule {
+        id: "agents/tester.toml:20".into(),
+        effect: Effect::Deny,
+        paths: vec![PathPattern::parse("/admin/**").unwrap()],
+        ..rule_for("a.test", server.port)
+    };
+    let egress = vec![rule_for("a.test", server.port), deny];
+    let way = Plan { egress, roots: vec![server.cert.clone()], ..Plan::default() }.open();
+    let (_, body) = parts(&way.get("a.test", server.port, "/admin/x", "").await);
+    assert!(body.contains("[[deny]]") && body.contains("agents/tester.toml:20"), "{body}");
+    assert!(!body.contains("--allow"), "that would not help: {body}");
+    let other = "GET http://b.test/x HTTP/1.1\r\nHost: b.test\r\nConnection: close\r\n\r\n";
+    let (_, body) = parts(&raw(&way.door, other.as_bytes()).await);
+    assert!(body.contains("port = 80") && body.contains("--allow b.test:80"), "{body}");
+    let other = "CONNECT a.test:1 HTTP/1.1\r\nHost: a.test:1\r\nConnection: close\r\n\r\n";
+    let (_, body) = parts(&raw(&way.door, other.as_bytes()).await);
+    assert!(body.contains("add [[egress]] host = \"a.test\", port = 1 to"), "{body}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -125,6 +125,8 @@ pub enum Body {
         chat: String,
         digest: SaltedDigest,
     },
+    /// A message was taken back before it was answered: it is never worked on again.
+    MessageWithdrawn { message: MessageId, reason: String },
     /// A turn began.
     TurnStarted { message: MessageId },
     /// A turn ended.
@@ -149,16 +151,20 @@ pub enum Body {
     ToolCalled { call: String, tool: String, arguments: String, arguments_sha256: Sha256Hex },
     /// Its result, as the agent tells it.
     ToolFinished { call: String, tool: String, ok: bool, bytes: u64, summary: String },
-    /// A request is about to be sent, or a connection made, for the session. Where the gateway
-    /// sees requests, `request` tells which; otherwise only the connection is known.
+    /// A name is about to be looked up and a request sent, or a connection made, for the session.
+    /// Where the gateway sees requests, `request` tells which; otherwise only the connection is
+    /// known. `address` is that of a connection that was kept; a new one has its own record.
     EgressIntent {
         host: String,
         port: u16,
         rule: String,
-        address: String,
+        address: Option<String>,
         request: Option<RequestLine>,
         secret: Option<String>,
     },
+    /// The name was looked up for the intent before, its addresses judged, and this one is about
+    /// to be connected to.
+    EgressPinned { host: String, port: u16, address: String },
     /// It ended. Digests are of the bodies, where they were seen.
     EgressResult {
         host: String,
@@ -217,6 +223,7 @@ impl Body {
             Self::SandboxStarted { .. } => "sandbox_started",
             Self::SandboxStopped { .. } => "sandbox_stopped",
             Self::Message { .. } => "message",
+            Self::MessageWithdrawn { .. } => "message_withdrawn",
             Self::TurnStarted { .. } => "turn_started",
             Self::TurnFinished { .. } => "turn_finished",
             Self::ModelRequest { .. } => "model_request",
@@ -225,6 +232,7 @@ impl Body {
             Self::ToolCalled { .. } => "tool_called",
             Self::ToolFinished { .. } => "tool_finished",
             Self::EgressIntent { .. } => "egress_intent",
+            Self::EgressPinned { .. } => "egress_pinned",
             Self::EgressResult { .. } => "egress_result",
             Self::EgressRefused { .. } => "egress_refused",
             Self::ApprovalAsked { .. } => "approval_asked",

@@ -96,7 +96,7 @@ pub struct DoorSpec {
     /// Port on `127.0.0.1` inside that init relays to the socket.
     pub port: u16,
     /// Ports of permitted hosts. Programs that know nothing of proxies reach every permitted name
-    /// at these; at most 64, none twice, none 0.
+    /// at these; at most [`Self::PORTS_MAX`], none twice, none 0.
     pub ports: Vec<u16>,
     /// Host path of the certificates to trust inside (PEM), in place of the host's own bundle.
     pub trust: Option<PathBuf>,
@@ -105,6 +105,8 @@ pub struct DoorSpec {
 impl DoorSpec {
     /// Where the socket appears inside.
     pub const INSIDE: &'static str = "/run/nanoclaw/door.sock";
+    /// Ports that one agent's rules may name. Each is a listening socket in every sandbox.
+    pub const PORTS_MAX: usize = 64;
     /// Where the certificates to trust appear inside, besides the usual places.
     pub const TRUST_INSIDE: &'static str = "/run/nanoclaw/trust.pem";
 }

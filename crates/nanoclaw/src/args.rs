@@ -14,7 +14,9 @@ use std::path::PathBuf;
   nanoclaw audit verify                           check the record
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or file, 3 something needed is missing,
-4 a protection is missing and nothing was started, 5 the audit log, 6 a forbidden act succeeded.")]
+4 a protection is missing and nothing was started, 5 the audit log is damaged or cannot be written,
+6 a forbidden act succeeded, 7 a file cannot be read; 128 + N ended by signal N. `run` ends with its
+command's own code.")]
 pub(crate) struct Cli {
     /// Folder of this installation [default: $NANOCLAW_HOME or ~/.local/state/nanoclaw]
     #[arg(long, global = true, value_name = "DIR")]
@@ -39,8 +41,19 @@ are the real ones. Exit code 6 if any forbidden act succeeds.")]
   nanoclaw chat triage -m \"What is open?\"
   nanoclaw chat -m \"hello\" --json | jq .
 
-In the chat: /new starts afresh, /status tells where things stand, /quit leaves, Ctrl-C stops the
-running turn.")]
+  nanoclaw chat --queued                          messages that still wait for an answer
+  nanoclaw chat --drop-queued                     take them back
+
+In the chat: /new starts afresh, /status tells where things stand, /queue shows what waits, /drop
+takes it back, /quit leaves, Ctrl-C stops the running turn.
+
+A model can be scripted (api = \"script\" in nanoclaw.toml): turns of [[turn]] when = \"…\", with
+[[turn.step]] text = \"…\" and [[turn.step.call]] tool and arguments; see docs/scripted-model.md.
+
+With -m, standard output carries the answer to that message alone (replies to earlier ones go to
+standard error; with --json they are events of their own). Interrupted (SIGINT, SIGTERM, SIGHUP),
+the message is taken back and the exit code is 128 + the signal. When the model cannot be reached
+the message is kept for the next chat, and the exit code is 1.")]
     Chat(ChatArgs),
     /// Run any command once in a fresh sandbox, with the same walls and records
     #[command(after_help = "Examples:
@@ -48,7 +61,8 @@ running turn.")]
   nanoclaw run --workspace . --allow api.github.com -- ./script.sh
   nanoclaw run -t -- bash
 
-The exit code is the command's own, 128 + N when signal N ended it.")]
+The exit code is the command's own, 128 + N when signal N ended it, 124 at its --timeout.
+What policy refused is listed on standard error at the end, unless --quiet.")]
     Run(RunArgs),
     /// Read and verify the audit log
     #[command(subcommand)]
@@ -166,6 +180,12 @@ pub(crate) struct ChatArgs {
     /// Start a fresh conversation
     #[arg(long)]
     pub(crate) new: bool,
+    /// List the messages that still wait for an answer, leave
+    #[arg(long, conflicts_with_all = ["message", "new", "drop_queued"])]
+    pub(crate) queued: bool,
+    /// Take back the messages that still wait for an answer, on record, leave
+    #[arg(long, conflicts_with_all = ["message", "new"])]
+    pub(crate) drop_queued: bool,
 }
 
 #[derive(Debug, Args)]
@@ -191,7 +211,10 @@ pub(crate) struct RunArgs {
     /// Use this folder as /workspace; its files keep their owner
     #[arg(long, value_name = "DIR")]
     pub(crate) workspace: Option<PathBuf>,
-    /// Give the command a terminal
+    /// Do not list at the end what policy refused
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Give the command a terminal (one of the host's, so `tty` finds no name for it inside)
     #[arg(short = 't', long)]
     pub(crate) tty: bool,
     /// The command and its arguments
@@ -204,7 +227,10 @@ pub(crate) enum AuditCommand {
     /// Verify the whole log; needs no daemon and no database
     #[command(after_help = "Examples:
   nanoclaw audit verify
-  nanoclaw audit verify /backup/audit --vkey 'nanoclaw/1a2b3c4d+…'")]
+  nanoclaw audit verify /backup/audit --vkey 'nanoclaw/1a2b3c4d+…'
+
+Exit codes: 0 intact, 2 --vkey is no verifier key, 3 there is no log, 5 NOT intact (a byte differs
+from what was signed, or another key signed it), 7 a file cannot be read, so nothing is said.")]
     Verify {
         /// The log's folder [default: the audit folder of the home]
         dir: Option<PathBuf>,
@@ -216,13 +242,14 @@ pub(crate) enum AuditCommand {
         json: bool,
     },
     /// Tell what happened, as a story
-    #[command(
-        after_help = "Example:\n  nanoclaw audit show            the newest session\n  nanoclaw audit show --all"
-    )]
+    #[command(after_help = "Examples:
+  nanoclaw audit show                               the newest session, in short
+  nanoclaw audit show s19a1b2c3d4e-0f1e2d3c --all   every record of one session, in full
+  nanoclaw audit show --all                         every record of every session")]
     Show {
         /// The session [default: the newest]
         session: Option<String>,
-        /// Every session
+        /// Every record in full; of every session, unless one is named
         #[arg(long)]
         all: bool,
         /// Entries as JSON lines

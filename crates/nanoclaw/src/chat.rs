@@ -2,24 +2,28 @@
 //!
 //! Pipeline: line ─► engine.submit ─► progress events ─► screen (or JSON lines).
 
+mod heard;
+mod models;
+mod once;
+mod queue;
 mod screen;
 
 use crate::args::ChatArgs;
-use crate::failure::{Context, Failure, Kind, Result};
+use crate::failure::{Context, Failure, Result};
 use crate::home::Home;
 use crate::host::Host;
 use crate::product::{self, Product};
-use crate::ui::{self, Paint};
+use crate::ui::Paint;
 use crate::watch::{self, Asking, Watch};
-use crate::{signals, world};
+use crate::world;
+use heard::Heard;
 use model::{AgentName, MessageId, ModelApi, ModelConfig, SessionId};
 use orchestrator::{Engine, Incoming, Progress};
 use policy::Additions;
 use rustyline::error::ReadlineError;
 use screen::Screen;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use store::{Owner, Store};
@@ -28,6 +32,11 @@ use store::{Owner, Store};
 pub(crate) const CHANNEL: &str = "terminal";
 /// Terminals that may talk to one agent at once, each with its own conversation.
 const TERMINALS_MAX: u32 = 64;
+/// What can be said besides messages.
+const HELP: &str = "/new  /status  /queue (what waits)  /drop [N] (take it back)  /quit; \
+                    Ctrl-C stops a running turn.";
+/// How long a listener that nobody needs any more listens on.
+const LISTEN: Duration = Duration::from_millis(20);
 /// Earlier exchanges shown when a conversation is taken up again.
 const SHOWN_HISTORY: usize = 3;
 
@@ -35,12 +44,15 @@ const SHOWN_HISTORY: usize = 3;
 pub(crate) fn run(home: Home, args: &ChatArgs) -> Result<u8> {
     let config = product::load_config(&home)?;
     let name = crate::agent_name(args.agent.as_deref(), &config)?;
+    if args.queued || args.drop_queued {
+        return queue::run(&home, &name, args);
+    }
     let agent = product::resolve_agent(&home, &config, &name, &Additions::default())?;
     let Some(model) = product::model_of(&config, &agent)? else {
-        return Err(no_model());
+        return Err(models::no_model());
     };
     let slot = Slot::claim(&home, &name)?;
-    let mut chat = Chat::open(home, name, model, slot, args.json)?;
+    let mut chat = Chat::open(home, name, model, slot, args)?;
     if args.new {
         chat.fresh()?;
     }
@@ -59,22 +71,24 @@ struct Slot {
 }
 
 impl Slot {
+    /// That conversation, unless another terminal holds it.
+    fn take(home: &Home, agent: &AgentName, chat: String) -> Result<Option<Self>> {
+        let path = home.path().join(format!("run/{agent}-{chat}.lock"));
+        let file = std::fs::File::create(&path).context(path.display())?;
+        Ok(file.try_lock().is_ok().then_some(Self { chat, _lock: file }))
+    }
+
     /// The first conversation of this agent that no other terminal holds.
     fn claim(home: &Home, agent: &AgentName) -> Result<Self> {
         for n in 1..=TERMINALS_MAX {
             let chat = if n == 1 { "terminal".to_owned() } else { format!("terminal-{n}") };
-            let path = home.path().join(format!("run/{agent}-{chat}.lock"));
-            let file = std::fs::File::create(&path).context(path.display())?;
-            if file.try_lock().is_ok() {
-                return Ok(Self { chat, _lock: file });
+            if let Some(slot) = Self::take(home, agent, chat)? {
+                return Ok(slot);
             }
         }
         Err(Failure::usage(format!("{TERMINALS_MAX} terminals talk to {agent} already")))
     }
 }
-
-/// What the screen hears: something that happened, or (`None`) that Ctrl-C was pressed.
-type Heard = Option<Progress>;
 
 struct Chat {
     engine: Arc<Engine>,
@@ -95,8 +109,9 @@ impl Chat {
         agent: AgentName,
         model: ModelConfig,
         slot: Slot,
-        json: bool,
+        args: &ChatArgs,
     ) -> Result<Self> {
+        let (json, once) = (args.json, args.message.is_some());
         let store_path = home.store();
         let product = Arc::new(Product::open(home, "chat", Watch::new(asking(json)))?);
         let owner = Owner::this_process().context("this process")?;
@@ -110,13 +125,13 @@ impl Chat {
             Arc::clone(&host) as Arc<dyn orchestrator::AgentHost>,
             Arc::new(world::Real),
             // A screen that is gone hears nothing more; the reply stays in the outbox.
-            Box::new(move |_, progress| drop(tell.send(Some(progress)))),
+            Box::new(move |_, progress| drop(tell.send(Heard::Progress(progress)))),
         ));
         engine.recover().map_err(Failure::other)?;
         let current = Arc::new(Mutex::new(None));
-        watch_signals(&engine, &current, interrupted)?;
-        heed(&product.watch, &engine, &current, told);
-        let screen = Screen::new(json);
+        heard::watch_signals(&engine, &current, interrupted, once)?;
+        heard::heed(&product.watch, &engine, &current, told);
+        let screen = Screen::new(json, once);
         let tokens = (0, 0);
         let events = Some(events);
         Ok(Self { engine, events, agent, model, slot, host, screen, current, tokens })
@@ -144,17 +159,6 @@ impl Chat {
         Ok(submitted.message)
     }
 
-    /// One message, one reply.
-    fn once(&mut self, text: &str) -> Result<u8> {
-        let (session, created) = self.session()?;
-        self.say_scripted();
-        self.redeliver()?;
-        self.engine.warm(&session, &self.agent, !created);
-        let message = self.submit(text)?;
-        let outcome = self.follow(&message, false)?;
-        Ok(if outcome == "done" { 0 } else { 1 })
-    }
-
     /// Replies that were committed but perhaps never seen.
     fn redeliver(&mut self) -> Result<()> {
         for reply in self.engine.undelivered(CHANNEL).map_err(Failure::other)? {
@@ -166,33 +170,48 @@ impl Chat {
         Ok(())
     }
 
-    /// Shows what happens until the turn on `message` has ended; returns its outcome. A message
-    /// put back is waited for only when `patient`, and then until Ctrl-C.
-    fn follow(&mut self, message: &MessageId, patient: bool) -> Result<String> {
-        let Some(events) = &self.events else { return Ok("gone".into()) };
+    /// Shows what happens until the turn on `message` has ended. A message put back is waited for
+    /// until Ctrl-C.
+    fn follow(&mut self, message: &MessageId) -> Result<()> {
+        let Some(events) = self.events.take() else { return Ok(()) };
         let _attended = Attended::to(&self.host.product.watch);
         let mut waiting = false;
-        loop {
-            let gone = |_| Failure::other("the engine is gone");
-            let Some(progress) = events.recv().map_err(gone)? else {
-                if waiting {
-                    self.screen.notice("The message stays in the queue.");
-                    return Ok("requeued".into());
+        let ended = loop {
+            match events.recv() {
+                Err(_) => break Err(Failure::other("the engine is gone")),
+                Ok(Heard::Signal(_)) if waiting => {
+                    self.screen.notice("The message stays in the queue; /drop takes it back.");
+                    break Ok(());
                 }
-                continue;
-            };
-            self.screen.show(&progress, message);
-            if let Progress::Halted(_) = &progress {
-                return Ok("halted".into());
-            }
-            if let Progress::TurnFinished { message: of, outcome, tokens, .. } = &progress {
-                self.tokens = (self.tokens.0 + tokens.0, self.tokens.1 + tokens.1);
-                waiting = outcome == "requeued";
-                if (of == message || waiting) && !(waiting && patient) {
-                    return Ok(outcome.clone());
+                Ok(Heard::Signal(_)) => {}
+                Ok(Heard::Progress(progress)) => {
+                    let outcome = self.shown(&progress, message);
+                    waiting = outcome.as_ref().map_or(waiting, |(_, o)| o == "requeued");
+                    let over = outcome.is_some_and(|(own, _)| own) && !waiting;
+                    if over || matches!(progress, Progress::Halted(_)) {
+                        break Ok(());
+                    }
                 }
             }
+        };
+        self.events = Some(events);
+        ended
+    }
+
+    /// Shows one event; of the end of a turn, whether it was that of `message`, and its outcome.
+    fn shown(&mut self, progress: &Progress, message: &MessageId) -> Option<(bool, String)> {
+        if let Progress::TurnStarted { message: of, .. } = progress
+            && of != message
+        {
+            let text = self.engine.message(of).map(|m| m.text).unwrap_or_default();
+            self.screen.earlier(of, &text);
         }
+        self.screen.show(progress, message);
+        let Progress::TurnFinished { message: of, outcome, tokens, .. } = progress else {
+            return None;
+        };
+        self.tokens = (self.tokens.0 + tokens.0, self.tokens.1 + tokens.1);
+        Some((of == message, outcome.clone()))
     }
 
     fn say_scripted(&self) {
@@ -207,7 +226,10 @@ impl Chat {
         let (session, created) = self.session()?;
         self.greet(&session, created)?;
         self.redeliver()?;
-        self.engine.warm(&session, &self.agent, !created);
+        // What waits from before is not begun before there was a chance to take it back.
+        if !self.tell_waiting()? {
+            self.engine.warm(&session, &self.agent, !created);
+        }
         let mut editor = rustyline::DefaultEditor::new().context("the terminal")?;
         loop {
             match editor.readline("you> ") {
@@ -240,13 +262,17 @@ impl Chat {
                 self.screen.notice("A fresh conversation; the old one and its workspace are kept.");
             }
             "/status" => self.status()?,
-            "/help" => self.screen.notice("/new  /status  /quit; Ctrl-C stops a running turn."),
+            "/queue" => self.list_waiting()?,
+            "/help" => self.screen.notice(HELP),
+            drop if drop == "/drop" || drop.starts_with("/drop ") => {
+                self.drop_waiting(drop["/drop".len()..].trim())?;
+            }
             command if command.starts_with('/') => {
                 self.screen.notice(&format!("{command} is not known. /help lists what is."));
             }
             text => {
                 let message = self.submit(text)?;
-                self.follow(&message, true)?;
+                self.follow(&message)?;
             }
         }
         Ok(true)
@@ -255,11 +281,30 @@ impl Chat {
     fn fresh(&mut self) -> Result<()> {
         let (session, created) = self.session()?;
         if !created {
-            self.engine.archive(&session).map_err(Failure::other)?;
+            self.drop_all("a fresh conversation was begun")?;
+            self.archive(&session)?;
         }
         let (session, created) = self.session()?;
         self.engine.warm(&session, &self.agent, !created);
         Ok(())
+    }
+
+    /// Archives the session, hearing what its worker still has to say: it waits for a listener, and
+    /// whoever ends it waits for the worker.
+    fn archive(&mut self, session: &SessionId) -> Result<()> {
+        let Some(events) = self.events.take() else { return Ok(()) };
+        let over = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&over);
+        let listener = std::thread::spawn(move || {
+            while !seen.load(Ordering::SeqCst) {
+                drop(events.recv_timeout(LISTEN));
+            }
+            events
+        });
+        let archived = self.engine.archive(session).map_err(Failure::other);
+        over.store(true, Ordering::SeqCst);
+        self.events = listener.join().ok();
+        archived
     }
 
     fn greet(&self, session: &SessionId, created: bool) -> Result<()> {
@@ -349,97 +394,4 @@ impl Drop for Attended {
 /// Who can be asked: a person at a terminal that programs do not read.
 fn asking(json: bool) -> Asking {
     if !json && watch::at_terminal() { Asking::Terminal } else { Asking::Nobody }
-}
-
-/// What the gateway says stands among the events of a turn while one is followed; when it is gone,
-/// the running turn is over.
-fn heed(
-    watch: &Arc<Watch>,
-    engine: &Arc<Engine>,
-    current: &Arc<Mutex<Option<SessionId>>>,
-    told: SyncSender<Heard>,
-) {
-    watch.attend(false);
-    watch.say_by(move |text| {
-        if told.try_send(Some(Progress::Notice(text.to_owned()))).is_err() {
-            ui::note(Paint::auto().dim(&ui::harmless(text)));
-        }
-    });
-    let (engine, current) = (Arc::downgrade(engine), Arc::clone(current));
-    watch.when_gone(move || {
-        let session = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let (Some(engine), Some(session)) = (engine.upgrade(), session) {
-            engine.cancel(&session);
-        }
-    });
-}
-
-/// Ctrl-C stops the turn; a second signal of another kind ends everything in order.
-fn watch_signals(
-    engine: &Arc<Engine>,
-    current: &Arc<Mutex<Option<SessionId>>>,
-    interrupted: SyncSender<Heard>,
-) -> Result<()> {
-    let engine = Arc::clone(engine);
-    let current = Arc::clone(current);
-    let kinds = [signals::INTERRUPT, signals::TERMINATE, signals::HANGUP];
-    signals::watch(&kinds, move |kind| {
-        let session = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(session) = session {
-            engine.cancel(&session);
-        }
-        // Nobody waits for it at the prompt, where the key is read as a key.
-        drop(interrupted.try_send(None));
-        if kind != signals::INTERRUPT {
-            std::process::exit(128 + kind);
-        }
-    })
-}
-
-/// Nothing to talk to: the three ways, and what works without.
-fn no_model() -> Failure {
-    let ollama = match ollama_models() {
-        Some(models) if !models.is_empty() => format!(
-            "2. Ollama runs on this machine and has {}. Put into nanoclaw.toml:\n   \
-             [models.local]\n   api = \"openai\"\n   base_url = \"http://127.0.0.1:11434\"\n   \
-             model = \"{}\"",
-            models.join(", "),
-            models[0]
-        ),
-        Some(_) => {
-            "2. Ollama runs on this machine but has no model: `ollama pull NAME` first.".into()
-        }
-        None => {
-            "2. A local model: install Ollama (or llama.cpp, vLLM, LM Studio) and name it like\n   \
-                 [models.local]\n   api = \"openai\"\n   base_url = \"http://127.0.0.1:11434\"\n   \
-                 model = \"NAME\""
-                .to_owned()
-        }
-    };
-    Failure::new(Kind::Missing, "no model is configured, so there is nobody to talk to").remedy(
-        format!(
-            "three ways to get one, in nanoclaw.toml of the home folder (first line `schema = 1`):\n\
-             1. A provider: `nanoclaw secret set anthropic`, and\n   \
-             [models.claude]\n   api = \"anthropic\"\n   model = \"MODEL\"\n   secret = \"anthropic\"\n\
-             {ollama}\n\
-             3. A scripted model, for trying things out:\n   \
-             [models.demo]\n   api = \"script\"\n   script = \"FILE.toml\"\n\
-             Or see it work at once, without any: `nanoclaw demo`"
-        ),
-    )
-}
-
-/// What Ollama on this machine's loopback offers; `None` when it is not there.
-fn ollama_models() -> Option<Vec<String>> {
-    let address = SocketAddr::from(([127, 0, 0, 1], 11434));
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_millis(500))).ok()?;
-    stream.write_all(b"GET /api/tags HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    // An answer cut by the time limit is judged by what came.
-    drop(stream.take(1 << 20).read_to_string(&mut answer));
-    let body: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()?;
-    let models = body.get("models")?.as_array()?;
-    let name = |m: &serde_json::Value| Some(ui::brief(m.get("name")?.as_str()?, 60));
-    Some(models.iter().filter_map(name).collect())
 }

@@ -15,6 +15,8 @@ pub(crate) enum Kind {
     Audit,
     /// A forbidden act succeeded: 6.
     Breach,
+    /// A file cannot be read, so nothing can be said about it: 7.
+    Unreadable,
     /// Everything else: 1.
     Other,
 }
@@ -28,6 +30,7 @@ impl Kind {
             Self::Protection => 4,
             Self::Audit => 5,
             Self::Breach => 6,
+            Self::Unreadable => 7,
         }
     }
 }

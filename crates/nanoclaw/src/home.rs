@@ -23,6 +23,17 @@ impl Home {
     /// `--home`, else `$NANOCLAW_HOME`, else `$XDG_STATE_HOME/nanoclaw`, else
     /// `~/.local/state/nanoclaw`; made when it is not there.
     pub(crate) fn open(given: Option<&Path>) -> Result<Self> {
+        let home = Self::look(given)?;
+        home.make(&home.path)?;
+        home.check()?;
+        for inner in ["agents", "sessions", "run"] {
+            home.make(&home.path.join(inner))?;
+        }
+        Ok(home)
+    }
+
+    /// As [`Home::open`], but nothing is made or changed.
+    pub(crate) fn look(given: Option<&Path>) -> Result<Self> {
         let path = Self::choose(given)?;
         let path = std::path::absolute(&path).context(format!("home {}", path.display()))?;
         if path.as_os_str().len() > HOME_PATH_BYTES_MAX {
@@ -30,13 +41,7 @@ impl Home {
             return Err(Failure::usage(long)
                 .remedy(format!("choose one of at most {HOME_PATH_BYTES_MAX} bytes with --home")));
         }
-        let home = Self { path };
-        home.make(&home.path)?;
-        home.check()?;
-        for inner in ["agents", "sessions", "run"] {
-            home.make(&home.path.join(inner))?;
-        }
-        Ok(home)
+        Ok(Self { path })
     }
 
     fn choose(given: Option<&Path>) -> Result<PathBuf> {

@@ -11,7 +11,7 @@ use crate::timer::Timer;
 use agent::client::{AcpClient, CancelHandle, PromptError, StopReason, Update};
 use gateway::control::{ControlError, Door};
 use gateway::{DoorGrant, TurnCell};
-use model::{Body, Command, Durability, ModelApi, ModelConfig, SandboxSpec, TurnId};
+use model::{Body, Command, Durability, ModelApi, ModelConfig, RecordError, SandboxSpec, TurnId};
 use orchestrator::{
     AgentHost, AgentLink, Cancel, Failure, FailureKind, Progress, SessionSeed, TurnDone,
 };
@@ -77,18 +77,34 @@ impl Host {
         let door = self.door(seed, &agent, &model)?;
         let spec = self.spec(seed, &agent, &model, &door, &root)?;
         opened(&scribe, &agent, seed.resumed)?;
-        let (sandbox, pipes) = self.launch(&scribe, &spec)?;
-        let words = last_words(pipes.stderr);
-        let mut client = AcpClient::start(pipes.stdout, pipes.stdin).map_err(fail)?;
-        let hello = client
-            .initialize()
-            .and_then(|_| client.new_session(Path::new(WORKSPACE_INSIDE), seed.resumed));
-        hello.map_err(|e| with_words(&e.to_string(), &words))?;
+        let started = self.greeted(&scribe, &spec, seed.resumed);
+        let (sandbox, client, words) = started.inspect_err(|failure| {
+            // The failure itself is what the person hears of.
+            let counts = door.counts().unwrap_or_default();
+            drop(closed_early(&scribe, &failure.sentence, counts));
+        })?;
         let product = Arc::clone(product);
         let cancel = client.cancel_handle();
         let timer = Timer::start(move || cancel.cancel()).map_err(fail)?;
         let limit = agent.turn_timeout;
         Ok(Link { client, sandbox, door, scribe, words, timer, limit, product, _root: root })
+    }
+
+    /// The sandbox, with an agent in it that has answered.
+    fn greeted(
+        &self,
+        scribe: &Scribe,
+        spec: &SandboxSpec,
+        resumed: bool,
+    ) -> Result<(Sandbox, AcpClient, Words), Failure> {
+        let (sandbox, pipes) = self.launch(scribe, spec)?;
+        let words = last_words(pipes.stderr);
+        let mut client = AcpClient::start(pipes.stdout, pipes.stdin).map_err(fail)?;
+        let hello = client
+            .initialize()
+            .and_then(|_| client.new_session(Path::new(WORKSPACE_INSIDE), resumed));
+        hello.map_err(|e| with_words(&e.to_string(), &words))?;
+        Ok((sandbox, client, words))
     }
 
     fn door(
@@ -134,7 +150,7 @@ impl Host {
             door: door.socket().to_owned(),
             trust: sandboxes::bundle(self.product.home.path()),
             command: Command::Builtin(vec!["__agent".into()]),
-            env: agent_env(seed, agent, model),
+            env: agent_env(agent, model),
         }))
     }
 
@@ -160,24 +176,34 @@ impl Host {
 }
 
 /// The session is on record before its sandbox is made.
-pub(crate) fn opened(scribe: &Scribe, agent: &ResolvedAgent, resumed: bool) -> Result<(), Failure> {
+pub(crate) fn opened(
+    scribe: &Scribe,
+    agent: &ResolvedAgent,
+    resumed: bool,
+) -> Result<u64, Failure> {
     let body = Body::SessionOpened {
         resumed,
         backend: "native".into(),
         policy_sha256: sha256_hex(&agent.policy_bytes),
         grants: agent.grants_text.iter().map(|g| inline(g).to_owned()).collect(),
     };
-    scribe.write(None, body, Durability::Ordered).map(drop).map_err(fail)
+    scribe.write(None, body, Durability::Ordered).map_err(fail)
+}
+
+/// A session that was put on record and then did not come to life is closed with the reason.
+pub(crate) fn closed_early(
+    scribe: &Scribe,
+    cause: &str,
+    counts: BTreeMap<String, u64>,
+) -> Result<u64, RecordError> {
+    let reason = inline(&format!("not started: {cause}")).to_owned();
+    scribe.write(None, Body::SessionClosed { reason, counts }, Durability::Durable)
 }
 
 const NO_MODEL: &str = "No model is configured, so there is nobody to ask. `nanoclaw chat` tells \
                         the three ways to get one.";
 
-fn agent_env(
-    seed: &SessionSeed,
-    agent: &ResolvedAgent,
-    model: &ModelConfig,
-) -> BTreeMap<String, String> {
+fn agent_env(agent: &ResolvedAgent, model: &ModelConfig) -> BTreeMap<String, String> {
     // A model without either is refused when the door is asked, in the words of the agent's format.
     let api = model.builtin_api().unwrap_or(ModelApi::Anthropic).name();
     let mut env: BTreeMap<String, String> = [
@@ -185,7 +211,6 @@ fn agent_env(
         ("NANOCLAW_MODEL_API", api.to_owned()),
         ("NANOCLAW_MAX_TOKENS", model.max_tokens.to_string()),
         ("NANOCLAW_CONTEXT_TOKENS", model.context_tokens.to_string()),
-        ("NANOCLAW_PLACEHOLDER", sandboxes::placeholder(&seed.session)),
         ("NANOCLAW_TOOLS", policy::sandbox_tools(&agent.tools).join(",")),
         ("NANOCLAW_HOST_TOOLS", policy::has_host_tools(&agent.tools).to_string()),
     ]

@@ -48,14 +48,21 @@ fn main() -> ExitCode {
         }
         _ => {}
     }
-    match run_command(Cli::parse()) {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            ui::out("");
-            ui::note(failure.render().trim_end());
-            ExitCode::from(failure.kind.exit_code())
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version go to standard output, which may be full.
+            ui::wrote(e.print());
+            let code = u8::try_from(e.exit_code()).unwrap_or(2);
+            return ExitCode::from(ui::finish(code));
         }
-    }
+    };
+    let code = run_command(cli).unwrap_or_else(|failure| {
+        ui::flush();
+        ui::note(failure.render().trim_end());
+        failure.kind.exit_code()
+    });
+    ExitCode::from(ui::finish(code))
 }
 
 fn recorder(home: &str) -> ExitCode {
@@ -116,7 +123,9 @@ fn run_command(cli: Cli) -> Result<u8> {
         }
         Command::Usage { by, json } => commands::usage::run(&home()?, by, json),
         Command::Policy(command) => commands::policy::run(home, &command),
-        Command::Doctor { json } => commands::doctor::run(json),
+        Command::Doctor { json } => {
+            commands::doctor::run(&Home::look(cli.home.as_deref())?, json)
+        }
         Command::Completions { shell } => commands::manual::completions(shell),
         Command::Man { dir } => commands::manual::pages(&dir),
     }

@@ -2,6 +2,7 @@
 //!
 //! Pipeline: grants ─► session on record ─► door ─► prepared ─► on record ─► start ─► exit code.
 
+mod refusals;
 mod streams;
 
 use crate::args::RunArgs;
@@ -18,6 +19,7 @@ use gateway::{DoorGrant, TurnCell};
 use model::{AgentName, Body, Command, Durability, RecordError, SandboxSpec, SessionId};
 use policy::{Additions, MountContext, ResolvedAgent};
 use sandbox::{Ended, Sandbox};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -152,6 +154,8 @@ struct OneRun<'a> {
     dirs: SessionDirs,
     root: Root,
     _folders: Folders,
+    /// Whether the end of the session is on record.
+    closed: Cell<bool>,
 }
 
 /// What a person should know where a record could not be written.
@@ -191,7 +195,8 @@ impl<'a> OneRun<'a> {
         let socket = product.home.door(&session)?;
         let door = product.gateway.open_door(grant, &socket).map_err(Failure::other)?;
         let scribe = Scribe { sink: product.records(), session, agent: name };
-        Ok(Self { product, agent, scribe, door, dirs, root: rootfs, _folders: folders })
+        let closed = Cell::new(false);
+        Ok(Self { product, agent, scribe, door, dirs, root: rootfs, _folders: folders, closed })
     }
 
     fn spec(&self, args: &RunArgs, workspace: Option<&Path>) -> SandboxSpec {
@@ -216,7 +221,32 @@ impl<'a> OneRun<'a> {
 
     fn go(self, args: &RunArgs, workspace: Option<&Path>, timeout: Option<Duration>) -> Result<u8> {
         let opened = host::opened(&self.scribe, self.agent, false);
-        opened.map_err(|f| Failure::new(Kind::Audit, f.sentence).remedy(NOTHING_STARTED))?;
+        let first =
+            opened.map_err(|f| Failure::new(Kind::Audit, f.sentence).remedy(NOTHING_STARTED))?;
+        let code = self.live(args, workspace, timeout);
+        if let Err(failure) = &code
+            && !self.closed.get()
+        {
+            // The failure itself is what the person must hear of.
+            drop(host::closed_early(&self.scribe, &failure.cause, self.counts()));
+        }
+        if !args.quiet && self.counts().get("refused").is_some_and(|n| *n > 0) {
+            refusals::tell(&self.product.home, &self.scribe.session, first);
+        }
+        code
+    }
+
+    fn counts(&self) -> BTreeMap<String, u64> {
+        // A gateway that is gone cannot say what it counted; the log shows that it is gone.
+        self.door.counts().unwrap_or_default()
+    }
+
+    fn live(
+        &self,
+        args: &RunArgs,
+        workspace: Option<&Path>,
+        timeout: Option<Duration>,
+    ) -> Result<u8> {
         let own_input = !self.agent.stdin_secrets.is_empty();
         let (stdio, mut streams) = Streams::open(args.tty, own_input)?;
         let spec = self.spec(args, workspace);
@@ -285,9 +315,8 @@ impl<'a> OneRun<'a> {
             cpu_ms: ended.usage.cpu_ms,
             peak_memory_bytes: ended.usage.peak_memory_bytes,
         };
-        // A gateway that is gone cannot say what it counted; the log shows that it is gone.
-        let counts = self.door.counts().unwrap_or_default();
-        let closed = Body::SessionClosed { reason: outcome, counts };
+        let closed = Body::SessionClosed { reason: outcome, counts: self.counts() };
+        self.closed.set(true);
         let recorded = self
             .scribe
             .write(None, stopped, Durability::Ordered)

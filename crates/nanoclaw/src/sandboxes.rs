@@ -119,8 +119,10 @@ fn base_env(session: &SessionId, workspace: Option<&Path>) -> BTreeMap<String, S
         ("ANTHROPIC_API_KEY", key.clone()),
         ("OPENAI_BASE_URL", format!("{door}/v1")),
         ("OPENAI_API_BASE", format!("{door}/v1")),
-        ("OPENAI_API_KEY", key),
+        ("OPENAI_API_KEY", key.clone()),
         ("NANOCLAW_DOOR_PORT", DOOR_PORT.to_string()),
+        // Refusals name this one, whatever the program calls its key.
+        ("NANOCLAW_PLACEHOLDER", key),
     ]
     .into_iter()
     .map(|(k, v)| (k.to_owned(), v))
@@ -174,5 +176,14 @@ mod tests {
         ];
         assert_eq!(ports(&rules), [443, 8_443]);
         assert!(ports(&[]).is_empty());
+    }
+
+    #[test]
+    fn every_key_in_the_environment_is_the_placeholder_that_refusals_name() {
+        let session = SessionId::parse("s1").expect("valid");
+        let env = base_env(&session, None);
+        for name in ["ANTHROPIC_API_KEY", "OPENAI_API_KEY", "NANOCLAW_PLACEHOLDER"] {
+            assert_eq!(env.get(name), Some(&placeholder(&session)), "{name}");
+        }
     }
 }

@@ -12,6 +12,17 @@ pub(crate) const HANGUP: i32 = 1;
 pub(crate) const TERMINATE: i32 = 15;
 pub(crate) const WINDOW: i32 = 28;
 
+/// The name of one of these.
+pub(crate) fn name(kind: i32) -> &'static str {
+    match kind {
+        HANGUP => "SIGHUP",
+        INTERRUPT => "SIGINT",
+        QUIT => "SIGQUIT",
+        TERMINATE => "SIGTERM",
+        _ => "a signal",
+    }
+}
+
 /// Calls `on` for each of `kinds` that arrives, for the rest of the process's life.
 pub(crate) fn watch(kinds: &[i32], on: impl Fn(i32) + Send + 'static) -> Result<()> {
     let runtime =

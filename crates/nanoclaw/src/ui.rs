@@ -1,6 +1,7 @@
 //! What is printed: colours only on a terminal, foreign text made harmless.
 
 use std::io::{IsTerminal, Write};
+use std::sync::OnceLock;
 
 /// Whether colours are wanted on standard output (<https://no-color.org>).
 pub(crate) fn colours() -> bool {
@@ -34,9 +35,38 @@ impl Paint {
     }
 }
 
-/// Prints to standard output; a reader that went away is not an error of ours.
+/// What became of standard output: nothing yet, its reader left, or it takes no more.
+static OUTPUT: OnceLock<std::io::Error> = OnceLock::new();
+
+/// Prints to standard output. A reader that went away is not an error of ours; any other failure
+/// is told at the end, see [`finish`].
 pub(crate) fn out(text: &str) {
-    drop(std::io::stdout().write_all(text.as_bytes()));
+    wrote(std::io::stdout().write_all(text.as_bytes()));
+}
+
+/// Notes how a write to standard output went.
+pub(crate) fn wrote(result: std::io::Result<()>) {
+    if let Err(e) = result {
+        // The first failure is the cause of those after it.
+        drop(OUTPUT.set(e));
+    }
+}
+
+/// Whether nobody takes what is printed any more.
+pub(crate) fn closed() -> bool {
+    OUTPUT.get().is_some()
+}
+
+/// The exit code, once everything was printed: `code`, unless what was to be printed was lost.
+pub(crate) fn finish(code: u8) -> u8 {
+    flush();
+    match OUTPUT.get() {
+        Some(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            note(format!("error: standard output takes no more: {e}"));
+            if code == 0 { 1 } else { code }
+        }
+        _ => code,
+    }
 }
 
 /// One line to standard output.
@@ -46,7 +76,12 @@ pub(crate) fn line(text: impl AsRef<str>) {
 
 /// Flushes what was printed without a line's end.
 pub(crate) fn flush() {
-    drop(std::io::stdout().flush());
+    wrote(std::io::stdout().flush());
+}
+
+/// Text to standard error.
+pub(crate) fn aside(text: &str) {
+    drop(std::io::stderr().write_all(text.as_bytes()));
 }
 
 /// One line to standard error.

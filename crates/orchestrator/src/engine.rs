@@ -8,7 +8,10 @@ use model::{
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use store::{HistoryItem, NewMessage, NewSession, Received, Store, StoreError, StoredReply};
+use store::{
+    HistoryItem, MessageState, NewMessage, NewSession, Received, Store, StoreError, StoredMessage,
+    StoredReply,
+};
 
 /// A message as a channel hands it over.
 #[derive(Debug, Clone)]
@@ -88,6 +91,19 @@ impl Shared {
             turn: about.turn.cloned(),
             body,
         }
+    }
+
+    /// Writes one record that no turn is behind, durably.
+    fn record_of(
+        &self,
+        session: Option<&SessionId>,
+        agent: &AgentName,
+        body: Body,
+    ) -> Result<u64, RecordError> {
+        let time_ms = self.world.now_ms();
+        let (session, agent) = (session.cloned(), Some(agent.clone()));
+        let record = Record { time_ms, session, agent, turn: None, body };
+        self.sink.append(record, Durability::Durable)
     }
 
     /// Writes one record about a session and waits as its class demands.
@@ -226,15 +242,6 @@ impl Engine {
         Ok(self.shared.store().recover(now_ms)?.len())
     }
 
-    /// Whether a session has messages waiting, and how many sessions do in all.
-    ///
-    /// # Errors
-    /// When the store refuses.
-    pub fn has_queued(&self, session: &SessionId) -> Result<bool, EngineError> {
-        let waiting = self.shared.store().sessions_with_queued()?;
-        Ok(waiting.iter().any(|(id, _)| id == session))
-    }
-
     /// Replies of a channel that were committed but perhaps never seen.
     ///
     /// # Errors
@@ -259,6 +266,58 @@ impl Engine {
         Ok(self.shared.store().history(session)?)
     }
 
+    /// The unanswered messages of a channel for an agent, oldest first.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn waiting(
+        &self,
+        channel: &str,
+        agent: &AgentName,
+    ) -> Result<Vec<StoredMessage>, EngineError> {
+        Ok(self.shared.store().waiting(channel, agent)?)
+    }
+
+    /// Takes a message back, on record: it is never worked on again, and its turn, if one runs, is
+    /// stopped. `false` when it was over already.
+    ///
+    /// # Errors
+    /// When the log or the store refuses; the message then stays as it is.
+    pub fn withdraw(
+        &self,
+        message: &StoredMessage,
+        agent: &AgentName,
+        reason: &str,
+    ) -> Result<bool, EngineError> {
+        let over = |s| !matches!(s, MessageState::Queued | MessageState::Running);
+        let mut store = self.shared.store();
+        if over(store.message(&message.id)?.state) {
+            return Ok(false);
+        }
+        let body =
+            Body::MessageWithdrawn { message: message.id.clone(), reason: reason.to_owned() };
+        // The store is held meanwhile, so that its turn neither begins nor ends here in between.
+        self.shared.record_of(message.session.as_ref(), agent, body)?;
+        let before = store.withdraw(&message.id)?;
+        drop(store);
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(worker) = message.session.as_ref().and_then(|s| workers.get(s)) {
+            if before == MessageState::Running {
+                worker.cancel();
+            }
+            worker.send(Wake::Withdrawn);
+        }
+        Ok(!over(before))
+    }
+
+    /// A message by its id.
+    ///
+    /// # Errors
+    /// When there is none, or the store cannot be read.
+    pub fn message(&self, id: &MessageId) -> Result<StoredMessage, EngineError> {
+        Ok(self.shared.store().message(id)?)
+    }
+
     /// Stops the running turn of a session, if there is one.
     pub fn cancel(&self, session: &SessionId) {
         let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -274,7 +333,7 @@ impl Engine {
     pub fn archive(&self, session: &SessionId) -> Result<(), EngineError> {
         let worker = self.workers.lock().unwrap_or_else(PoisonError::into_inner).remove(session);
         if let Some(worker) = worker {
-            worker.stop("archived");
+            worker.stop("archived", false);
         }
         let now_ms = self.shared.world.now_ms();
         Ok(self.shared.store().archive_session(session, now_ms)?)
@@ -286,7 +345,7 @@ impl Engine {
         let all: Vec<WorkerHandle> = workers.drain().map(|(_, worker)| worker).collect();
         drop(workers);
         for worker in all {
-            worker.stop(reason);
+            worker.stop(reason, true);
         }
     }
 }

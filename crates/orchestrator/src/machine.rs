@@ -128,7 +128,11 @@ pub fn step(session: &mut Session, event: Event, now_ms: u64) -> Vec<Action> {
         }
         (Phase::Starting, Event::Started(Err(Retryable(true)))) => retry(session, now_ms, false),
         (Phase::Warm, Event::Taken(true)) => to(session, Phase::Running, vec![Action::Prompt]),
-        (Phase::Warm, Event::Taken(false)) => vec![],
+        (Phase::Warm, Event::Taken(false)) => {
+            // Whatever was attempted is no longer in the queue.
+            session.attempts = 0;
+            vec![]
+        }
         (Phase::Running, Event::Ended(ended)) => after_turn(session, ended, now_ms),
         (Phase::Waiting { warm, .. }, Event::Due) => {
             if warm {

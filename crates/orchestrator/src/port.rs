@@ -130,6 +130,8 @@ pub enum Progress {
         reply: String,
         /// Tokens sent and answered.
         tokens: (u64, u64),
+        /// Of a message put back: in how many seconds this engine tries again, if it lives.
+        retry_s: Option<u64>,
     },
 }
 

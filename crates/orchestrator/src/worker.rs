@@ -8,23 +8,29 @@ use crate::port::{AgentLink, Cancel, Failure, FailureKind, Progress, SessionSeed
 use model::{AgentName, Body, Direction, Durability, MessageId, SessionId, TurnId};
 use std::collections::VecDeque;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use store::{Finish, NewReply, Retry, StoredMessage};
+use store::{Finish, MessageState, NewReply, Retry, Store, StoreError, StoredMessage};
 
 /// What reaches a sleeping worker.
 pub(crate) enum Wake {
     Queued,
+    /// A message was taken back; perhaps the one whose retry is waited for.
+    Withdrawn,
     Stop(String),
 }
 
 type CancelSlot = Arc<Mutex<Option<Box<dyn Cancel>>>>;
 
+/// Set once the worker is to leave; whether what it works on is then put back into the queue.
+type Leaving = Arc<OnceLock<bool>>;
+
 /// The engine's end of a worker.
 pub(crate) struct WorkerHandle {
     wake: Sender<Wake>,
     cancel: CancelSlot,
+    leaving: Leaving,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -40,8 +46,11 @@ impl WorkerHandle {
         }
     }
 
-    /// Cancels the turn, ends the sandbox, waits for both.
-    pub(crate) fn stop(mut self, reason: &str) {
+    /// Cancels the turn, ends the sandbox, waits for both. With `keep` the message of that turn is
+    /// put back: nobody said that it should not be answered.
+    pub(crate) fn stop(mut self, reason: &str, keep: bool) {
+        // Whoever stops consumes the handle, so it is set once.
+        let _ = self.leaving.set(keep);
         self.cancel();
         self.send(Wake::Stop(reason.to_owned()));
         if let Some(thread) = self.thread.take() {
@@ -60,7 +69,8 @@ pub(crate) fn start(
 ) -> WorkerHandle {
     let (wake, woken) = mpsc::channel();
     let cancel: CancelSlot = Arc::default();
-    let slot = Arc::clone(&cancel);
+    let leaving = Leaving::default();
+    let (slot, left) = (Arc::clone(&cancel), Arc::clone(&leaving));
     let thread = std::thread::spawn(move || {
         let machine = Session::NEW;
         let worker = Worker {
@@ -75,10 +85,11 @@ pub(crate) fn start(
             failure: None,
             came_back: true,
             cancel: slot,
+            leaving: left,
         };
         worker.run(&woken);
     });
-    WorkerHandle { wake, cancel, thread: Some(thread) }
+    WorkerHandle { wake, cancel, leaving, thread: Some(thread) }
 }
 
 /// The message at hand and its turn.
@@ -101,6 +112,7 @@ struct Worker {
     /// Nothing was taken yet: whoever came back is reason enough to try a kept message at once.
     came_back: bool,
     cancel: CancelSlot,
+    leaving: Leaving,
 }
 
 impl Worker {
@@ -109,6 +121,8 @@ impl Worker {
         loop {
             let event = match self.sleep(woken) {
                 Some(Wake::Queued) => Event::Queued,
+                // Looked at in sleep, where it matters.
+                Some(Wake::Withdrawn) => continue,
                 Some(Wake::Stop(why)) => {
                     reason = why;
                     Event::Stop
@@ -132,6 +146,7 @@ impl Worker {
             let left = until_ms.saturating_sub(self.shared.world.now_ms());
             match woken.recv_timeout(Duration::from_millis(left)) {
                 Ok(Wake::Queued) => {}
+                Ok(Wake::Withdrawn) => return None,
                 Ok(stop) => return Some(stop),
                 Err(RecvTimeoutError::Timeout) => return None,
                 Err(RecvTimeoutError::Disconnected) => return Some(gone()),
@@ -242,19 +257,40 @@ impl Worker {
             self.notice(again.into());
         }
         *self.cancel.lock().unwrap_or_else(PoisonError::into_inner) = Some(link.canceller());
+        // What was stopped before there was anything to cancel is not begun.
+        if self.leaving.get().is_some() || self.withdrawn(&taken.message.id) {
+            *self.cancel.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            let done = TurnDone { cancelled: true, ..TurnDone::default() };
+            return self.ended(taken, done);
+        }
         let shared = Arc::clone(&self.shared);
         let session = self.session.clone();
         let mut tell = |progress| shared.tell(&session, progress);
         let result = link.prompt(turn, &taken.message.text, &mut tell);
         *self.cancel.lock().unwrap_or_else(PoisonError::into_inner) = None;
         match result {
-            Ok(done) => {
-                let ended = if done.cancelled { Ended::Cancelled } else { Ended::Done };
-                self.done = done;
-                ended
-            }
+            Ok(done) => self.ended(taken, done),
             Err(failure) => self.failed(failure.kind, failure.sentence),
         }
+    }
+
+    fn withdrawn(&self, message: &MessageId) -> bool {
+        let stored = self.shared.store().message(message);
+        stored.is_ok_and(|message| message.state == MessageState::Cancelled)
+    }
+
+    /// A turn that was stopped because the worker leaves is put back, unless its message was taken
+    /// back.
+    fn ended(&mut self, taken: &Taken, done: TurnDone) -> Ended {
+        if !done.cancelled {
+            self.done = done;
+            return Ended::Done;
+        }
+        if self.leaving.get() == Some(&true) && !self.withdrawn(&taken.message.id) {
+            return self.failed(FailureKind::Passing, "The turn was stopped.".to_owned());
+        }
+        self.done = done;
+        Ended::Cancelled
     }
 
     fn failed(&mut self, kind: FailureKind, sentence: String) -> Ended {
@@ -275,28 +311,33 @@ impl Worker {
             (true, false) => "(the agent ended its turn without a word)".to_owned(),
             (false, _) => done.text,
         };
-        self.close(&taken, outcome, text, (done.input_tokens, done.output_tokens), None);
+        let commit =
+            if done.cancelled { Store::cancel_turn } else { Store::finish_turn_with_reply };
+        let tokens = (done.input_tokens, done.output_tokens);
+        self.close(&taken, outcome, text, tokens, commit);
     }
 
     fn finish_failed(&mut self) {
         let Some(taken) = self.taken.take() else { return };
         let sentence = self.failure.take().map_or_else(String::new, |f| f.sentence);
-        self.close(&taken, "failed", sentence, (0, 0), Some(Retry::No));
+        let commit = |store: &mut Store, finish: &Finish| store.fail_turn(finish, Retry::No);
+        self.close(&taken, "failed", sentence, (0, 0), commit);
     }
 
     fn requeue(&mut self, at_ms: u64) {
         let sentence = self.failure.take().map_or_else(String::new, |f| f.sentence);
         let seconds = at_ms.saturating_sub(self.shared.world.now_ms()).div_ceil(1_000);
-        let told = format!("{sentence} Your message is kept; trying again in {seconds} s.");
         if let Some(taken) = self.taken.take() {
             let finish = self.finish_of(&taken, "requeued", (0, 0), None);
-            if let Err(e) = self.shared.store().fail_turn(&finish, Retry::At(at_ms)) {
+            // Nobody is told anything while the store is held.
+            let put_back = self.shared.store().fail_turn(&finish, Retry::At(at_ms));
+            if let Err(e) = put_back {
                 self.notice(format!("The message could not be put back: {e}"));
             }
             self.turn_record(&taken, "requeued");
-            self.tell_end(&taken, "requeued", told, (0, 0));
+            self.tell_end(&taken, "requeued", sentence, (0, 0), Some(seconds));
         } else {
-            self.notice(told);
+            self.notice(format!("{sentence} Your message is kept; trying again in {seconds} s."));
         }
     }
 
@@ -346,19 +387,16 @@ impl Worker {
         outcome: &str,
         text: String,
         tokens: (u64, u64),
-        failed: Option<Retry>,
+        commit: impl FnOnce(&mut Store, &Finish) -> Result<(), StoreError>,
     ) {
         let salt = self.shared.world.salt();
         let id = self.shared.message_id();
         let reply = NewReply { id: id.clone(), text: text.clone(), salt: salt.to_vec() };
         let finish = self.finish_of(taken, outcome, tokens, Some(reply));
-        let committed = match failed {
-            None => self.shared.store().finish_turn_with_reply(&finish),
-            Some(retry) => self.shared.store().fail_turn(&finish, retry),
-        };
+        let committed = commit(&mut self.shared.store(), &finish);
         if let Err(e) = committed {
             let told = format!("The reply could not be stored, so it is not shown: {e}");
-            return self.tell_end(taken, "failed", told, tokens);
+            return self.tell_end(taken, "failed", told, tokens, None);
         }
         self.turn_record(taken, outcome);
         let body = Body::Message {
@@ -371,7 +409,7 @@ impl Worker {
         let about = self.about(Some(&taken.turn));
         if let Err(e) = self.shared.record(&about, body, Durability::Durable) {
             let told = format!("The reply is kept but not shown, for {e}.");
-            return self.tell_end(taken, "failed", told, tokens);
+            return self.tell_end(taken, "failed", told, tokens, None);
         }
         self.deliver(taken, &id, outcome, text, tokens);
     }
@@ -386,14 +424,21 @@ impl Worker {
     ) {
         // A failed mark means that the reply may be shown again after a restart, and marked so.
         drop(self.shared.store().mark_attempt(reply));
-        self.tell_end(taken, outcome, text, tokens);
+        self.tell_end(taken, outcome, text, tokens, None);
         drop(self.shared.store().mark_sent(reply));
     }
 
-    fn tell_end(&self, taken: &Taken, outcome: &str, reply: String, tokens: (u64, u64)) {
+    fn tell_end(
+        &self,
+        taken: &Taken,
+        outcome: &str,
+        reply: String,
+        tokens: (u64, u64),
+        retry_s: Option<u64>,
+    ) {
         let (turn, message) = (taken.turn.clone(), taken.message.id.clone());
         let outcome = outcome.to_owned();
-        let finished = Progress::TurnFinished { turn, message, outcome, reply, tokens };
+        let finished = Progress::TurnFinished { turn, message, outcome, reply, tokens, retry_s };
         self.shared.tell(&self.session, finished);
     }
 }

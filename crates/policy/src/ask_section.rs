@@ -64,7 +64,7 @@ pub(crate) fn read(top: &Section<'_, '_>, allows: &[Written]) -> Result<Vec<Writ
             rule.paths = path.into_iter().collect();
         }
         rule.ask = Some(terms);
-        all.push(Written { rule, place: section.place.clone() });
+        all.push(Written { rule, place: section.place.clone(), port_place: place });
     }
     Ok(all)
 }

@@ -39,7 +39,6 @@ pub(crate) fn grants(agent: &ResolvedAgent) -> Vec<String> {
         lines.push(format!("model {model}"));
     }
     lines.extend(agent.env.keys().map(|name| format!("environment variable {name}")));
-    lines.extend(crate::tools_section::describe(&agent.tools));
     let limits = &agent.limits;
     let firm = |limit: &Limit| match limit.strictness {
         Strictness::Required => "required",

@@ -12,14 +12,17 @@
 use crate::ask_section;
 use crate::config::secret_name;
 use crate::error::{Place, PolicyError, Problem, quote};
+use crate::host;
 use crate::keys;
 use crate::path::Pattern;
 use crate::reader::{At, Section};
 use crate::units::parse_size;
 use crate::verdict::METHODS_NEVER;
 use model::{
-    Effect, EgressRule, HostName, HostPattern, Injection, PathPattern, RuleLimits, SecretUse, Sight,
+    DoorSpec, Effect, EgressRule, HostName, HostPattern, Injection, PathPattern, RuleLimits,
+    SecretUse, Sight,
 };
+use std::collections::BTreeSet;
 
 /// The port of a rule that names none.
 pub(crate) const HTTPS_PORT: u16 = 443;
@@ -63,6 +66,8 @@ const HEADERS_TAKEN: [&str; 16] = [
 pub(crate) struct Written {
     pub(crate) rule: EgressRule,
     pub(crate) place: Place,
+    /// Where its port stands, or what implies one.
+    pub(crate) port_place: Place,
 }
 
 /// Reads all rules of an agent file.
@@ -83,11 +88,33 @@ pub(crate) fn read(top: &Section<'_, '_>) -> Result<Vec<EgressRule>, PolicyError
         check_against(&all, &written)?;
         all.push(written);
     }
+    let named = all.iter().map(|w| (&w.rule, &w.port_place));
+    check_ports(named)?;
     if let Some(over) = all.get(RULES_MAX) {
         let why = format!("are more than {RULES_MAX}");
         return Err(Problem::bad("rules", why, "use *.suffix and patterns").at(&over.place));
     }
     Ok(all.into_iter().map(|written| written.rule).collect())
+}
+
+/// Every port of a rule that does not deny is a listening socket in the sandbox, which would refuse
+/// to start with more than it may have.
+pub(crate) fn check_ports<'a>(
+    rules: impl Iterator<Item = (&'a EgressRule, &'a Place)>,
+) -> Result<(), PolicyError> {
+    let mut ports = BTreeSet::new();
+    for (rule, place) in rules.filter(|(rule, _)| rule.effect != Effect::Deny) {
+        let Some(port) = rule.port else { continue };
+        ports.insert(port);
+        if ports.len() > DoorSpec::PORTS_MAX {
+            let why = format!(
+                "{port} is one more than the {} different ports that an agent's rules may name",
+                DoorSpec::PORTS_MAX
+            );
+            return Err(Problem::bad("port", why, "let the rules name fewer ports").at(place));
+        }
+    }
+    Ok(())
 }
 
 /// The rules of a file of `[[egress]]` tables with fewer keys: a proposal.
@@ -122,7 +149,13 @@ fn read_allow(section: &Section<'_, '_>) -> Result<Written, PolicyError> {
     rule.secret = read_secret(section)?;
     rule.own_credentials = read_own_credentials(section)?;
     rule.limits = read_limits(section)?;
-    Ok(Written { rule, place: section.place.clone() })
+    Ok(written(section, rule))
+}
+
+fn written(section: &Section<'_, '_>, rule: EgressRule) -> Written {
+    let place = section.place.clone();
+    let port_place = section.place_of("port").unwrap_or_else(|| place.clone());
+    Written { rule, place, port_place }
 }
 
 fn read_deny(section: &Section<'_, '_>) -> Result<Written, PolicyError> {
@@ -132,7 +165,7 @@ fn read_deny(section: &Section<'_, '_>) -> Result<Written, PolicyError> {
     rule.port = read_port(section)?;
     rule.methods = read_methods(section, false)?;
     rule.paths = read_paths(section)?;
-    Ok(Written { rule, place: section.place.clone() })
+    Ok(written(section, rule))
 }
 
 fn read_host(section: &Section<'_, '_>) -> Result<HostPattern, PolicyError> {
@@ -148,7 +181,7 @@ fn read_port(section: &Section<'_, '_>) -> Result<Option<u16>, PolicyError> {
 
 /// An exact host.
 pub(crate) fn parse_host(text: &str) -> Result<HostName, Problem> {
-    HostName::parse(text).map_err(|e| {
+    host::parse_host_name(text).map_err(|e| {
         let why = format!("is {}: {}", quote(text), e.why);
         Problem::bad("host", why, "write one exact name, e.g. \"api.example.org\"")
     })
@@ -156,7 +189,7 @@ pub(crate) fn parse_host(text: &str) -> Result<HostName, Problem> {
 
 /// An exact host, or `*.suffix`.
 pub(crate) fn parse_host_pattern(text: &str) -> Result<HostPattern, Problem> {
-    HostPattern::parse(text).map_err(|e| {
+    host::parse_host_pattern(text).map_err(|e| {
         let why = format!("is {}: {}", quote(text), e.why);
         let remedy = "write one exact name, e.g. \"api.example.org\", or \"*.example.org\"";
         Problem::bad("host", why, remedy)

@@ -30,6 +30,9 @@ mod egress_section;
 mod environment;
 mod error;
 mod explain;
+#[cfg(test)]
+mod fuzz;
+mod host;
 mod keys;
 pub mod learn;
 pub mod load;
@@ -52,6 +55,7 @@ pub use describe::LOUD;
 pub use diff::{Diff, diff};
 pub use error::{Place, PolicyError, Problem};
 pub use explain::{Explanation, Near, Outcome, explain};
+pub use host::{parse_host_name, parse_host_pattern};
 pub use keys::SCHEMA_VERSION;
 pub use mounts::MountContext;
 pub use resolve::{Additions, ResolveContext, ResolvedAgent};

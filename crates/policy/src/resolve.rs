@@ -125,6 +125,9 @@ impl AgentFile {
                 agent.egress.push(rule.clone());
             }
         }
+        let places: Vec<Place> =
+            agent.egress.iter().map(|rule| Place::Argument(rule.id.clone())).collect();
+        crate::egress_section::check_ports(agent.egress.iter().zip(&places))?;
         agent.env.extend(additions.env.clone());
         if let Some(memory) = additions.memory {
             agent.limits.memory_bytes = memory;

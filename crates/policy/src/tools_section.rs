@@ -120,12 +120,6 @@ pub fn has_host_tools(allow: &BTreeSet<String>) -> bool {
     allow.iter().any(|tool| !BUILTIN_TOOLS.contains(&tool.as_str()))
 }
 
-/// The tools that act outside, one readable line each.
-pub(crate) fn describe(allow: &BTreeSet<String>) -> impl Iterator<Item = String> {
-    let outside = allow.iter().filter(|tool| !BUILTIN_TOOLS.contains(&tool.as_str()));
-    outside.map(|tool| format!("host tool {tool}"))
-}
-
 /// Every server that `allow` names must be there.
 pub(crate) fn require_servers(
     allow: &BTreeSet<String>,

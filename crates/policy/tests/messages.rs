@@ -53,7 +53,11 @@ const AGENT: &[(&str, &str)] = &[
     ("instructions file not read", "schema = 1\ninstructions = { file = 'x.md' }\n"),
     ("host with a wildcard inside", "schema = 1\n[[egress]]\nhost = 'a.*.org'\n"),
     ("host below one label", "schema = 1\n[[egress]]\nhost = '*.org'\n"),
-    ("host not ASCII", "schema = 1\n[[egress]]\nhost = 'bücher.example'\n"),
+    ("host of two scripts", "schema = 1\n[[egress]]\nhost = 'p\u{430}ypal.example'\n"),
+    ("host in no script", "schema = 1\n[[egress]]\nhost = 'bücher_x.example'\n"),
+    ("host of a broken xn-- form", "schema = 1\n[[egress]]\nhost = 'xn--a.example'\n"),
+    ("host denied in no script", "schema = 1\n[[deny]]\nhost = '*.b\u{200d}b.example'\n"),
+    ("host asked for in no script", "schema = 1\n[[ask]]\negress = 'GET ü..example/x'\n"),
     ("host is an address", "schema = 1\n[[egress]]\nhost = '10.0.0.1'\n"),
     ("port too large", "schema = 1\n[[egress]]\nhost = 'a.org'\nport = 65536\n"),
     ("egress twice", "schema = 1\n[[egress]]\nhost = 'a.org'\n[[egress]]\nhost = 'A.org.'\n"),
@@ -207,6 +211,26 @@ fn resolve(text: &str) -> Result<(), PolicyError> {
     file.resolve(&name, &context, &Additions::default()).map(drop)
 }
 
+/// That many rules, each with a port of its own, and one more that repeats the first.
+fn ports(count: u16) -> String {
+    let rule = |n| format!("[[egress]]\nhost = 'h{n}.org'\nport = {}\n", 1_000 + n);
+    let rules: String = (0..count).map(rule).collect();
+    format!("schema = 1\n{rules}[[egress]]\nhost = 'again.org'\nport = 1000\n")
+}
+
+#[test]
+fn as_many_ports_as_a_sandbox_may_have_are_accepted() {
+    let deny = "[[deny]]\nhost = 'b.org'\nport = 9999\n";
+    assert_eq!(resolve(&format!("{}{deny}", ports(64))), Ok(()));
+    let file = AgentFile::parse("agents/x.toml", &ports(64)).expect("a good file");
+    let egress = vec![parse_allow("one-more.org:9999").expect("a rule")];
+    let additions = Additions { egress, ..Additions::default() };
+    let context = ResolveContext { mounts: mounts(&[]), config: None, instructions: None };
+    let name = model::AgentName::parse("x").expect("a good name");
+    let error = file.resolve(&name, &context, &additions).expect_err("65 ports").to_string();
+    assert!(error.starts_with("--allow one-more.org:9999: port 9999 is one more than"), "{error}");
+}
+
 #[test]
 fn every_mistake_gets_its_message() {
     let mut out = String::new();
@@ -221,6 +245,9 @@ fn every_mistake_gets_its_message() {
     for (what, text) in EGRESS {
         note(what, resolve(&format!("schema = 1\n[[egress]]\nhost = 'a.org'\n{text}\n")));
     }
+    note("65 ports", resolve(&ports(65)));
+    let ask = "[[ask]]\negress = 'GET a.org:9999/x'\n";
+    note("the 65th port in an [[ask]]", resolve(&format!("{}{ask}", ports(64))));
     for (what, text) in CONFIG {
         note(what, Config::parse("nanoclaw.toml", text).map(drop));
     }

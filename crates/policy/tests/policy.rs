@@ -124,6 +124,33 @@ fn a_full_file_resolves_to_exactly_its_grants() {
 }
 
 #[test]
+fn each_tool_of_the_host_is_told_once() {
+    let agent =
+        resolve("schema = 1\n[tools]\nallow = ['bash', 'web_fetch']\n", &Additions::default());
+    let lines: Vec<&str> =
+        agent.grants_text.iter().map(String::as_str).filter(|l| l.contains("web_fetch")).collect();
+    assert_eq!(lines, ["tool of the host web_fetch"]);
+}
+
+#[test]
+fn hosts_in_any_script_mean_what_programs_send() {
+    let text = concat!(
+        "schema = 1\n[[egress]]\nhost = 'Bücher。Example.'\n",
+        "[[egress]]\nhost = '*.例え.テスト'\n[[deny]]\nhost = 'BÜCHER.example'\npaths = ['/x']\n",
+        "[[ask]]\negress = 'POST bücher.example/y'\n"
+    );
+    let additions = Additions {
+        egress: vec![parse_allow("münchen.example:8443").expect("a rule")],
+        ..Additions::default()
+    };
+    let hosts: Vec<String> =
+        resolve(text, &additions).egress.iter().map(|rule| rule.host.to_string()).collect();
+    let book = "xn--bcher-kva.example";
+    let wild = "*.xn--r8jz45g.xn--zckzah";
+    assert_eq!(hosts, [book, wild, book, book, "xn--mnchen-3ya.example"]);
+}
+
+#[test]
 fn an_empty_file_and_no_file_grant_nothing() {
     let written = resolve("schema = 1\n", &Additions::default());
     let name = AgentName::parse("x").expect("name");

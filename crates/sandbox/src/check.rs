@@ -15,8 +15,6 @@ use std::path::{Component, Path, PathBuf};
 pub(crate) const SPEC_BYTES_MAX: usize = 160 << 10;
 /// More mounts than anybody grants; each costs three system calls at every start.
 pub(crate) const MOUNTS_MAX: usize = 64;
-/// Ports that one agent's rules may name. Each is a listening socket in every sandbox.
-const PORTS_MAX: usize = 64;
 /// Kernel: `PATH_MAX` without its zero.
 const PATH_BYTES_MAX: usize = 4_095;
 /// The smallest memory in which a shell starts.
@@ -144,8 +142,9 @@ fn ports(door: &DoorSpec) -> Result<(), SpecError> {
         let remedy = "let the rules name fewer ports, each of them 1 to 65535";
         Err(SpecError::new(Kind::Size, cause, remedy))
     };
-    if door.ports.len() > PORTS_MAX {
-        return bad(format!("the rules name {} ports, over {PORTS_MAX}", door.ports.len()));
+    let max = DoorSpec::PORTS_MAX;
+    if door.ports.len() > max {
+        return bad(format!("the rules name {} ports, over {max}", door.ports.len()));
     }
     let seen: BTreeSet<u16> = door.ports.iter().copied().collect();
     if door.port == 0 || seen.contains(&0) || seen.len() < door.ports.len() {

@@ -49,6 +49,8 @@ pub enum MessageState {
     Done,
     /// Given up.
     Failed,
+    /// Taken back before it was answered.
+    Cancelled,
 }
 
 impl MessageState {
@@ -58,6 +60,7 @@ impl MessageState {
             "running" => Self::Running,
             "done" => Self::Done,
             "failed" => Self::Failed,
+            "cancelled" => Self::Cancelled,
             _ => return None,
         })
     }
@@ -90,10 +93,10 @@ pub struct StoredMessage {
     pub session: Option<SessionId>,
 }
 
-const COLUMNS: &str = "id, channel, platform_id, chat, user, text, salt, received_ms, state, \
+pub(crate) const COLUMNS: &str = "id, channel, platform_id, chat, user, text, salt, received_ms, state, \
                        attempts, session";
 
-fn message(row: &Row<'_>) -> rusqlite::Result<StoredMessage> {
+pub(crate) fn message(row: &Row<'_>) -> rusqlite::Result<StoredMessage> {
     let state: String = row.get(8)?;
     let state = MessageState::parse(&state).ok_or_else(|| {
         rusqlite::Error::InvalidColumnType(8, "state".into(), rusqlite::types::Type::Text)

@@ -15,7 +15,8 @@
 //!    they hold among processes too.
 //! 4. A turn, its message and its reply change state in one transaction.
 //! 5. A damaged, newer or foreign file is refused and left as it is.
-//! 6. No clock, no ids: the caller brings both.
+//! 6. A message that was taken back is never worked on again, whatever becomes of its turn.
+//! 7. No clock, no ids: the caller brings both.
 //!
 //! [`Store`] is `Send`: keep it behind a mutex or in a thread of its own, never on an async
 //! worker. Every write but that one waits for the disk.
@@ -29,6 +30,7 @@ mod place;
 mod rows;
 mod sessions;
 mod turns;
+mod withdraw;
 
 pub use error::StoreError;
 pub use inbox::{MessageState, NewMessage, Received, StoredMessage};

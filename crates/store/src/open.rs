@@ -14,7 +14,11 @@ pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 const APPLICATION_ID: i64 = 0x6E63_6C77;
 
 /// Step `n` leads from version `n` to `n + 1`. Never changed once released, only added to.
-const MIGRATIONS: [&str; 2] = [include_str!("0001_init.sql"), include_str!("0002_boot.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("0001_init.sql"),
+    include_str!("0002_boot.sql"),
+    include_str!("0003_cancelled.sql"),
+];
 
 /// How long a write waits for another process: longer than any transaction here by far.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,6 +55,8 @@ impl Store {
         let mut store = Self { conn, path: path.to_path_buf(), owner, relaxed: false };
         store.prepare_connection()?;
         store.migrate()?;
+        let on = store.conn.pragma_update(None, "foreign_keys", "ON");
+        on.map_err(|e| error(path, e))?;
         Ok(store)
     }
 
@@ -69,7 +75,8 @@ impl Store {
         self.check()?;
         set("journal_mode", "WAL")?;
         set("synchronous", "FULL")?;
-        set("foreign_keys", "ON")?;
+        // A step of the migration may make a table anew to which others refer.
+        set("foreign_keys", "OFF")?;
         // Deleted private text is overwritten, not left in free pages.
         set("secure_delete", "ON")?;
         set("trusted_schema", "OFF")
@@ -229,7 +236,50 @@ pub(crate) fn error(path: &Path, cause: rusqlite::Error) -> StoreError {
 
 #[cfg(test)]
 mod tests {
-    use super::{Owner, Store};
+    use super::{APPLICATION_ID, MIGRATIONS, Owner, Store};
+    use rusqlite::Connection;
+
+    #[test]
+    fn a_store_of_version_2_is_taken_over_with_what_refers_to_its_messages() {
+        let folder = std::env::temp_dir().join(format!("nanoclaw-v2-{}", std::process::id()));
+        let path = folder.join("s.db");
+        crate::place::prepare(&path).unwrap();
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(&MIGRATIONS[..2].concat()).unwrap();
+        old.execute_batch(
+            "INSERT INTO chats VALUES ('c', 'x', 1, 1);
+             INSERT INTO sessions VALUES ('s00000000001-00000001', 'a', 'c', 'x', 'open', 1, 1, 'w');
+             INSERT INTO inbox VALUES (7, 'm00000000001-00000001', 'c', 'p', 'x', 'me', 'hello',
+                                       x'07', 1, 'running', 3, 0, 's00000000001-00000001', 'b');
+             INSERT INTO turns VALUES ('t', 's00000000001-00000001', 'm00000000001-00000001',
+                                       'running', 1, NULL, NULL, 0, 0, 'b', 1, 1);",
+        )
+        .unwrap();
+        old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        old.pragma_update(None, "user_version", 2).unwrap();
+        drop(old);
+        let store = Store::open(&path, Owner::this_process().unwrap()).unwrap();
+        assert_eq!(store.pragma("foreign_keys").unwrap(), 1);
+        let broken: Option<String> = store
+            .conn
+            .query_row("PRAGMA foreign_key_check", [], |row| row.get(0))
+            .map_or(None, Some);
+        assert_eq!(broken, None);
+        let text: String = store
+            .conn
+            .query_row(
+                "SELECT i.text || i.attempts || i.seq FROM turns JOIN inbox AS i ON i.id = message",
+                [],
+                |row| row.get(0),
+            )
+            .unwrap();
+        assert_eq!(text, "hello37");
+        let cancel = "UPDATE inbox SET state = 'cancelled'";
+        assert_eq!(store.conn.execute(cancel, []).unwrap(), 1);
+        assert!(store.conn.execute("DELETE FROM inbox", []).is_err(), "a turn refers to it");
+        drop(store);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 
     #[test]
     fn only_a_write_ahead_does_not_wait_for_the_disk() {

@@ -143,8 +143,20 @@ impl Store {
         })
     }
 
-    /// Ends a turn badly; `retry` says whether its message is tried again. A reply, if any, tells
-    /// the person.
+    /// Ends a turn that a person stopped: its message is `cancelled` and never worked on again.
+    ///
+    /// # Errors
+    /// If the turn is not running.
+    pub fn cancel_turn(&mut self, finish: &Finish) -> Result<(), StoreError> {
+        self.write(|tx| {
+            let message = end_turn(tx, finish, "done")?;
+            tx.execute("UPDATE inbox SET state = 'cancelled' WHERE id = ?1", [message.as_str()])?;
+            Ok(())
+        })
+    }
+
+    /// Ends a turn badly; `retry` says whether its message is tried again (never, when it was taken
+    /// back meanwhile). A reply, if any, tells the person.
     ///
     /// # Errors
     /// If the turn is not running.
@@ -157,7 +169,7 @@ impl Store {
             };
             tx.execute(
                 "UPDATE inbox SET state = ?2, attempts = attempts + 1, not_before_ms = ?3
-                 WHERE id = ?1",
+                 WHERE id = ?1 AND state <> 'cancelled'",
                 params![message.as_str(), state, not_before],
             )?;
             Ok(())
@@ -208,13 +220,16 @@ impl Store {
                             outcome = 'its process ended' WHERE id = ?1",
                     params![turn.as_str(), to_sql(now_ms)],
                 )?;
-                let attempts = tx.query_row(
+                let attempts: rusqlite::Result<u32> = tx.query_row(
                     "UPDATE inbox SET state = 'queued', attempts = attempts + 1
-                     WHERE id = ?1 RETURNING attempts",
+                     WHERE id = ?1 AND state = 'running' RETURNING attempts",
                     [message.as_str()],
                     |row| row.get(0),
-                )?;
-                all.push(Recovered { turn, session, message, attempts });
+                );
+                // One that was taken back is lost with its turn, and stays so.
+                if let Some(attempts) = attempts.optional()? {
+                    all.push(Recovered { turn, session, message, attempts });
+                }
             }
             Ok(all)
         })

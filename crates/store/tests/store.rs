@@ -134,6 +134,41 @@ fn a_message_goes_through_every_state() {
 }
 
 #[test]
+fn a_message_that_was_taken_back_is_never_worked_on_again() {
+    let dir = TempDir::new("store").expect("folder");
+    let mut store = open(&dir.join("store.db"));
+    let (session, _) = store.open_session(&new_session(1)).expect("opens");
+    let all: Vec<NewMessage> = (1..=4).map(|n| message(n, Some(&session.id))).collect();
+    for new in &all {
+        store.receive(new).expect("kept");
+    }
+    let waiting = |store: &Store| store.waiting("terminal", &session.agent).expect("read").len();
+    assert_eq!(waiting(&store), 4);
+    // Queued: it is passed over.
+    assert_eq!(store.withdraw(&all[0].id).expect("taken back"), MessageState::Queued);
+    let next = store.next_queued(&session.id, 0).expect("read").expect("one");
+    assert_eq!(next.id, all[1].id);
+    // Running: a turn that fails for a passing reason does not bring it back.
+    let turn = TurnId::mint(1, 1);
+    store.start_turn(&turn, &all[1].id, 1).expect("begins");
+    assert_eq!(store.withdraw(&all[1].id).expect("taken back"), MessageState::Running);
+    store.fail_turn(&finish(&turn, None), Retry::At(0)).expect("running");
+    assert_eq!(store.message(&all[1].id).expect("read").state, MessageState::Cancelled);
+    // Stopped by a person.
+    let turn = TurnId::mint(2, 2);
+    store.start_turn(&turn, &all[2].id, 2).expect("begins");
+    store.cancel_turn(&finish(&turn, None)).expect("running");
+    assert_eq!(store.message(&all[2].id).expect("read").state, MessageState::Cancelled);
+    // Answered: too late to take it back.
+    let turn = TurnId::mint(3, 3);
+    store.start_turn(&turn, &all[3].id, 3).expect("begins");
+    store.finish_turn_with_reply(&finish(&turn, Some(1))).expect("running");
+    assert_eq!(store.withdraw(&all[3].id).expect("read"), MessageState::Done);
+    assert_eq!(waiting(&store), 0);
+    assert!(store.withdraw(&MessageId::mint(77, 77)).is_err(), "there is none");
+}
+
+#[test]
 fn a_failed_turn_is_retried_in_order_or_given_up() {
     let dir = TempDir::new("store").expect("folder");
     let mut store = open(&dir.join("store.db"));
@@ -258,6 +293,22 @@ fn only_the_turns_of_dead_processes_are_taken_back() {
     let turn = TurnId::mint(9, 9);
     store.start_turn(&turn, &message.id, 6_000).expect("it is queued again");
     assert!(store.recover(6_000).expect("read").is_empty(), "our own turn is alive");
+}
+
+#[test]
+fn a_lost_turn_does_not_bring_back_what_was_taken_back() {
+    let dir = TempDir::new("store").expect("folder");
+    let path = dir.join("store.db");
+    let mut child = spawn(&path, "turn", 0, 0);
+    assert!(lines(&mut child).any(|line| line == "running"), "the child did not get there");
+    let mut store = open(&path);
+    let agent = AgentName::parse("helper").expect("name");
+    let running = store.waiting("terminal", &agent).expect("read").remove(0);
+    assert_eq!(store.withdraw(&running.id).expect("taken back"), MessageState::Running);
+    child.kill().expect("kill -9");
+    child.wait().expect("gone");
+    assert!(store.recover(5_000).expect("written").is_empty());
+    assert_eq!(store.message(&running.id).expect("read").state, MessageState::Cancelled);
 }
 
 /// What the disk may hold after a power cut: the write-ahead log as far as it was synced.

@@ -181,27 +181,58 @@ fn label(value: &Value, field: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzz::Rng;
     use crate::rpc::{Incoming, parse};
+    use testkit::fuzz;
 
     const UPDATE: &str = r#"{"jsonrpc":"2.0","method":"session/update","params":{"update":{"sessionUpdate":"tool_call","toolCallId":"t","title":"a","kind":"edit","status":"completed","rawInput":{"a":1},"content":[{"type":"content","content":{"type":"text","text":"done"}}]}}}"#;
     const ASK: &str = r#"{"jsonrpc":"2.0","method":"m","params":{"toolCall":{"title":"x"},"options":[{"optionId":"y","name":"Yes","kind":"allow_once"}]}}"#;
 
     #[test]
-    fn mutated_updates_and_permission_requests_never_panic() {
-        let mut rng = Rng::new(23);
-        let mut updates = 0;
-        for round in 0..10_000 {
-            let seed = if round % 2 == 0 { UPDATE } else { ASK };
-            let Ok(Incoming::Notification { params, .. }) = parse(&rng.mutate(seed.as_bytes()))
-            else {
-                continue;
+    fn fuzz_acp_updates() {
+        let words: [&[u8]; 6] = [
+            b"\"agent_message_chunk\"",
+            b"\"tool_call_update\"",
+            b"\"failed\"",
+            b"\"rawOutput\":",
+            b"\\n",
+            b"\"reject_once\"",
+        ];
+        let seeds = [UPDATE.as_bytes(), ASK.as_bytes()];
+        fuzz::with_words("acp-updates", &seeds, &words, |bytes, _| {
+            let Ok(Incoming::Notification { params, .. }) = parse(bytes) else { return 0 };
+            let mut kinds = Vec::new();
+            let bounded = |texts: &[&String]| {
+                let one_line =
+                    |t: &&String| t.len() <= MAX_LABEL_BYTES && !t.contains(char::is_control);
+                assert!(texts.iter().all(one_line));
             };
-            read(&params, &mut |_| updates += 1);
-            let outcome = permission(&params).outcome(&PermissionAnswer::Deny);
-            assert_eq!(outcome["outcome"]["outcome"], "cancelled", "nothing here offers a no");
-        }
-        assert!(updates > 100, "the fuzz never reached an update");
+            read(&params, &mut |update| match update {
+                Update::Text(_) => kinds.push(1),
+                Update::ToolStarted { id, title, tool, arguments_json } => {
+                    bounded(&[&id, &title, &tool]);
+                    kinds.push(if arguments_json.is_empty() { 2 } else { 3 });
+                }
+                Update::ToolFinished { id, ok, summary, bytes } => {
+                    bounded(&[&id]);
+                    assert!(summary.len() <= MAX_DETAIL_BYTES);
+                    kinds.push(4 + u8::from(ok) + 2 * u8::from(bytes > 0));
+                }
+            });
+            // Nobody says yes by saying no.
+            let asked = permission(&params);
+            for (answer, kind) in [
+                (PermissionAnswer::AllowOnce, "allow_once"),
+                (PermissionAnswer::Deny, "reject_once"),
+                (PermissionAnswer::Cancelled, ""),
+            ] {
+                let outcome = asked.outcome(&answer);
+                if let Some(id) = outcome.pointer("/outcome/optionId").and_then(Value::as_str) {
+                    let named = |o: &PermissionOption| o.id == id && o.kind == kind;
+                    assert!(asked.options.iter().any(named));
+                }
+            }
+            fuzz::outcome((kinds, asked.options.len()))
+        });
     }
 
     #[test]

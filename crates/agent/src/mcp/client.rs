@@ -196,7 +196,7 @@ fn outcome(name: &str, result: &Value) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzz::Rng;
+    use testkit::fuzz;
 
     #[test]
     fn tools_with_odd_names_or_none_of_their_own_are_left_out() {
@@ -230,12 +230,30 @@ mod tests {
             assert!(outcome.text.len() < MAX_OUTPUT_BYTES + 300, "{}", outcome.text.len());
             assert_eq!(outcome.ok, result.get("isError").is_none());
         }
-        let seed = br#"{"content":[{"type":"text","text":"a"}],"isError":true}"#;
-        let mut rng = Rng::new(9);
-        for _ in 0..20_000 {
-            if let Ok(value) = serde_json::from_slice(&rng.mutate(seed)) {
-                let _ = outcome("t", &value);
+    }
+
+    #[test]
+    fn fuzz_host_tools() {
+        let seeds: [&[u8]; 3] = [
+            br#"{"content":[{"type":"text","text":"a"},{"type":"resource","resource":{"text":"b"}}],"isError":true}"#,
+            br#"{"content":[],"structuredContent":{"a":[1]}}"#,
+            br#"{"name":"tracker__a.b","description":"d\u001b","inputSchema":{"type":"object"}}"#,
+        ];
+        let words: [&[u8]; 5] = [b"null", b"{}", b"\"text\":", b"\\n", b"\"name\":"];
+        fuzz::with_words("host-tools", &seeds, &words, |bytes, _| {
+            let Ok(value) = serde_json::from_slice(bytes) else { return 0 };
+            let outcome = outcome("t", &value);
+            assert!(outcome.text.starts_with("[from the host tool t;"));
+            assert!(outcome.text.len() < MAX_OUTPUT_BYTES + 300);
+            let mut tools = HostTools::default();
+            tools.add(&value);
+            let own = specs();
+            for spec in tools.specs() {
+                assert!(own.iter().all(|ours| ours.name != spec.name));
+                assert!(spec.name.len() <= NAME_CHARS_MAX && spec.name.is_ascii());
+                assert!(spec.description.len() <= DESCRIPTION_BYTES_MAX + 200);
             }
-        }
+            fuzz::outcome((outcome.ok, fuzz::magnitude(outcome.text.len()), tools.names.len()))
+        });
     }
 }

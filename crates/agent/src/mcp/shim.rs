@@ -104,7 +104,8 @@ fn serve(door: Door, mut input: impl BufRead, out: impl Write + Send + 'static) 
         let waited = shared.done.wait_timeout(running, left);
         running = waited.map_or_else(|e| e.into_inner().0, |(guard, _)| guard);
     }
-    running.values().for_each(Cancel::cancel);
+    // Taken out, so that their threads find that nobody waits.
+    running.drain().for_each(|(_, cancel)| cancel.cancel());
     result
 }
 

@@ -1,36 +1,88 @@
 //! The wire formats as a whole, without a socket.
 
 use super::*;
-use crate::fuzz::Rng;
 use serde_json::json;
+use testkit::fuzz;
 
 const ANTHROPIC: &[u8] = b"event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":5}}}\n\ndata: {\"type\":\"content_block_start\",\"index\":0,\"content_block\":{\"type\":\"tool_use\",\"id\":\"a\",\"name\":\"bash\",\"input\":{}}}\n\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"input_json_delta\",\"partial_json\":\"{}\"}}\n\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"tool_use\"},\"usage\":{\"output_tokens\":3}}\n\ndata: {\"type\":\"message_stop\"}\n\n";
 const OPENAI: &[u8] = b"data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\ndata: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"a\",\"function\":{\"name\":\"bash\",\"arguments\":\"{}\"}}]}}]}\n\ndata: {\"choices\":[{\"delta\":{},\"finish_reason\":\"tool_calls\"}]}\n\ndata: [DONE]\n\n";
 
 fn run(framed: &[u8], decoder: &mut dyn Decoder) -> Result<Answer, ModelFailure> {
+    run_from(framed, decoder)
+}
+
+fn run_from(
+    reader: impl std::io::BufRead,
+    decoder: &mut dyn Decoder,
+) -> Result<Answer, ModelFailure> {
     let mut sink = |_: &str| {};
     let mut assembler = Assembler::new(&mut sink);
-    let mut body = http::Body::until_close(framed);
+    let mut body = http::Body::until_close(reader);
     stream(&mut body, decoder, &mut assembler)?;
     assembler.finish()
 }
 
+/// An answer of the model's server from its first byte: head, framing, events, words, tool calls.
 #[test]
-fn mutated_streams_give_an_answer_or_a_failure_and_never_panic() {
-    let mut rng = Rng::new(11);
-    let (mut good, mut bad) = (0, 0);
-    for round in 0..6_000 {
-        let (seed, mut decoder): (_, Box<dyn Decoder>) = if round % 2 == 0 {
-            (ANTHROPIC, Box::new(anthropic::Events))
-        } else {
-            (OPENAI, Box::new(openai::Events::default()))
+fn fuzz_model_answer() {
+    let chunk = |events: &[u8]| {
+        let head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n";
+        let (a, b) = events.split_at(40);
+        let chunk =
+            |part: &[u8]| [format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat();
+        let coding = b"transfer-encoding: chunked\r\n\r\n".to_vec();
+        [head.to_vec(), coding, chunk(a), chunk(b), b"0\r\n\r\n".to_vec()].concat()
+    };
+    let whole = |events: &[u8]| {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", events.len());
+        [head.as_bytes(), events].concat()
+    };
+    let seeds = [chunk(ANTHROPIC), chunk(OPENAI), whole(ANTHROPIC), whole(OPENAI)];
+    let seeds: Vec<&[u8]> = seeds.iter().map(Vec::as_slice).chain([ANTHROPIC, OPENAI]).collect();
+    let words: [&[u8]; 9] = [
+        b"\r\n",
+        b"\n\n",
+        b"data: ",
+        b"data: [DONE]\n\n",
+        b"\"index\":",
+        b"null",
+        b"0\r\n\r\n",
+        b"\"finish_reason\":\"stop\"",
+        b"HTTP/1.1 100 x\r\n\r\n",
+    ];
+    fuzz::with_words("model-answer", &seeds, &words, |bytes, dice| {
+        let (small, large) = (1 + dice.below(9), 1 + dice.below(5_000));
+        let mut found = Vec::new();
+        let framed = http::whole(bytes, large);
+        assert_eq!(http::whole(bytes, small), framed, "in pieces it says something else");
+        let body = match framed {
+            Ok((status, body)) => {
+                found.push(status.to_string());
+                body
+            }
+            Err(why) => {
+                found.push(why);
+                bytes.to_vec()
+            }
         };
-        match run(&rng.mutate(seed), decoder.as_mut()) {
-            Ok(_) => good += 1,
-            Err(_) => bad += 1,
+        for format in 0..2 {
+            let decoder = || -> Box<dyn Decoder> {
+                if format == 0 {
+                    Box::new(anthropic::Events)
+                } else {
+                    Box::new(openai::Events::default())
+                }
+            };
+            let answer = run(&body, decoder().as_mut());
+            let reader = std::io::BufReader::with_capacity(small, &body[..]);
+            assert_eq!(run_from(reader, decoder().as_mut()), answer, "in pieces it says otherwise");
+            found.push(match answer {
+                Ok(answer) => format!("{} {:?}", answer.blocks.len(), answer.stop),
+                Err(failure) => failure.message.chars().take(40).collect(),
+            });
         }
-    }
-    assert!(good > 100 && bad > 100, "{good} good, {bad} bad: the fuzz reaches only one side");
+        fuzz::outcome(found)
+    });
 }
 
 #[test]

@@ -128,6 +128,7 @@ fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
     let s = |t: &str| t.to_owned();
     let digest = || Sha256Hex("ab".repeat(32));
     vec![
+        Body::MessageWithdrawn { message: message.clone(), reason: s("SIGTERM") },
         Body::TurnStarted { message },
         Body::TurnFinished { outcome: s("ok"), duration_ms: 10 },
         Body::ModelRequest {
@@ -160,7 +161,7 @@ fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
             host: s("h"),
             port: 443,
             rule: s("r"),
-            address: s("192.0.2.1"),
+            address: Some(s("192.0.2.1")),
             request: Some(RequestLine {
                 method: s("GET"),
                 path: s("/x"),
@@ -168,6 +169,7 @@ fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
             }),
             secret: Some(s("github")),
         },
+        Body::EgressPinned { host: s("h"), port: 443, address: s("192.0.2.1") },
         Body::EgressResult {
             host: s("h"),
             port: 443,

@@ -121,13 +121,7 @@ mod tests {
     use super::super::wire::{FromGateway, Reply, ToGateway, decode, encode};
     use super::*;
     use std::os::unix::net::UnixStream;
-
-    fn random(seed: &mut u64) -> u64 {
-        *seed ^= *seed << 13;
-        *seed ^= *seed >> 7;
-        *seed ^= *seed << 17;
-        *seed
-    }
+    use testkit::fuzz;
 
     /// Seeds: one of every kind of message a hostile client might start from.
     fn seeds() -> Vec<u8> {
@@ -145,25 +139,46 @@ mod tests {
         bytes
     }
 
-    #[test]
-    fn no_bytes_make_the_parser_panic_or_hold_more_than_its_bound() {
-        let good = seeds();
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut parsed = 0;
-        for _ in 0..20_000 {
-            let mut bytes = good.clone();
-            for _ in 0..random(&mut seed) % 4 {
-                let at = random(&mut seed) as usize % bytes.len();
-                bytes[at] = random(&mut seed) as u8;
-            }
-            bytes.truncate(random(&mut seed) as usize % (bytes.len() + 1));
-            let mut inbox = Inbox { bytes, ..Inbox::default() };
-            while let Ok(Some(frame)) = inbox.frame() {
-                parsed += usize::from(decode::<ToGateway>(frame).is_ok());
-                let _ = decode::<FromGateway>(frame);
+    /// The frames of a stream that comes in these pieces, and how it ended.
+    fn frames(pieces: &[&[u8]]) -> (Vec<Vec<u8>>, bool) {
+        let (mut inbox, mut found) = (Inbox::default(), Vec::new());
+        for piece in pieces {
+            inbox.compact();
+            inbox.bytes.extend_from_slice(piece);
+            loop {
+                match inbox.frame() {
+                    Ok(Some(frame)) => found.push(frame.to_vec()),
+                    Ok(None) => break,
+                    Err(_) => return (found, false),
+                }
             }
         }
-        assert!(parsed > 1_000, "the seeds must be looked into, not only refused: {parsed}");
+        (found, true)
+    }
+
+    /// What is understood says the same when it is written and read again.
+    fn said_again<T: serde::Serialize + serde::de::DeserializeOwned>(frame: &[u8]) -> bool {
+        let Ok(message) = decode::<T>(frame) else { return false };
+        let bytes = encode(&message).expect("what came in goes out");
+        let again = decode::<T>(&bytes[4..]).expect("ours");
+        assert_eq!(encode(&again).expect("fits"), bytes);
+        true
+    }
+
+    #[test]
+    fn fuzz_control_frames() {
+        let good = seeds();
+        let single: Vec<&[u8]> = vec![&good, &good[..40]];
+        let words: [&[u8]; 5] = [b"\0\0\0", b"\"id\":", b"null", b"\"hello\"", b"\"ping\""];
+        fuzz::with_words("control-frames", &single, &words, |bytes, dice| {
+            let (found, clean) = frames(&[bytes]);
+            assert_eq!(frames(&dice.pieces(bytes, 30)), (found.clone(), clean));
+            assert!(found.iter().map(|frame| frame.len() + 4).sum::<usize>() <= bytes.len());
+            let understood = |frame: &Vec<u8>| {
+                (said_again::<ToGateway>(frame), said_again::<FromGateway>(frame))
+            };
+            fuzz::outcome((clean, found.iter().map(understood).collect::<Vec<_>>()))
+        });
     }
 
     #[test]

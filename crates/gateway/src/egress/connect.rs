@@ -1,6 +1,6 @@
 //! `CONNECT host:port`: judged by name and port, then tunnelled or looked into.
 
-use super::reach::{self, Intent};
+use super::reach::Intent;
 use super::upload::Allowance;
 use super::{Origin, Refusal, intercept, tunnel};
 use crate::asks;
@@ -27,7 +27,7 @@ pub(crate) async fn connect(mut conn: Conn, door: &Arc<DoorState>, head: &Head) 
         Err(refusal) => refusal,
         Ok(to) => match policy::connect_verdict(&door.rules, &to.host, to.port) {
             ConnectVerdict::Requests => return intercept::run(conn, door, to).await,
-            ConnectVerdict::Deny(denial) => Refusal::denied(door, &to, denial),
+            ConnectVerdict::Deny(denial) => Refusal::denied(door, &to, denial, None),
             ConnectVerdict::Connection(rule) => {
                 match conn.unless_gone(open(door, rule, &to)).await {
                     None => return,
@@ -66,13 +66,12 @@ async fn open(door: &DoorState, rule: &EgressRule, to: &Origin) -> Result<Opened
         let why = format!("the rule permits {max} connections in a minute; wait and try again");
         return Err(Refusal::new(429, &rule.id, why));
     }
-    let found = reach::addresses(door, rule, to).await?;
     if rule.effect == Effect::Ask {
         let how = if rule.sight == Sight::Tunnel { "an unseen TLS" } else { "a raw TCP" };
         let summary = format!("{how} connection to {}:{}", to.host, to.port);
         asks::ask(door, rule, summary).await?;
     }
-    let (stream, _, carried) = Intent { rule, to, request: None }.connect(door, found).await?;
+    let (stream, _, carried) = Intent { rule, to, request: None }.connect(door).await?;
     Ok((stream, carried))
 }
 

@@ -65,11 +65,13 @@ async fn attempt(
         if head.expects_continue() && uploading.is_active() {
             conn.write(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
-        let repeatable = started.reused && head.framing == Framing::None;
+        let empty = head.framing == Framing::None;
+        let repeatable = started.reused && empty && start::idempotent(head);
         match converse(conn, door, &letter, started, &mut uploading).await? {
             Conversed::Done { keep_alive } => return Ok(Ok(keep_alive)),
             Conversed::Refused(refusal) => return Ok(Err(refusal)),
-            // The kept connection was just being closed; nothing can have come of it.
+            // The kept connection was just being closed; should more have come of it, twice is the
+            // same as once.
             Conversed::Unanswered(_) if repeatable => fresh = true,
             Conversed::Unanswered(why) => {
                 let refusal = Refusal::new(502, &judged.rule.id, why).on_record();

@@ -2,15 +2,16 @@
 //!
 //! 1. Certificates are always verified, for the name that the rule permits.
 //! 2. A connection belongs to one door; no two sessions ever share one, nor a TLS session.
-//! 3. A connection that carried a secret is never used again.
+//! 3. A connection that carried a secret is never used again, nor by two requests at a time.
 
 use super::Origin;
+use super::shared::{self, Opening, Pool, Stream};
 use super::upload::Upload;
 use crate::upstream::{Tls, UpstreamError};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
@@ -32,34 +33,18 @@ const IDLE_TIME_BODY: Duration = Duration::from_secs(2);
 const TLS_TIME: Duration = Duration::from_secs(10);
 /// Largest head of an answer.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// What a server may send ahead on HTTP/2 before it is read; all the memory a stream can hold.
-const WINDOW_BYTES: u32 = 256 * 1024;
 /// TLS sessions remembered per door.
 const TLS_SESSIONS: usize = 32;
 
-/// A connection that takes one request at a time.
+/// Where one request at a time can be sent: a connection, or a place on one that is shared.
 pub(crate) enum Sender {
     H1(http1::SendRequest<Upload>),
-    H2(http2::SendRequest<Upload>),
+    H2 { sender: http2::SendRequest<Upload>, _place: Option<Stream> },
 }
 
 impl Sender {
     pub(crate) fn is_h2(&self) -> bool {
-        matches!(self, Self::H2(_))
-    }
-
-    fn is_closed(&self) -> bool {
-        match self {
-            Self::H1(sender) => sender.is_closed(),
-            Self::H2(sender) => sender.is_closed(),
-        }
-    }
-
-    async fn ready(&mut self) -> bool {
-        match self {
-            Self::H1(sender) => sender.ready().await.is_ok(),
-            Self::H2(sender) => sender.ready().await.is_ok(),
-        }
+        matches!(self, Self::H2 { .. })
     }
 
     pub(crate) async fn send(
@@ -68,7 +53,7 @@ impl Sender {
     ) -> hyper::Result<Response<Incoming>> {
         match self {
             Self::H1(sender) => sender.send_request(request).await,
-            Self::H2(sender) => sender.send_request(request).await,
+            Self::H2 { sender, .. } => sender.send_request(request).await,
         }
     }
 }
@@ -79,10 +64,31 @@ pub(crate) struct Link {
     pub(crate) ip: IpAddr,
 }
 
+/// Who may use a new connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// This request alone, and over HTTP/1.1: it turns into a WebSocket.
+    OnlyH1,
+    /// This request alone.
+    Alone,
+    /// Other requests of the door, after this one or beside it.
+    Shared,
+}
+
+/// What is there for a request that may use a kept connection.
+pub(crate) enum Kept {
+    Link(Link),
+    /// Nothing: it opens a connection, for others too if it has the turn.
+    Nothing {
+        _turn: Option<Opening>,
+    },
+}
+
 struct Idle {
     to: Origin,
     since: Instant,
-    link: Link,
+    sender: http1::SendRequest<Upload>,
+    ip: IpAddr,
 }
 
 /// One door's connections to other hosts.
@@ -91,45 +97,67 @@ pub(crate) struct Links {
     any: OnceCell<Arc<ClientConfig>>,
     h1: OnceCell<Arc<ClientConfig>>,
     idle: Mutex<Vec<Idle>>,
+    shared: Pool,
 }
 
 impl Links {
     pub(crate) fn new(tls: Arc<Tls>) -> Self {
         let (any, h1, idle) = (OnceCell::new(), OnceCell::new(), Mutex::default());
-        Self { tls, any, h1, idle }
+        Self { tls, any, h1, idle, shared: Pool::default() }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A kept connection that is still alive.
-    pub(crate) async fn take(&self, to: &Origin, with_body: bool) -> Option<Link> {
+    /// A kept connection that is still alive, or the turn to open one.
+    pub(crate) async fn take(&self, to: &Origin, with_body: bool) -> Kept {
         let age_max = if with_body { IDLE_TIME_BODY } else { IDLE_TIME };
+        if let Some(link) = self.kept(to, age_max).await {
+            return Kept::Link(link);
+        }
+        if !to.tls {
+            return Kept::Nothing { _turn: None };
+        }
+        // Somebody may have opened one meanwhile.
+        let opening = self.shared.turn(to).await;
+        match self.kept(to, age_max).await {
+            Some(link) => Kept::Link(link),
+            None => Kept::Nothing { _turn: opening },
+        }
+    }
+
+    async fn kept(&self, to: &Origin, age_max: Duration) -> Option<Link> {
+        self.shared.tidy(IDLE_TIME);
+        if let Some((sender, stream, ip)) = self.shared.join(to, age_max) {
+            return Some(Link { sender: Sender::H2 { sender, _place: Some(stream) }, ip });
+        }
         loop {
-            let mut link = {
+            let mut found = {
                 let mut idle = self.lock();
-                idle.retain(|c| c.since.elapsed() < IDLE_TIME && !c.link.sender.is_closed());
+                idle.retain(|c| c.since.elapsed() < IDLE_TIME && !c.sender.is_closed());
                 let fits = |c: &Idle| c.to == *to && c.since.elapsed() < age_max;
                 let at = idle.iter().rposition(fits)?;
-                idle.swap_remove(at).link
+                idle.swap_remove(at)
             };
-            if link.sender.ready().await {
-                return Some(link);
+            if found.sender.ready().await.is_ok() {
+                return Some(Link { sender: Sender::H1(found.sender), ip: found.ip });
             }
         }
     }
 
-    /// Keeps a connection whose answer was read to the end.
+    /// Keeps a connection whose answer was read to the end. One that is shared was never given
+    /// away.
     pub(crate) fn give_back(&self, to: Origin, link: Link) {
-        if link.sender.is_closed() {
+        let Sender::H1(sender) = link.sender else { return };
+        if sender.is_closed() {
             return;
         }
         let mut idle = self.lock();
         if idle.len() >= IDLE_CONNECTIONS_MAX {
             idle.remove(0);
         }
-        idle.push(Idle { to, since: Instant::now(), link });
+        idle.push(Idle { to, since: Instant::now(), sender, ip: link.ip });
     }
 
     async fn config(&self, only_h1: bool) -> Result<Arc<ClientConfig>, UpstreamError> {
@@ -144,32 +172,44 @@ impl Links {
         cell.get_or_try_init(|| build).await.cloned()
     }
 
-    /// Makes a connection over `stream` ready for requests to `to`.
+    /// Makes a connection to `ip` over `stream` ready for requests to `to`.
     pub(crate) async fn open(
         &self,
         to: &Origin,
-        stream: TcpStream,
-        only_h1: bool,
-    ) -> Result<Sender, UpstreamError> {
+        (stream, ip): (TcpStream, IpAddr),
+        sharing: Sharing,
+    ) -> Result<Link, UpstreamError> {
         let host = || to.host.to_string();
         let broken =
             |e: hyper::Error| UpstreamError::Exchange { host: host(), cause: e.to_string() };
         if !to.tls {
-            return h1(stream).await.map_err(broken);
+            let sender = h1(stream).await.map_err(broken)?;
+            return Ok(Link { sender, ip });
         }
         let tls_error = |cause: String| UpstreamError::Tls { host: host(), cause };
-        let config = self.config(only_h1).await?;
+        let config = self.config(sharing == Sharing::OnlyH1).await?;
         let name = ServerName::try_from(host()).map_err(|e| tls_error(e.to_string()))?;
         let connecting = TlsConnector::from(config).connect(name, stream);
         let stream = tokio::time::timeout(TLS_TIME, connecting)
             .await
             .map_err(|_| tls_error("it took too long".into()))?
             .map_err(|e| tls_error(e.to_string()))?;
-        let sender = match stream.get_ref().1.alpn_protocol() {
-            Some(b"h2") => h2(stream).await,
-            _ => h1(stream).await,
+        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+            if sharing == Sharing::Shared {
+                self.shared.speaks_h1(to);
+            }
+            let sender = h1(stream).await.map_err(broken)?;
+            return Ok(Link { sender, ip });
+        }
+        let connected = shared::hello(stream, HEAD_BYTES_MAX as u32).await.map_err(broken)?;
+        let sender = match sharing {
+            Sharing::Shared => {
+                let (sender, stream) = self.shared.share(to, ip, connected);
+                Sender::H2 { sender, _place: Some(stream) }
+            }
+            _ => Sender::H2 { sender: connected.sender, _place: None },
         };
-        sender.map_err(broken)
+        Ok(Link { sender, ip })
     }
 }
 
@@ -183,18 +223,4 @@ where
     // Ends by itself when the sender and the answer are dropped.
     tokio::spawn(async move { drop(connection.with_upgrades().await) });
     Ok(Sender::H1(sender))
-}
-
-async fn h2<T>(stream: T) -> hyper::Result<Sender>
-where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
-        .max_header_list_size(HEAD_BYTES_MAX as u32);
-    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(async move { drop(connection.await) });
-    Ok(Sender::H2(sender))
 }

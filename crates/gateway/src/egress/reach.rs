@@ -1,4 +1,8 @@
-//! From a permitted name to a connected, pinned address.
+//! From a permitted name to a connected, pinned address:
+//! on record ─► looked up ─► judged ─► pinned, on record ─► connected.
+//!
+//! An agent chooses the names below a `*.suffix`, so to look one up is to send something: whoever
+//! resolves shows the [`Carried`] that only a durable intent makes.
 
 use super::carried::Carried;
 use super::{Origin, Refusal};
@@ -22,23 +26,6 @@ pub(crate) fn judge_address(rule: &EgressRule, to: &Origin, ip: IpAddr) -> Resul
     }
 }
 
-/// Resolves a permitted name and judges every address: one forbidden address refuses the name,
-/// for a name that mixes public and private answers is an attack or a mistake.
-pub(crate) async fn addresses(
-    door: &DoorState,
-    rule: &EgressRule,
-    to: &Origin,
-) -> Result<Vec<IpAddr>, Refusal> {
-    let host = to.host.as_str();
-    let found = resolve::resolve(&*door.resolver, host).await.map_err(|e| {
-        Refusal::new(502, &rule.id, format!("the name {host} cannot be resolved: {e}"))
-    })?;
-    for &ip in &found {
-        judge_address(rule, to, ip)?;
-    }
-    Ok(found)
-}
-
 /// What is about to be sent, for its record.
 pub(crate) struct Intent<'a> {
     pub(crate) rule: &'a EgressRule,
@@ -47,46 +34,89 @@ pub(crate) struct Intent<'a> {
 }
 
 impl Intent<'_> {
-    /// Puts it on record, durably. Until it returned `Ok`, nothing may be sent.
-    pub(crate) async fn record(&self, door: &DoorState, ip: IpAddr) -> Result<(), Refusal> {
+    /// Puts it on record, durably. Until it returned `Ok`, nothing may be looked up or sent.
+    /// `kept` is the address of a connection that exists already.
+    pub(crate) async fn record(
+        &self,
+        door: &DoorState,
+        kept: Option<IpAddr>,
+    ) -> Result<Carried, Refusal> {
         let secret = self.request.as_ref().and(self.rule.secret.as_ref());
         let intent = Body::EgressIntent {
             host: self.to.host.to_string(),
             port: self.to.port,
             rule: self.rule.id.clone(),
-            address: ip.to_string(),
+            address: kept.map(|ip| ip.to_string()),
             request: self.request.clone(),
             secret: secret.map(|s| s.name.clone()),
         };
-        door.scribe
-            .write(intent, Durability::Durable)
-            .await
-            .map_err(|e| Refusal::new(503, &self.rule.id, format!("nothing was sent, for {e}")))
+        self.write(door, intent).await?;
+        Ok(match self.request {
+            Some(_) => Carried::bodies(door, self.to),
+            None => Carried::connection(door, self.to),
+        })
     }
 
-    /// Connects to the first of `found` that answers, each attempt with its own records.
+    async fn write(&self, door: &DoorState, body: Body) -> Result<(), Refusal> {
+        let written = door.scribe.write(body, Durability::Durable).await;
+        written.map_err(|e| Refusal::new(503, &self.rule.id, format!("nothing was sent, for {e}")))
+    }
+
+    /// Puts it on record and connects to the first address of the name that answers.
     pub(crate) async fn connect(
         &self,
         door: &DoorState,
-        found: Vec<IpAddr>,
     ) -> Result<(TcpStream, IpAddr, Carried), Refusal> {
-        let mut last = String::from("no address");
-        for ip in found.into_iter().take(ADDRESSES_MAX) {
-            self.record(door, ip).await?;
-            let carried = match self.request {
-                Some(_) => Carried::bodies(door, self.to),
-                None => Carried::connection(door, self.to),
-            };
-            match resolve::connect(SocketAddr::new(ip, self.to.port)).await {
-                Ok(stream) => return Ok((stream, ip, carried)),
-                Err(e) => {
-                    last = e.to_string();
-                    carried.fail(last.as_str());
-                }
+        let carried = self.record(door, None).await?;
+        match self.reach(door, &carried).await {
+            Ok((stream, ip)) => Ok((stream, ip, carried)),
+            Err(refusal) => {
+                carried.fail(refusal.reason.as_str());
+                Err(refusal)
             }
         }
+    }
+
+    async fn reach(
+        &self,
+        door: &DoorState,
+        on_record: &Carried,
+    ) -> Result<(TcpStream, IpAddr), Refusal> {
         let (host, port) = (&self.to.host, self.to.port);
-        let why = format!("no connection to {host}:{port}: {last}");
+        let mut failures = Vec::new();
+        for ip in self.look_up(door, on_record).await?.into_iter().take(ADDRESSES_MAX) {
+            let address = ip.to_string();
+            let pinned = Body::EgressPinned { host: host.to_string(), port, address };
+            self.write(door, pinned).await?;
+            match resolve::connect(SocketAddr::new(ip, port)).await {
+                Ok(stream) => return Ok((stream, ip)),
+                Err(e) => failures.push(format!("{ip}: {e}")),
+            }
+        }
+        let why = format!("no connection to {host}:{port}: {}", failures.join("; "));
         Err(Refusal::new(502, &self.rule.id, why).on_record())
+    }
+
+    /// Resolves a permitted name and judges every address: one forbidden address refuses the
+    /// name, for a name that mixes public and private answers is an attack or a mistake.
+    async fn look_up(
+        &self,
+        door: &DoorState,
+        _on_record: &Carried,
+    ) -> Result<Vec<IpAddr>, Refusal> {
+        let (rule, host) = (self.rule, self.to.host.as_str());
+        let found = resolve::resolve(&*door.resolver, host).await.map_err(|e| {
+            let why = format!("the name {host} cannot be resolved: {e}");
+            Refusal::new(502, &rule.id, why).on_record()
+        })?;
+        for &ip in &found {
+            judge_address(rule, self.to, ip)?;
+        }
+        let injects = self.request.is_some() && rule.secret.is_some();
+        if injects && !self.to.tls && !found.iter().all(|ip| ip.is_loopback()) {
+            let why = "a secret is never sent without TLS to another machine; use https";
+            return Err(Refusal::new(403, &rule.id, why));
+        }
+        Ok(found)
     }
 }

@@ -5,9 +5,12 @@ use crate::door::DoorState;
 use crate::http::conn::Conn;
 use crate::http::head::Head;
 use crate::modelapi::serve::plain;
-use model::RequestLine;
+use model::{Effect, PathPattern, RequestLine};
 use policy::{DEFAULT_DENY, Denial};
 use std::io;
+
+/// Longest path that is worth repeating in a remedy.
+const PATH_CHARS_MAX: usize = 200;
 
 /// The rule that decided, why, and the status it is answered with.
 #[derive(Debug)]
@@ -32,20 +35,38 @@ impl Refusal {
         self
     }
 
-    /// A verdict, with the remedy.
-    pub(crate) fn denied(door: &DoorState, to: &Origin, denial: Denial) -> Self {
+    /// A verdict, with the remedy. `asked` is method and path, where they are known.
+    pub(crate) fn denied(
+        door: &DoorState,
+        to: &Origin,
+        denial: Denial,
+        asked: Option<(&str, &str)>,
+    ) -> Self {
         let (host, port, agent) = (&to.host, to.port, &door.scribe.agent);
-        let shown = match port {
-            443 | 80 => host.to_string(),
-            _ => format!("{host}:{port}"),
-        };
-        let remedy = if denial.rule == DEFAULT_DENY {
-            format!(
-                "add [[egress]] host = \"{host}\" (and port = {port}) to agents/{agent}.toml, or \
-                 --allow {shown}"
-            )
-        } else {
-            format!("what that agent may do stands in agents/{agent}.toml, or --allow {shown}")
+        let file = format!("agents/{agent}.toml");
+        // `--allow` without a port means 443.
+        let shown = if port == 443 { host.to_string() } else { format!("{host}:{port}") };
+        let decided = door.rules.iter().find(|rule| rule.id == denial.rule);
+        let remedy = match decided {
+            None if denial.rule == DEFAULT_DENY => format!(
+                "add [[egress]] host = \"{host}\" (and port = {port}) to {file}, or --allow {shown}"
+            ),
+            Some(rule) if rule.effect == Effect::Deny => {
+                format!(
+                    "a [[deny]] wins over whatever permits; if this is meant, change it in {file}"
+                )
+            }
+            Some(rule) if rule.port == Some(port) => match asked.map(request) {
+                Some(Some(request)) => format!(
+                    "add [[egress]] host = \"{host}\", port = {port}, {request} to {file}, or --allow \
+                     {shown} for all requests"
+                ),
+                Some(None) => format!("no rule can name this path exactly; see {file}"),
+                None => format!("what may be done there stands in {file}"),
+            },
+            _ => format!(
+                "add [[egress]] host = \"{host}\", port = {port} to {file}, or --allow {shown}"
+            ),
         };
         Self::new(403, &denial.rule, format!("{}; {remedy}", denial.why))
     }
@@ -66,4 +87,11 @@ impl Refusal {
     pub(crate) async fn answer(&self, conn: &mut Conn, head: &Head) -> io::Result<bool> {
         plain(conn, head, self.status, &self.text(), &[]).await
     }
+}
+
+/// `methods = ["GET"], paths = ["/x"]`, where exactly this path can be written so.
+fn request((method, path): (&str, &str)) -> Option<String> {
+    let plain = path.len() <= PATH_CHARS_MAX && !path.contains(['*', '"', '\\']);
+    let path = PathPattern::parse(path).ok().filter(|_| plain)?;
+    Some(format!("methods = [\"{method}\"], paths = [\"{path}\"]"))
 }

@@ -7,7 +7,7 @@ use crate::authority;
 use crate::door::DoorState;
 use crate::http::head::{Framing, Head};
 use crate::inject::parameter_name;
-use crate::vault::Secret;
+use crate::vault::{Secret, VaultError};
 use model::{EgressRule, HostName, Injection, MAX_INLINE_BYTES, RequestLine};
 use policy::Verdict;
 
@@ -100,7 +100,10 @@ pub(crate) fn judge<'a>(
     let (rule, ask) = match verdict {
         Verdict::Allow(rule) => (rule, false),
         Verdict::Ask(rule) => (rule, true),
-        Verdict::Deny(denial) => return Err(Refusal::denied(door, to, denial)),
+        Verdict::Deny(denial) => {
+            let asked = Some((head.method.as_str(), path));
+            return Err(Refusal::denied(door, to, denial, asked));
+        }
     };
     if let Framing::Length(n) = head.framing {
         check_size(rule, n)?;
@@ -162,8 +165,14 @@ fn websocket(head: &Head, rule: &EgressRule) -> Result<bool, Refusal> {
 fn secret(door: &DoorState, to: &Origin, rule: &EgressRule) -> Result<Option<Secret>, Refusal> {
     let Some(grant) = &rule.secret else { return Ok(None) };
     let refused = |why: String| Refusal::new(403, &rule.id, why);
-    let secret = door.vault.secret(&grant.name).map_err(|e| refused(e.to_string()))?;
     let (name, host, agent) = (&grant.name, to.host.as_str(), &door.scribe.agent);
+    let secret = door.vault.secret(name).map_err(|e| match e {
+        VaultError::NotFound { .. } => refused(format!(
+            "there is no secret named {name}; set it with \
+             `nanoclaw secret set {name} --host {host} --agent {agent}`"
+        )),
+        other => refused(other.to_string()),
+    })?;
     if !secret.serves(host, agent) {
         return Err(refused(format!(
             "the secret {name} may not be used at {host} by {agent}; see \

@@ -1,9 +1,9 @@
 //! Lets a judged request out: the only function after which bytes reach another host.
 //!
-//! budget ─► resolve, judge, pin ─► ask ─► intent (durable) ─► connect ─► inject ─► request
+//! budget ─► ask ─► intent (durable) ─► resolve, judge, pin ─► connect ─► inject ─► request
 
 use super::carried::Carried;
-use super::link::Link;
+use super::link::{Kept, Link, Sharing};
 use super::reach::{self, Intent};
 use super::request::{Judged, line};
 use super::upload::{Allowance, Upload};
@@ -48,26 +48,32 @@ pub(crate) async fn start(
     let mut allowance = Allowance::new(door, rule);
     let head_bytes = head_bytes(head, &judged.cleared.target);
     let body_bytes = if let Framing::Length(n) = head.framing { n } else { 0 };
-    allowance.reserve(head_bytes + body_bytes)?;
+    allowance.reserve(head_bytes + body_bytes).await?;
     let request = line(&head.method, &judged.cleared.target);
     let reusable = judged.secret.is_none() && !judged.websocket && !judged.ask && !fresh;
-    let kept = match reusable {
-        true => door.links.take(to, head.framing != Framing::None).await,
-        false => None,
+    let sharing = match (judged.websocket, reusable) {
+        (true, _) => Sharing::OnlyH1,
+        (false, true) => Sharing::Shared,
+        (false, false) => Sharing::Alone,
     };
+    let kept = match reusable {
+        true => door.links.take(to, head.framing != Framing::None || !idempotent(head)).await,
+        false => Kept::Nothing { _turn: None },
+    };
+    consent(door, letter, &request).await?;
+    let intent = Intent { rule, to, request: Some(request) };
     let (link, carried, reused) = match kept {
-        Some(link) if reach::judge_address(rule, to, link.ip).is_ok() => {
-            consent(door, letter, &request).await?;
-            let intent = Intent { rule, to, request: Some(request) };
-            intent.record(door, link.ip).await?;
-            (link, Carried::bodies(door, to), true)
+        Kept::Link(link) if reach::judge_address(rule, to, link.ip).is_ok() => {
+            let carried = intent.record(door, Some(link.ip)).await?;
+            (link, carried, true)
         }
-        _ => {
-            let (link, carried) = dial(door, letter, request).await?;
+        // The turn to open a connection is held until it is there.
+        _turn => {
+            let (link, carried) = dial(door, &intent, sharing).await?;
             (link, carried, false)
         }
     };
-    allowance.spend(head_bytes)?;
+    allowance.spend(head_bytes).await?;
     let built = build(letter, upload, link.sender.is_h2());
     let request = built.inspect_err(|refusal| carried.fail(refusal.reason.as_str()))?;
     let masker = Masker::new(judged.secret.as_ref().map(|s| s.bytes.expose()));
@@ -92,25 +98,22 @@ async fn consent(
 
 async fn dial(
     door: &DoorState,
-    letter: &Letter<'_>,
-    request: RequestLine,
+    intent: &Intent<'_>,
+    sharing: Sharing,
 ) -> Result<(Link, Carried), Refusal> {
-    let (to, rule) = (letter.to, letter.judged.rule);
-    let found = reach::addresses(door, rule, to).await?;
-    if letter.judged.secret.is_some() && !to.tls && !found.iter().all(|ip| ip.is_loopback()) {
-        let why = "a secret is never sent without TLS to another machine; use https";
-        return Err(Refusal::new(403, &rule.id, why));
-    }
-    consent(door, letter, &request).await?;
-    let intent = Intent { rule, to, request: Some(request) };
-    let (stream, ip, carried) = intent.connect(door, found).await?;
-    match door.links.open(to, stream, letter.judged.websocket).await {
-        Ok(sender) => Ok((Link { sender, ip }, carried)),
+    let (stream, ip, carried) = intent.connect(door).await?;
+    match door.links.open(intent.to, (stream, ip), sharing).await {
+        Ok(link) => Ok((link, carried)),
         Err(e) => {
             carried.fail(e.to_string());
-            Err(Refusal::new(502, &rule.id, e.to_string()).on_record())
+            Err(Refusal::new(502, &intent.rule.id, e.to_string()).on_record())
         }
     }
+}
+
+/// Whether sending it twice comes to the same as once (RFC 9110 §9.2.2).
+pub(super) fn idempotent(head: &Head) -> bool {
+    matches!(head.method.as_str(), "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE")
 }
 
 fn head_bytes(head: &Head, target: &str) -> u64 {

@@ -28,7 +28,6 @@ pub(super) async fn copy_both(
     let (mut in_read, mut in_write) = tokio::io::split(inside);
     let (mut out_read, mut out_write) = tokio::io::split(outside);
     let goes_out = |bytes: &[u8]| {
-        allowance.spend(bytes.len() as u64).map_err(|refusal| io::Error::other(refusal.reason))?;
         carried.sent(bytes);
         Ok(())
     };
@@ -40,8 +39,8 @@ pub(super) async fn copy_both(
         let given = masker.found() || masker.nearly_found();
         if given { Err(io::Error::other("the server gave a secret back")) } else { Ok(()) }
     };
-    let up = copy(&mut in_read, &mut out_write, &ahead, goes_out);
-    let down = copy(&mut out_read, &mut in_write, &[], comes_back);
+    let up = copy(&mut in_read, &mut out_write, &ahead, Some(&mut allowance), goes_out);
+    let down = copy(&mut out_read, &mut in_write, &[], None, comes_back);
     let ended = tokio::select! {
         both = async { tokio::try_join!(up, down) } => both.map(|_| ()),
         () = idle(carried) => Err(io::Error::new(io::ErrorKind::TimedOut, "idle for too long")),
@@ -52,14 +51,16 @@ pub(super) async fn copy_both(
 }
 
 /// Copies what was read ahead and all that follows, then passes the end on (half-close). Each
-/// piece is shown to `see` before it goes on.
+/// piece is paid for and shown to `see` before it goes on.
 async fn copy(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
     ahead: &[u8],
+    mut allowance: Option<&mut Allowance>,
     mut see: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
     if !ahead.is_empty() {
+        pay(&mut allowance, ahead).await?;
         see(ahead)?;
         to.write_all(ahead).await?;
         to.flush().await?;
@@ -72,10 +73,16 @@ async fn copy(
             let _ = to.shutdown().await;
             return Ok(());
         }
+        pay(&mut allowance, &buffer[..n]).await?;
         see(&buffer[..n])?;
         to.write_all(&buffer[..n]).await?;
         to.flush().await?;
     }
+}
+
+async fn pay(allowance: &mut Option<&mut Allowance>, bytes: &[u8]) -> io::Result<()> {
+    let Some(allowance) = allowance else { return Ok(()) };
+    allowance.spend(bytes.len() as u64).await.map_err(|refusal| io::Error::other(refusal.reason))
 }
 
 /// Returns when no byte moved for [`IDLE_TIME`].

@@ -5,7 +5,7 @@ use super::carried::Carried;
 use crate::door::DoorState;
 use crate::http::conn::{BodyReader, Conn};
 use crate::http::head::Framing;
-use crate::quota::Quota;
+use crate::quota::{Account, Quota};
 use crate::scribe::Clock;
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
@@ -23,47 +23,45 @@ const BLOCK_BYTES: u64 = 64 * 1024;
 
 /// The bytes one request or connection may still send. Gives back what it did not need.
 pub(crate) struct Allowance {
-    quota: Arc<Quota>,
+    quota: Quota,
     clock: Clock,
-    agent: String,
     rule: String,
-    max: Option<u64>,
+    /// Whose bytes, and how many a day; `None` where nothing is counted.
+    account: Option<(Account, u64)>,
     taken: u64,
     spent: u64,
 }
 
 impl Allowance {
     pub(crate) fn new(door: &DoorState, rule: &EgressRule) -> Self {
+        let max = rule.limits.max_upload_per_day;
         Self {
-            quota: Arc::clone(&door.quota),
+            quota: door.quota.clone(),
             clock: Arc::clone(&door.scribe.clock),
-            agent: door.scribe.agent.to_string(),
             rule: rule.id.clone(),
-            max: rule.limits.max_upload_per_day,
+            account: max.map(|max| (Account::new(door.scribe.agent.as_str(), rule), max)),
             taken: 0,
             spent: 0,
         }
     }
 
-    /// Takes `bytes` beforehand.
-    pub(crate) fn reserve(&mut self, bytes: u64) -> Result<(), Refusal> {
-        let Some(max) = self.max else { return Ok(()) };
-        let account = (self.agent.as_str(), self.rule.as_str());
-        self.quota
-            .take((self.clock)(), account, bytes, max)
-            .map_err(|e| Refusal::new(429, &self.rule, e.to_string()))?;
+    /// Takes `bytes` beforehand. Abandoned, it has taken nothing.
+    pub(crate) async fn reserve(&mut self, bytes: u64) -> Result<(), Refusal> {
+        let Some((account, max)) = &self.account else { return Ok(()) };
+        let taken = self.quota.take((self.clock)(), account, bytes, *max).await;
+        taken.map_err(|e| Refusal::new(429, &self.rule, e.to_string()))?;
         self.taken += bytes;
         Ok(())
     }
 
     /// Bytes that are about to be sent.
-    pub(crate) fn spend(&mut self, bytes: u64) -> Result<(), Refusal> {
-        if self.max.is_none() {
+    pub(crate) async fn spend(&mut self, bytes: u64) -> Result<(), Refusal> {
+        if self.account.is_none() {
             return Ok(());
         }
         let missing = (self.spent + bytes).saturating_sub(self.taken);
-        if missing > 0 && self.reserve(missing.max(BLOCK_BYTES)).is_err() {
-            self.reserve(missing)?;
+        if missing > 0 && self.reserve(missing.max(BLOCK_BYTES)).await.is_err() {
+            self.reserve(missing).await?;
         }
         self.spent += bytes;
         Ok(())
@@ -72,8 +70,10 @@ impl Allowance {
 
 impl Drop for Allowance {
     fn drop(&mut self) {
-        let account = (self.agent.as_str(), self.rule.as_str());
-        self.quota.give_back((self.clock)(), account, self.taken.saturating_sub(self.spent));
+        if let Some((account, _)) = &self.account {
+            let unspent = self.taken.saturating_sub(self.spent);
+            self.quota.give_back((self.clock)(), account, unspent);
+        }
     }
 }
 
@@ -142,6 +142,8 @@ pub(crate) enum Broken {
 pub(crate) struct Uploading {
     reader: BodyReader,
     feed: Option<mpsc::Sender<Piece>>,
+    /// Read, and not paid for yet.
+    pending: Option<Bytes>,
     complete: bool,
 }
 
@@ -149,7 +151,8 @@ impl Uploading {
     /// Both ends of a body.
     pub(crate) fn pair(framing: Framing, reader: BodyReader) -> (Self, Upload) {
         if reader.is_done() {
-            return (Self { reader, feed: None, complete: true }, Upload::empty());
+            let done = Self { reader, feed: None, pending: None, complete: true };
+            return (done, Upload::empty());
         }
         let (feed, pieces) = mpsc::channel(PIECES);
         let left = match framing {
@@ -157,7 +160,7 @@ impl Uploading {
             Framing::Length(n) => Some(n),
             Framing::Chunked => None,
         };
-        let uploading = Self { reader, feed: Some(feed), complete: false };
+        let uploading = Self { reader, feed: Some(feed), pending: None, complete: false };
         (uploading, Upload { pieces: Some(pieces), left })
     }
 
@@ -188,12 +191,16 @@ impl Uploading {
             self.feed = None;
             return Ok(());
         };
-        let read = conn.read_body(&mut self.reader).await;
-        match read.map_err(|e| Broken::Client(e.status(), e.to_string()))? {
+        if self.pending.is_none() {
+            let read = conn.read_body(&mut self.reader).await;
+            self.pending = read.map_err(|e| Broken::Client(e.status(), e.to_string()))?;
+        }
+        match &self.pending {
             Some(piece) => {
-                allowance.spend(piece.len() as u64).map_err(Broken::Limit)?;
-                carried.sent(&piece);
-                permit.send(Piece::Data(piece));
+                // The disk may be waited for here, so the piece must be kept.
+                allowance.spend(piece.len() as u64).await.map_err(Broken::Limit)?;
+                carried.sent(piece);
+                permit.send(Piece::Data(std::mem::take(&mut self.pending).unwrap_or_default()));
             }
             None => permit.send(Piece::End),
         }

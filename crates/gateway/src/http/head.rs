@@ -229,6 +229,7 @@ pub(crate) fn chunk_size(line: &[u8]) -> Result<u64, HeadError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use testkit::fuzz;
 
     #[test]
     fn a_plain_request_is_understood() {
@@ -287,5 +288,70 @@ mod tests {
         for bad in [&b""[..], b" 1", b"1;x", b"0x1", b"-1", b"123456789", b"g"] {
             assert!(chunk_size(bad).is_err());
         }
+    }
+
+    /// What another reader makes of a head: method, target, minor version, fields.
+    type Other = (String, String, u8, Vec<(String, Vec<u8>)>);
+
+    fn elsewhere(bytes: &[u8]) -> Option<Other> {
+        let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut request = httparse::Request::new(&mut fields);
+        match request.parse(bytes) {
+            Ok(httparse::Status::Complete(end)) if end == bytes.len() => {}
+            _ => return None,
+        }
+        let fields = request.headers.iter();
+        let fields = fields.map(|f| (f.name.to_ascii_lowercase(), f.value.to_vec())).collect();
+        Some((request.method?.into(), request.path?.into(), request.version?, fields))
+    }
+
+    #[test]
+    fn fuzz_http_head() {
+        let seeds: [&[u8]; 5] = [
+            b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n",
+            b"GET http://a.org/x?y HTTP/1.1\r\nHost: a.org\r\nConnection: close, x\r\n\r\n",
+            b"CONNECT a.org:443 HTTP/1.1\r\nHost: a.org:443\r\nUser-Agent: curl\r\n\r\n",
+            b"PUT /a%20b HTTP/1.1\r\nhost:\tx \r\ntransfer-encoding: chunked\r\nA: \xc3\xa9\r\n\r\n",
+            b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        ];
+        let words: [&[u8]; 12] = [
+            b"\r\n",
+            b"\r\n\r\n",
+            b" ",
+            b": ",
+            b"Transfer-Encoding: chunked\r\n",
+            b"\r\n ",
+            b"Content-Length: 0\r\n",
+            b"HTTP/1.1",
+            b"Host: y\r\n",
+            b"chunked, gzip",
+            b"\t",
+            b"\n",
+        ];
+        fuzz::with_words("http-head", &seeds, &words, |bytes, _| {
+            let end = end_of_head(bytes, 0).unwrap_or(bytes.len());
+            let bytes = &bytes[..end];
+            let head = match parse(bytes) {
+                Ok(head) => head,
+                Err(e) => return fuzz::outcome(e.to_string()),
+            };
+            // Another reader sees the same request.
+            let Some((method, target, minor, fields)) = elsewhere(bytes) else {
+                return fuzz::outcome("only here");
+            };
+            assert_eq!((&method, &target), (&head.method, &head.target));
+            assert_eq!(minor == 1, head.version == Version::Http11);
+            let ours = head.fields.iter().map(|(n, v)| (n.clone(), v.as_bytes().to_vec()));
+            assert_eq!(ours.collect::<Vec<_>>(), fields);
+            // Written as it was understood, it is understood alike.
+            let mut again = format!("{} {} HTTP/1.{minor}\r\n", head.method, head.target);
+            for (name, value) in &head.fields {
+                again.push_str(&format!("{name}: {value}\r\n"));
+            }
+            again.push_str("\r\n");
+            assert!(again.len() > HEAD_BYTES_MAX || parse(again.as_bytes()).as_ref() == Ok(&head));
+            let framing = std::mem::discriminant(&head.framing);
+            fuzz::outcome((framing, head.keep_alive, head.fields.len(), head.expects_continue()))
+        });
     }
 }

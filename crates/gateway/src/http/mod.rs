@@ -6,4 +6,6 @@
 
 pub(crate) mod ahead;
 pub(crate) mod conn;
+#[cfg(test)]
+mod fuzz;
 pub(crate) mod head;

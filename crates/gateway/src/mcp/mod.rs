@@ -27,8 +27,6 @@ mod rpc;
 mod serve;
 mod sse;
 mod stdio;
-#[cfg(test)]
-mod testing;
 mod text;
 mod upstream;
 

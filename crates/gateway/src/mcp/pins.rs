@@ -4,6 +4,7 @@
 //! 1. A file that is not exactly understood approves nothing.
 //! 2. The file is replaced whole, or not at all.
 
+use super::text::is_seen;
 use aws_lc_rs::digest::{SHA256, digest};
 use model::{HostTools, Sha256Hex, ToolGrant};
 use serde::{Deserialize, Serialize};
@@ -36,10 +37,19 @@ pub struct Described {
 }
 
 impl Described {
-    /// Everything an agent would be shown of it, for a person to read.
+    /// Everything an agent would be shown of it, for a person to read: characters that a screen
+    /// does not show and a model reads all the same stand there as `\u{…}`.
     #[must_use]
     pub fn text(&self) -> String {
-        format!("{:#}", self.shown)
+        let mut text = String::new();
+        for c in format!("{:#}", self.shown).chars() {
+            match c {
+                '\n' => text.push(c),
+                c if is_seen(c) => text.push(c),
+                c => text.extend(c.escape_unicode()),
+            }
+        }
+        text
     }
 
     /// Takes the parts that are shown out of a server's tool; `None` for what is no tool, or has a
@@ -203,6 +213,9 @@ mod tests {
         for changed in [tool("b"), schema, title] {
             assert_ne!(Described::new(&changed).expect("a tool").digest, first.digest);
         }
+        let hidden = tool("reads\u{e0049}\u{e0047}\u{200b} files\u{fe0f}");
+        let seen = Described::new(&hidden).expect("a tool").text();
+        assert!(seen.contains("reads\\u{e0049}\\u{e0047}\\u{200b} files\\u{fe0f}"), "{seen}");
         for name in ["", "a/b", "a b", "é", &"x".repeat(129)] {
             let mut bad = tool("a");
             bad["name"] = json!(name);

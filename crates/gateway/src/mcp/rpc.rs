@@ -134,7 +134,7 @@ pub(crate) fn result(id: &Value, result: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mcp::testing::Rng;
+    use testkit::fuzz;
 
     #[test]
     fn every_kind_of_message_is_told_apart() {
@@ -175,25 +175,32 @@ mod tests {
     }
 
     #[test]
-    fn mutated_messages_never_panic_and_answers_keep_only_good_ids() {
-        let seeds: [&[u8]; 3] = [
+    fn fuzz_mcp_message() {
+        let seeds: [&[u8]; 4] = [
             br#"{"jsonrpc":"2.0","id":"x\u00e9","method":"tools/call","params":{"name":"b"}}"#,
             br#"{"jsonrpc":"2.0","id":-7,"result":{"tools":[{"name":"a"}]}}"#,
+            br#"{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"m"}}"#,
             br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
         ];
-        let mut rng = Rng::new(11);
-        for round in 0..60_000 {
-            let bytes = rng.mutate(seeds[round % seeds.len()]);
-            match parse(&bytes) {
-                Ok(Message::Request { id, .. } | Message::Response { id, .. }) => {
-                    assert!(is_id(&id));
-                }
-                Ok(Message::Notification { .. }) => {}
-                Err((id, fault)) => {
-                    assert!(id.is_null() || is_id(&id));
-                    assert!(serde_json::to_vec(&fault.answer(&id)).is_ok());
-                }
+        let words: [&[u8]; 5] = [b"\"id\":", b"null", b"\"method\":", b"\"error\":{}", b"[[[["];
+        fuzz::with_words("mcp-message", &seeds, &words, |bytes, _| match parse(bytes) {
+            Ok(Message::Request { id, method, params }) => {
+                assert!(is_id(&id));
+                let again = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+                let again = parse(&serde_json::to_vec(&again).expect("JSON"));
+                assert_eq!(again, Ok(Message::Request { id, method, params }));
+                1
             }
-        }
+            Ok(Message::Response { id, result }) => {
+                assert!(is_id(&id));
+                2 + u64::from(result.is_ok())
+            }
+            Ok(Message::Notification { .. }) => 4,
+            Err((id, fault)) => {
+                assert!(id.is_null() || is_id(&id));
+                assert!(serde_json::to_vec(&fault.answer(&id)).is_ok());
+                fuzz::outcome((id.is_null(), fault.message))
+            }
+        });
     }
 }

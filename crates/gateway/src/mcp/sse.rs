@@ -62,4 +62,22 @@ mod tests {
             assert_eq!(all, [b"".to_vec(), b"{\"a\":\n1}".to_vec(), b"b".to_vec()], "{size}");
         }
     }
+
+    #[test]
+    fn fuzz_mcp_events() {
+        let seeds: [&[u8]; 2] = [
+            b"id: 1\ndata:\n\n: note\r\ndata: {\"a\":\r\ndata: 1}\r\n\r\nevent: x\n\ndata:b\r\r",
+            b"event: message\ndata: {\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{}}\n\n",
+        ];
+        let words: [&[u8]; 5] = [b"data: ", b"\r\n\r\n", b"\n\n", b"\r", b"data:"];
+        testkit::fuzz::with_words("mcp-events", &seeds, &words, |bytes, dice| {
+            let whole = Events::default().push(bytes);
+            let mut events = Events::default();
+            let pieces = dice.pieces(bytes, 9);
+            let cut: Vec<_> = pieces.into_iter().flat_map(|piece| events.push(piece)).collect();
+            assert_eq!(cut, whole);
+            assert!(whole.iter().map(Vec::len).sum::<usize>() <= bytes.len());
+            testkit::fuzz::outcome((whole.len(), whole.last().map(Vec::len)))
+        });
+    }
 }

@@ -355,7 +355,7 @@ impl Writer {
 
 /// Whether a reader would see it. What is left out can carry orders that only a machine reads:
 /// controls, zero-width and direction marks, tag characters, variation selectors.
-fn is_seen(c: char) -> bool {
+pub(super) fn is_seen(c: char) -> bool {
     !c.is_control()
         && !matches!(c, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{3164}')
         && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
@@ -366,8 +366,8 @@ fn is_seen(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mcp::testing::Rng;
     use std::time::{Duration, Instant};
+    use testkit::fuzz;
 
     fn text(page: &str) -> String {
         of_html(page, 1 << 20).0
@@ -462,17 +462,29 @@ mod tests {
     }
 
     #[test]
-    fn mutated_pages_never_panic_and_stay_within_the_limit() {
+    fn fuzz_html_text() {
         let seed = "<html><head><title>t&amp;</title><script>x</script></head><body><h2 a='b'>H\
             </h2><p>&#228;\u{e4}<a href=\"/x\">l</a><br/><ul><li>1</ul><svg><g/></svg><pre> a</pre>\
             <img alt=x><!-- c --><td>d</td>&copy; &notanentity; \u{1f600}</body>";
-        let mut rng = Rng::new(5);
-        for _ in 0..30_000 {
-            let bytes = rng.mutate(seed.as_bytes());
-            let page = String::from_utf8_lossy(&bytes);
-            let max = rng.below(200);
-            let (out, _) = of_html(&page, max);
-            assert!(out.len() <= max && out.chars().all(|c| is_seen(c) || "\n\t".contains(c)));
-        }
+        let words: [&[u8]; 7] =
+            [b"<!--", b"-->", b"<svg>", b"</svg>", b"</", b"&#x", b"\xe2\x80\x8b"];
+        fuzz::with_words("html-text", &[seed.as_bytes()], &words, |bytes, dice| {
+            let page = String::from_utf8_lossy(bytes);
+            let max = if dice.below(4) == 0 { dice.below(200) } else { 1 << 20 };
+            let (out, whole) = of_html(&page, max);
+            let (plain, _) = of_plain(&page, max);
+            for text in [&out, &plain] {
+                assert!(
+                    text.len() <= max && text.chars().all(|c| is_seen(c) || "\n\t".contains(c))
+                );
+            }
+            // Marks may be added, but no more than a few bytes for each byte of the page.
+            assert!(out.len() <= 64 + 12 * page.len());
+            fuzz::outcome((
+                whole,
+                fuzz::magnitude(out.len()),
+                out.matches(['#', '-', '(', '[']).count(),
+            ))
+        });
     }
 }

@@ -91,7 +91,8 @@ async fn forward(
         Err(failure) => return Ok(Turned::Failed(failure)),
     };
     let wire = ask.wire().name();
-    if let Err(failure) = call::record_intent(door, model, wire, &endpoint.host, &q.body).await {
+    let to = (wire, endpoint.host.as_str());
+    if let Err(failure) = call::record_intent(door, model, to, &q.body, bill.as_ref()).await {
         if let Some(bill) = bill {
             bill.release();
         }
@@ -138,7 +139,8 @@ async fn play(
         Err(failure) => return Ok(Turned::Failed(failure)),
     };
     let (host, bytes) = (script.model_name(), asked.body.bytes());
-    if let Err(failure) = call::record_intent(door, model, "script", &host, bytes).await {
+    let to = ("script", host.as_str());
+    if let Err(failure) = call::record_intent(door, model, to, bytes, bill.as_ref()).await {
         if let Some(bill) = bill {
             bill.release();
         }

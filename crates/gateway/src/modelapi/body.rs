@@ -198,6 +198,7 @@ fn with_counts(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use testkit::fuzz;
 
     fn chat(body: &str) -> AskBody {
         AskBody::parse(Bytes::copy_from_slice(body.as_bytes()), Ask::Chat, None).expect("valid")
@@ -267,5 +268,83 @@ mod tests {
         ] {
             assert!(AskBody::parse(Bytes::from(bad), Ask::Chat, None).is_err(), "{bad}");
         }
+    }
+
+    const ASKS: [Ask; 8] = [
+        Ask::Messages { beta: false },
+        Ask::CountTokens { beta: true },
+        Ask::Chat,
+        Ask::Embeddings,
+        Ask::Responses,
+        Ask::Generate,
+        Ask::StreamGenerate { sse: true },
+        Ask::CountGemini,
+    ];
+
+    /// What goes upstream is, to another reader, what came, but for what must change.
+    fn only_what_must_change(ask: Ask, asked: &AskBody, in_path: bool) {
+        use serde_json::Value;
+        // Numbers that no reader can hold pass as they came.
+        let Ok(mut want) = serde_json::from_slice::<Value>(&asked.body) else { return };
+        let made: Value =
+            serde_json::from_slice(&asked.with_model("ours")).expect("JSON stays JSON");
+        if !in_path {
+            assert_eq!(want["model"], asked.model.as_str());
+            want["model"] = "ours".into();
+        }
+        let streams = want["stream"] == true;
+        assert!(matches!(ask, Ask::StreamGenerate { .. }) || !asked.stream || streams);
+        let options = &mut want["stream_options"];
+        if ask == Ask::Chat && asked.stream && (options.is_null() || options.is_object()) {
+            options["include_usage"] = true.into();
+        } else if options.is_null() && made.get("stream_options").is_none() {
+            want.as_object_mut().expect("an object").remove("stream_options");
+        }
+        assert_eq!(made, want);
+    }
+
+    #[test]
+    fn fuzz_model_body() {
+        let seeds: [&[u8]; 6] = [
+            br#" {"messages":[{"model":"inner"}], "model" : "a\u0062c" ,"max_tokens":5} "#,
+            br#"{"model":"a","stream":true,"stream_options":{"x":1},"max_completion_tokens":3,"n":2}"#,
+            br#"{"model":"a","stream":true,"stream_options":null}"#,
+            br#"{"model":"m","max_output_tokens":9,"stream":false,"input":"x"}"#,
+            br#"{"contents":[],"generationConfig":{"maxOutputTokens":4,"candidateCount":2}}"#,
+            br#"{"model":"m","input":["a"]}"#,
+        ];
+        let words: [&[u8]; 9] = [
+            b"\"model\":",
+            b"\"stream\":",
+            b"true",
+            b"null",
+            b"\"stream_options\":",
+            b"\"mod\\u0065l\"",
+            b"{}",
+            b"\"max_tokens\":",
+            b"\"include_usage\":true",
+        ];
+        fuzz::with_words("model-body", &seeds, &words, |bytes, dice| {
+            let ask = ASKS[dice.below(ASKS.len())];
+            let in_path = ask.wire() == crate::modelapi::wire::Wire::Gemini;
+            let path = in_path.then_some("gemini");
+            match AskBody::parse(Bytes::copy_from_slice(bytes), ask, path) {
+                Err(failure) => {
+                    assert_eq!(failure.status, 400);
+                    let brief: String = failure.message.chars().take(60).collect();
+                    fuzz::outcome(brief)
+                }
+                Ok(asked) => {
+                    only_what_must_change(ask, &asked, in_path);
+                    let (_, answer) = asked.estimate(ask, 7);
+                    fuzz::outcome((
+                        format!("{ask:?}"),
+                        asked.stream,
+                        asked.counts.is_some(),
+                        answer != 7,
+                    ))
+                }
+            }
+        });
     }
 }

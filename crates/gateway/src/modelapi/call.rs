@@ -11,6 +11,7 @@ use crate::http::head::Head;
 use crate::mask::Masker;
 use crate::retry;
 use crate::upstream::{Exchange, UpstreamError};
+use crate::usage::Reservation;
 use crate::vault::Secret;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -70,12 +71,32 @@ pub(crate) fn key_for(door: &DoorState, q: &Question<'_>) -> Result<Option<Secre
     Ok(Some(secret))
 }
 
-/// Writes the intent; one durable barrier covers both records.
+/// Waits until what is reserved for the call is on the disk.
+async fn reserved(bill: Option<&Reservation>) -> Result<(), Failure> {
+    let Some(syncing) = bill.and_then(Reservation::syncing) else { return Ok(()) };
+    let waited = tokio::task::spawn_blocking(|| syncing.wait()).await;
+    let failed = |why: String| Failure::new(503, format!("nothing was sent, for {why}"));
+    waited.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))
+}
+
+/// Writes the intent; one durable barrier covers both records, and the reservation's is waited for
+/// at the same time.
 pub(crate) async fn record_intent(
     door: &DoorState,
     model: &Model,
-    api: &str,
-    host: &str,
+    (api, host): (&str, &str),
+    body: &[u8],
+    bill: Option<&Reservation>,
+) -> Result<(), Failure> {
+    let (written, reserved) =
+        tokio::join!(biased; written(door, model, (api, host), body), reserved(bill));
+    written.and(reserved)
+}
+
+async fn written(
+    door: &DoorState,
+    model: &Model,
+    (api, host): (&str, &str),
     body: &[u8],
 ) -> Result<(), Failure> {
     let request = door.scribe.write(

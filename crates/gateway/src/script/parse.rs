@@ -305,6 +305,7 @@ fn placeholder(name: &str, results: usize) -> Result<Part, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use testkit::fuzz;
 
     fn wrong(text: &str) -> (usize, usize, String) {
         match Script::parse(text, Path::new("s.toml")) {
@@ -360,35 +361,50 @@ mod tests {
     }
 
     #[test]
-    fn mutated_scripts_never_break_the_parser() {
+    fn fuzz_script() {
+        use crate::modelapi::operation::Ask;
         let good = "schema = 1\nchunk_chars = 3\n[[turn]]\nwhen = \"é\"\n[[turn.step]]\ntext = \"a {{user}}\"\n[[turn.step.call]]\ntool = \"bash\"\narguments = { command = \"ls\", n = [1, 2.5, true] }\n[[turn.step]]\ntext = \"{{result.1}}\"\n";
         let script = Script::parse(good, Path::new("dir/demo.toml")).expect("valid");
         assert_eq!(script.model_name(), "script:demo");
-        let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-        let mut next = move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
-        // Half of 10^5: parsing TOML in an unoptimised build is the slow part.
-        for _ in 0..50_000 {
-            let mut bytes = good.as_bytes().to_vec();
-            for _ in 0..1 + next() % 3 {
-                let at = next() as usize % bytes.len().max(1);
-                match next() % 4 {
-                    0 if bytes.len() > 1 => drop(bytes.remove(at)),
-                    1 => bytes.truncate(at.max(1)),
-                    2 => bytes[at] = b"[]{}=\"\n.'#\0z"[next() as usize % 12],
-                    _ => bytes.insert(at, next() as u8),
+        let seeds: [&[u8]; 5] = [
+            good.as_bytes(),
+            br#"{"messages":[{"role":"user","content":"x \u00e9"},{"role":"assistant","content":[{"type":"tool_use","id":"t","name":"bash","input":{}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"t","content":"r"}]}]}"#,
+            br#"{"messages":[{"role":"user","content":[{"type":"text","text":"\u00e9"}]},{"role":"assistant","tool_calls":[{"id":"c"}]},{"role":"tool","tool_call_id":"c","content":"r"}],"stream_options":{"include_usage":true}}"#,
+            br#"{"input":[{"role":"user","content":"\u00e9"},{"type":"function_call","call_id":"c"},{"type":"function_call_output","call_id":"c","output":"r"}]}"#,
+            br#"{"contents":[{"role":"user","parts":[{"text":"\u00e9"}]},{"role":"model","parts":[{"functionCall":{"name":"bash"}}]},{"role":"user","parts":[{"functionResponse":{"response":{"output":"r"}}}]}],"generationConfig":{"responseMimeType":"application/json","responseSchema":{"type":"OBJECT"}}}"#,
+        ];
+        let words: [&[u8]; 8] = [
+            b"[[turn]]\n",
+            b"[[turn.step]]\n",
+            b"{{result}}",
+            b"{{",
+            b"text = ",
+            b"\"role\":\"user\"",
+            b"null",
+            b"\"content\":",
+        ];
+        let asks = [Ask::Messages { beta: false }, Ask::Chat, Ask::Responses, Ask::Generate];
+        fuzz::with_words("script", &seeds, &words, |bytes, _| {
+            let text = String::from_utf8_lossy(bytes);
+            let mut found = match Script::parse(&text, Path::new("s.toml")) {
+                Err(ScriptError::Wrong { line, column, what, .. }) => {
+                    let lines = text.matches('\n').count() + 1;
+                    assert!((1..=lines).contains(&line) && (1..=text.len() + 1).contains(&column));
+                    vec![what.chars().take(30).collect()]
+                }
+                other => vec![format!("{:?}", other.map(|script| script.turns.len()))],
+            };
+            for ask in asks {
+                for stream in [false, true] {
+                    let Ok(played) = crate::script::wire::perform(&script, ask, bytes, stream)
+                    else {
+                        continue;
+                    };
+                    assert!(played.whole.is_some() != (stream && !played.events.is_empty()));
+                    found.push(format!("{}", played.events.len()));
                 }
             }
-            let text = String::from_utf8_lossy(&bytes);
-            if let Err(ScriptError::Wrong { line, column, .. }) =
-                Script::parse(&text, Path::new("s.toml"))
-            {
-                assert!(line >= 1 && column >= 1);
-            }
-        }
+            fuzz::outcome(found)
+        });
     }
 }

@@ -3,11 +3,7 @@
 use super::*;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
 use tokio::io::ReadBuf;
-
-/// Mutated greetings looked at in an ordinary run; `NANOCLAW_FUZZ_SECONDS` asks for more.
-const FUZZ_ROUNDS: usize = 60_000;
 
 fn sized(width: usize, content: &[u8]) -> Vec<u8> {
     let length = (content.len() as u32).to_be_bytes();
@@ -253,21 +249,15 @@ fn check(bytes: &[u8]) {
 }
 
 #[test]
-fn fuzz_no_greeting_panics_and_pieces_say_what_the_whole_says() {
+fn fuzz_tls_hello() {
     let mut seeds: Vec<Vec<u8>> =
         [1, 9, 100, 16_000].iter().map(|&fragment| records(&usual(), fragment)).collect();
     seeds.push(records(&hello(Some(&[extension(0xfe0d, &[1; 9]), sni(&[(0, b"a.org")])])), 80));
     seeds.push(b"GET / HTTP/1.1\r\nHost: a.org\r\n\r\n".to_vec());
     seeds.push(records(&hello(None), 30));
-    let rounds = crate::fuzz::Rounds::new(FUZZ_ROUNDS);
-    let mut rng = crate::fuzz::Rng::new(20_261_123);
-    let begun = Instant::now();
-    let mut count = 0_u64;
-    for round in rounds {
-        let seed = &seeds[round % seeds.len()];
-        check(&rng.mutate(seed));
-        count += 1;
-    }
-    let spent = begun.elapsed().max(Duration::from_millis(1));
-    eprintln!("{count} greetings in {spent:?}, seed 20261123");
+    let seeds: Vec<&[u8]> = seeds.iter().map(Vec::as_slice).collect();
+    testkit::fuzz::run("tls-hello", &seeds, |bytes, _| {
+        check(bytes);
+        testkit::fuzz::outcome(format!("{:?}", look(bytes).map(|first| first.is_some())))
+    });
 }

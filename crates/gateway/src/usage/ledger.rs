@@ -1,6 +1,11 @@
 //! Who spent what, and whether more may be spent: reserve before a call, settle after it.
+//!
+//! What is reserved under a budget is synced before the call goes out ([`Syncing`]), at the same
+//! time as its record; a crash of the machine then finds it spent. What settles it is not synced:
+//! lost, the reservation counts in full. So a crash can only take budget away.
 
 use super::lines::{self, LedgerError, Line, Sums, Total, day_of};
+use super::sync::{Synced, Syncing};
 use super::{Usage, usd};
 use model::{AgentName, Budget, Price, SessionId, TurnId};
 use std::collections::{HashMap, HashSet};
@@ -278,6 +283,7 @@ fn to_line(line: &Line) -> Vec<u8> {
 /// another process's, so they are fine on an async thread.
 pub struct Ledger {
     inner: Mutex<Inner>,
+    synced: Synced,
     prefix: String,
     next: AtomicU64,
 }
@@ -302,25 +308,35 @@ impl Ledger {
         }
         shared.lock_shared().map_err(|e| io("locked", &e))?;
         let file = open(&path).map_err(|e| io("opened", &e))?;
+        // What was found may stand only in memory, and so may the file's name.
+        let on_disk = file.sync_all().and_then(|()| File::open(dir)?.sync_all());
+        on_disk.map_err(|e| io("synced", &e))?;
+        let twin = file.try_clone().map_err(|e| io("opened", &e))?;
         let mut store = Store { path: path.clone(), file, read: 0, _shared: shared };
         let mut book = Book::default();
         store.file.lock().map_err(|e| io("locked", &e))?;
         let read = store.catch_up(&mut book);
         store.file.unlock().map_err(|e| io("locked", &e))?;
         read?;
-        Ok(Self::with(Inner { book, store: Some(store) }))
+        Ok(Self::with(Inner { book, store: Some(store) }, Some((path, twin))))
     }
 
     /// One that forgets everything when dropped: for tests and measurements.
     #[must_use]
     pub fn in_memory() -> Arc<Self> {
-        Self::with(Inner { book: Book::default(), store: None })
+        Self::with(Inner { book: Book::default(), store: None }, None)
     }
 
-    fn with(inner: Inner) -> Arc<Self> {
+    fn with(inner: Inner, store: Option<(PathBuf, File)>) -> Arc<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let prefix = format!("{:x}.{:x}", std::process::id(), now.as_nanos());
-        Arc::new(Self { inner: Mutex::new(inner), prefix, next: AtomicU64::new(0) })
+        let synced = Synced::of(store);
+        Arc::new(Self { inner: Mutex::new(inner), synced, prefix, next: AtomicU64::new(0) })
+    }
+
+    /// Waits until the file is on the disk up to `end`.
+    pub(super) fn sync_to(&self, end: u64) -> Result<(), LedgerError> {
+        self.synced.up_to(end, || self.lock().store.as_ref().map_or(end, |store| store.read))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -345,9 +361,10 @@ impl Ledger {
         }
         let id = format!("{}.{:x}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed));
         let cost = price.map_or(0, |price| estimate.cost(&price));
+        let limited = in_usd || budget.tokens_per_day.is_some();
         let mut inner = self.lock();
         inner.book.begin_day(who.time_ms);
-        inner.alone(|book| {
+        let mut reservation = inner.alone(|book| {
             book.judge(who, estimate.tokens(), cost, budget)?;
             let total = Total {
                 day: book.today.clone(),
@@ -362,8 +379,10 @@ impl Ledger {
                 estimated: 0,
             };
             let line = Line { id: Some(id.clone()), reserved: true, total: total.clone() };
-            Ok((line, Reservation { ledger: Arc::clone(self), id, total, price }))
-        })
+            Ok((line, Reservation { ledger: Arc::clone(self), id, total, price, end: None }))
+        })?;
+        reservation.end = inner.store.as_ref().filter(|_| limited).map(|store| store.read);
+        Ok(reservation)
     }
 
     fn settle(&self, id: &str, total: Total) {
@@ -412,9 +431,17 @@ pub struct Reservation {
     id: String,
     total: Total,
     price: Option<Price>,
+    /// Where its line ends, if it must be on the disk before the call is made.
+    end: Option<u64>,
 }
 
 impl Reservation {
+    /// What to wait for before the call is made; nothing where no budget is counted.
+    #[must_use]
+    pub fn syncing(&self) -> Option<Syncing> {
+        self.end.map(|end| Syncing::new(Arc::clone(&self.ledger), end))
+    }
+
     /// What was set aside.
     #[must_use]
     pub fn estimate(&self) -> Usage {
@@ -439,3 +466,7 @@ impl Reservation {
         self.ledger.settle(&self.id, self.total);
     }
 }
+
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;

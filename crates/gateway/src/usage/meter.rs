@@ -176,6 +176,8 @@ pub(crate) fn looks_like_sse(start: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mask::Masker;
+    use testkit::fuzz;
 
     const ANTHROPIC: &str = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":10,\"cache_creation_input_tokens\":2,\"cache_read_input_tokens\":5,\"cache_creation\":{\"ephemeral_5m_input_tokens\":2},\"output_tokens\":1}}}\n\nevent: message_delta\r\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":42}}\r\n\r\n";
     const OPENAI: &str = "data: {\"choices\":[],\"usage\":null}\n\ndata: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":3,\"prompt_tokens_details\":{\"cached_tokens\":4}}}\n\ndata: [DONE]\n\n";
@@ -212,21 +214,47 @@ mod tests {
         assert_eq!(meter.usage().output, 3);
     }
 
+    /// An answer on its way to an agent: counted, masked, told from a page, of a format or not.
     #[test]
-    fn random_bytes_never_break_the_meter() {
-        let mut state = 0x2545_F491_4F6C_DD1D_u64;
-        let words: [&[u8]; 8] =
-            [b"\"usage\":{", b"\"usage", b"{", b"}", b"\\", b":", b"\"output_tokens\":", b"9"];
-        let mut meter = Meter::default();
-        for _ in 0..100_000 {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            let word = words[(state % 8) as usize];
-            let noise = state.to_le_bytes();
-            meter.feed(if state & 0x100 == 0 { word } else { &noise[..3] });
-            assert!(meter.object.len() <= OBJECT_BYTES_MAX);
-        }
+    fn fuzz_model_stream() {
+        use crate::modelapi::operation::Ask;
+        let whole = br#"{"object":"response","output":[],"content":[],"choices":[],"candidates":[],
+            "input_tokens":1,"usage":{"input_tokens":9,"output_tokens":5}}"#;
+        let seeds: [&[u8]; 5] = [
+            ANTHROPIC.as_bytes(),
+            OPENAI.as_bytes(),
+            RESPONSES.as_bytes(),
+            GEMINI.as_bytes(),
+            whole,
+        ];
+        let words: [&[u8]; 9] = [
+            b"\"usage\":{",
+            b"\"usage",
+            b"Metadata\":{",
+            b"{",
+            b"}",
+            b"\\",
+            b"\"",
+            b"data: ",
+            b"\"output_tokens\":",
+        ];
+        let asks = [Ask::Messages { beta: false }, Ask::Chat, Ask::Responses, Ask::Generate];
+        fuzz::with_words("model-stream", &seeds, &words, |bytes, dice| {
+            let usage = Meter::of(bytes);
+            let (mut meter, mut masker) = (Meter::default(), Masker::new(Some(b"output_tokens")));
+            let mut masked = Vec::new();
+            for piece in dice.pieces(bytes, 50) {
+                meter.feed(piece);
+                assert!(meter.object.len() <= OBJECT_BYTES_MAX);
+                masked.extend(masker.feed(piece));
+            }
+            masked.extend(masker.finish());
+            assert_eq!(meter.usage(), usage, "in pieces it counts otherwise");
+            assert!(!masked.windows(13).any(|w| w == b"output_tokens"));
+            let is = asks.map(|ask| ask.wire().is_answer(ask, bytes));
+            let counts = [usage.input, usage.output, usage.cache_read, usage.cache_write];
+            fuzz::outcome((is, looks_like_sse(bytes), counts.map(|n| n.min(64))))
+        });
     }
 
     #[test]

@@ -190,7 +190,7 @@ fn check_hosts(hosts: &[String]) -> Result<Vec<String>, VaultError> {
     let mut checked = Vec::with_capacity(hosts.len());
     for host in hosts {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
-        match (bare.parse::<std::net::IpAddr>(), model::HostName::parse(host)) {
+        match (bare.parse::<std::net::IpAddr>(), policy::parse_host_name(host)) {
             (Ok(address), _) => checked.push(address.to_string()),
             (_, Ok(name)) => checked.push(name.to_string()),
             _ => {

@@ -264,7 +264,8 @@ impl Lab {
             return self.open.dialled.lock().unwrap().clone();
         }
         let address = |body| match body {
-            Body::EgressIntent { address, .. } => Some(address),
+            Body::EgressIntent { address, .. } => address,
+            Body::EgressPinned { address, .. } => Some(address),
             _ => None,
         };
         self.sink.bodies().into_iter().filter_map(address).collect()
@@ -278,7 +279,11 @@ impl Lab {
             Trip::Evil(text) => self.evil.heard(&filled(text, self.ports)),
             Trip::Answer(text) => dechunked(&self.answers()).contains(&filled(text, self.ports)),
             Trip::Dialled(address) => self.dialled().iter().any(|a| a == address),
-            Trip::Asked(name) => self.names.asked().iter().any(|a| a.contains(name)),
+            // Names have no case, and not every gateway keeps it.
+            Trip::Asked(name) => {
+                let name = name.to_ascii_lowercase();
+                self.names.asked().iter().any(|a| a.to_ascii_lowercase().contains(&name))
+            }
             Trip::Logged(most) => self.logged() > most,
         }
     }

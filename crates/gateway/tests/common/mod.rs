@@ -29,11 +29,13 @@ pub const KEY: &str = "test-key-not-real";
 /// What the agent is given.
 pub const PLACEHOLDER: &str = "placeholder-not-a-key";
 
-/// Keeps records in memory; can be told to fail.
+/// Keeps records in memory; can be told to fail, or to leave durable ones unacknowledged.
 #[derive(Default)]
 pub struct MemorySink {
     pub records: Mutex<Vec<(Record, Durability)>>,
     pub broken: AtomicBool,
+    pub holding: AtomicBool,
+    pub held: Mutex<Vec<(u64, model::Done)>>,
 }
 
 impl RecordSink for MemorySink {
@@ -45,11 +47,20 @@ impl RecordSink for MemorySink {
         records.push((record, durability));
         let index = records.len() as u64;
         drop(records);
+        if durability == Durability::Durable && self.holding.load(Ordering::SeqCst) {
+            return self.held.lock().unwrap().push((index, done));
+        }
         done(Ok(index));
     }
 }
 
 impl MemorySink {
+    /// From now on everything is durable at once, what waited first.
+    pub fn release(&self) {
+        self.holding.store(false, Ordering::SeqCst);
+        self.held.lock().unwrap().drain(..).for_each(|(index, done)| done(Ok(index)));
+    }
+
     pub fn kinds(&self) -> Vec<&'static str> {
         self.records.lock().unwrap().iter().map(|(r, _)| r.body.kind()).collect()
     }

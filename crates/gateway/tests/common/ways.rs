@@ -2,9 +2,9 @@
 //! they are told to, and clients that speak TLS through a door.
 
 use super::{FixedResolver, KEY, MemorySink, PLACEHOLDER, TempDir, tls_server};
-use model::{EgressRule, HostName, Injection, SecretUse};
+use model::{EgressRule, HostName, HostTools, Injection, SecretUse, ToolGrant};
 use nanoclaw_gateway::tls::Authority;
-use nanoclaw_gateway::{Approver, Door, Gateway, GatewayConfig, NobodyApproves, Roots};
+use nanoclaw_gateway::{Approver, Door, Gateway, GatewayConfig, NobodyApproves, Resolver, Roots};
 use nanoclaw_gateway::{Sealer, SecretBytes, Vault, bind_door};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -21,6 +21,10 @@ use tokio_rustls::client::TlsStream;
 pub struct Plan {
     pub egress: Vec<EgressRule>,
     pub addresses: Vec<&'static str>,
+    /// In place of `addresses`.
+    pub resolver: Option<Arc<dyn Resolver>>,
+    /// Whether the session may call `web_fetch`.
+    pub fetches: bool,
     pub secret_hosts: Vec<&'static str>,
     pub roots: Vec<CertificateDer<'static>>,
     pub approver: Arc<dyn Approver>,
@@ -32,6 +36,8 @@ impl Default for Plan {
         Self {
             egress: Vec::new(),
             addresses: vec!["127.0.0.1"],
+            resolver: None,
+            fetches: false,
             secret_hosts: vec!["a.test"],
             roots: Vec::new(),
             approver: Arc::new(NobodyApproves),
@@ -60,15 +66,19 @@ impl Plan {
         let sink = Arc::new(MemorySink::default());
         let mut config = GatewayConfig::new(sink.clone(), Vault::open(home).unwrap());
         let addresses = self.addresses.iter().map(|a| a.parse().unwrap()).collect();
-        config.resolver = Arc::new(FixedResolver(addresses));
+        let fixed = || -> Arc<dyn Resolver> { Arc::new(FixedResolver(addresses)) };
+        config.resolver = self.resolver.unwrap_or_else(fixed);
         config.roots = Roots::Only(self.roots);
         config.approver = self.approver;
         config.authority = Some(Arc::new(authority));
         config.state_dir = Some(home.join("gateway"));
         std::fs::create_dir_all(home.join("gateway")).unwrap();
+        let own = ToolGrant { server: ToolGrant::OWN.into(), tool: "web_fetch".into(), pin: None };
+        let grants = self.fetches.then_some(own).into_iter().collect();
         let grant = serde_json::json!({
             "session": "s1", "agent": "tester", "egress": self.egress, "models": [],
             "default_model": null, "placeholder": PLACEHOLDER,
+            "tools": HostTools { grants, servers: Vec::new() },
         });
         let listener = bind_door(&home.join("door.sock")).unwrap();
         let grant = serde_json::from_value(grant).unwrap();

@@ -10,6 +10,10 @@ const BRIEF: usize = 100;
 
 pub(super) struct Screen {
     json: bool,
+    /// One message is asked: standard output is for its answer alone.
+    once: bool,
+    /// The message that is worked on.
+    at: Option<MessageId>,
     paint: Paint,
     /// Whether the cursor stands behind streamed text.
     mid_line: bool,
@@ -18,8 +22,8 @@ pub(super) struct Screen {
 }
 
 impl Screen {
-    pub(super) fn new(json: bool) -> Self {
-        Self { json, paint: Paint::auto(), mid_line: false, streamed: false }
+    pub(super) fn new(json: bool, once: bool) -> Self {
+        Self { json, once, at: None, paint: Paint::auto(), mid_line: false, streamed: false }
     }
 
     /// Something for the person that is not a reply.
@@ -54,31 +58,80 @@ impl Screen {
         }
         let label = if perhaps_seen { "from before, perhaps shown already" } else { "from before" };
         ui::note(self.paint.dim(&format!("({label})")));
-        ui::line(harmless(text));
+        self.reply_of(!self.once, &format!("{}\n", harmless(text)));
+    }
+
+    /// A message from before is answered first.
+    pub(super) fn earlier(&mut self, message: &MessageId, text: &str) {
+        if self.json {
+            let event = json!({"event": "earlier_message", "message": message, "text": text});
+            ui::json_line(&event.to_string());
+            return;
+        }
+        let text = brief(text, BRIEF);
+        self.notice(&format!("An earlier message is answered first: {text}"));
+    }
+
+    /// The message was taken back.
+    pub(super) fn withdrawn(&self, message: &MessageId, reason: &str) {
+        if self.json {
+            let event = json!({"event": "withdrawn", "message": message, "reason": reason});
+            ui::json_line(&event.to_string());
+            ui::flush();
+            return;
+        }
+        let told = format!("The message is taken back ({reason}); no later chat answers it.");
+        ui::note(self.paint.dim(&told));
+    }
+
+    /// What was answered: to standard output, unless it is not what was asked for.
+    fn reply_of(&self, wanted: bool, text: &str) {
+        if wanted {
+            ui::out(text);
+            ui::flush();
+        } else {
+            ui::aside(text);
+        }
+    }
+
+    fn own(&self, own: &MessageId) -> bool {
+        self.at.as_ref().is_none_or(|at| at == own)
     }
 
     /// Shows one event; `own` is the message that is waited for.
     pub(super) fn show(&mut self, progress: &Progress, own: &MessageId) {
-        if self.json {
-            ui::json_line(&event(progress).to_string());
-            ui::flush();
-            return;
-        }
-        match progress {
-            Progress::TurnStarted { message, .. } => {
-                self.streamed = false;
-                if message != own {
-                    self.notice("(an earlier message is answered first)");
-                }
+        if let Progress::TurnStarted { message, .. } = progress {
+            let from_before = self.at.replace(message.clone()).is_some_and(|at| at != *own);
+            if from_before && message == own && !self.json {
+                self.notice("Now yours:");
             }
-            Progress::Text(piece) => {
-                ui::out(&harmless(piece));
+        }
+        let wanted = self.own(own) || !self.once;
+        match (self.json, &self.at) {
+            (true, Some(at)) if at != own => {
+                let event = json!({"event": "earlier", "message": at,
+                    "what": event(progress, self.kept())});
+                ui::json_line(&event.to_string());
                 ui::flush();
+            }
+            (true, _) => {
+                ui::json_line(&event(progress, self.kept()).to_string());
+                ui::flush();
+            }
+            (false, _) => self.tell(progress, wanted),
+        }
+    }
+
+    fn tell(&mut self, progress: &Progress, wanted: bool) {
+        match progress {
+            Progress::TurnStarted { .. } => self.streamed = false,
+            Progress::Text(piece) => {
+                self.reply_of(wanted, &harmless(piece));
                 self.mid_line = !piece.ends_with('\n');
                 self.streamed = true;
             }
             Progress::ToolStarted { tool, arguments, .. } => {
-                self.end_line();
+                self.end_line(wanted);
                 self.streamed = false;
                 let what = brief(&main_argument(arguments), BRIEF);
                 ui::note(self.paint.dim(&format!("  · {}: {what}", brief(tool, 40))));
@@ -88,32 +141,60 @@ impl Screen {
                 ui::note(self.paint.dim(&format!("    {mark} {}", brief(summary, BRIEF))));
             }
             Progress::Notice(text) => {
-                self.end_line();
+                self.end_line(wanted);
                 ui::note(self.paint.dim(&harmless(text)));
             }
             Progress::Halted(text) => {
-                self.end_line();
+                self.end_line(wanted);
                 ui::note(self.paint.red(&harmless(text)));
             }
-            Progress::TurnFinished { outcome, reply, .. } => self.finish(outcome, reply),
+            Progress::TurnFinished { outcome, reply, retry_s, .. } => {
+                self.end_line(wanted);
+                match outcome.as_str() {
+                    "done" if self.streamed => {}
+                    "done" => self.reply_of(wanted, &format!("{}\n", harmless(reply))),
+                    "cancelled" => ui::note(self.paint.dim("(stopped)")),
+                    _ => {
+                        let reply = with_what_comes(reply, *retry_s, self.kept());
+                        ui::note(self.paint.red(&harmless(&reply)));
+                    }
+                }
+            }
         }
     }
 
-    fn end_line(&mut self) {
+    fn end_line(&mut self, wanted: bool) {
         if self.mid_line {
-            ui::line("");
+            self.reply_of(wanted, "\n");
             self.mid_line = false;
         }
     }
 
-    fn finish(&mut self, outcome: &str, reply: &str) {
-        self.end_line();
-        match outcome {
-            "done" if self.streamed => {}
-            "done" => ui::line(harmless(reply)),
-            "cancelled" => ui::note(self.paint.dim("(stopped)")),
-            _ => ui::note(self.paint.red(&harmless(reply))),
+    /// What becomes of a message that was put back: whoever asked once does not wait.
+    fn kept(&self) -> Kept {
+        if self.once { Kept::ForNextChat } else { Kept::Waited }
+    }
+}
+
+/// What becomes of a message that was put back.
+#[derive(Clone, Copy)]
+enum Kept {
+    /// This process tries again.
+    Waited,
+    /// This process leaves.
+    ForNextChat,
+}
+
+fn with_what_comes(reply: &str, retry_s: Option<u64>, kept: Kept) -> String {
+    match (retry_s, kept) {
+        (None, _) => reply.to_owned(),
+        (Some(s), Kept::Waited) => {
+            format!("{reply} Your message is kept; trying again in {s} s (Ctrl-C stops waiting).")
         }
+        (Some(_), Kept::ForNextChat) => format!(
+            "{reply} Your message is kept: the next `nanoclaw chat` answers it first, \
+             `nanoclaw chat --queued` shows it, `--drop-queued` takes it back."
+        ),
     }
 }
 
@@ -124,7 +205,7 @@ fn main_argument(arguments: &str) -> String {
     named.map_or_else(|| arguments.to_owned(), str::to_owned)
 }
 
-fn event(progress: &Progress) -> Value {
+fn event(progress: &Progress, kept: Kept) -> Value {
     match progress {
         Progress::TurnStarted { turn, message } => {
             json!({"event": "turn_started", "turn": turn, "message": message})
@@ -139,7 +220,8 @@ fn event(progress: &Progress) -> Value {
         }
         Progress::Notice(text) => json!({"event": "notice", "text": text}),
         Progress::Halted(text) => json!({"event": "halted", "text": text}),
-        Progress::TurnFinished { turn, message, outcome, reply, tokens } => {
+        Progress::TurnFinished { turn, message, outcome, reply, tokens, retry_s } => {
+            let reply = with_what_comes(reply, *retry_s, kept);
             json!({"event": "turn_finished", "turn": turn, "message": message,
                 "outcome": outcome, "reply": reply, "input_tokens": tokens.0,
                 "output_tokens": tokens.1})

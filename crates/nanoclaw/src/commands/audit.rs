@@ -4,14 +4,20 @@ use crate::failure::{Context, Failure, Kind, Result};
 use crate::home::Home;
 use crate::ui::{self, Paint};
 use audit::read::{Filter, Follow, Reader, Stored};
+use audit::verify::Sort;
 use model::SessionId;
 use serde_json::json;
 use std::collections::VecDeque;
 use std::path::Path;
 
-/// Verifies the whole log; exit code 5 and the first bad byte when it is damaged.
+/// Verifies the whole log. Exit code 5 and the first bad byte when it is not what was signed, 2 when
+/// the given key is none, 3 when there is no log, 7 when it cannot be read.
 pub(crate) fn verify(dir: &Path, vkey: Option<&str>, as_json: bool) -> Result<u8> {
-    if !dir.exists() {
+    let there = dir.try_exists().map_err(|e| {
+        Failure::new(Kind::Unreadable, format!("{} cannot be read: {e}", dir.display()))
+            .remedy(CANNOT_TELL)
+    })?;
+    if !there {
         let cause = format!("there is no log in {}", dir.display());
         return Err(Failure::new(Kind::Missing, cause).remedy(
             "`nanoclaw run -- true` writes one; a demo's is below the home, in demo/audit",
@@ -23,13 +29,33 @@ pub(crate) fn verify(dir: &Path, vkey: Option<&str>, as_json: bool) -> Result<u8
             Ok(0)
         }
         Err(finding) if as_json => {
+            let (kind, sort) = judged(&finding);
             let found = json!({"verified": false, "file": finding.file.display().to_string(),
-                "offset": finding.offset, "what": finding.what});
+                "offset": finding.offset, "what": finding.what, "sort": sort});
             ui::line(found.to_string());
-            Ok(Kind::Audit.exit_code())
+            Ok(kind.exit_code())
         }
-        Err(finding) => Err(Failure::new(Kind::Audit, format!("the log is NOT intact: {finding}"))
-            .remedy("keep the folder as it is, as evidence; start afresh with another --home")),
+        Err(finding) => Err(match judged(&finding).0 {
+            Kind::Usage => Failure::usage(format!("--vkey is no verifier key: {}", finding.what))
+                .remedy("it reads NAME+HASH+KEY, as the file `vkey` of the log's folder has it"),
+            Kind::Unreadable => {
+                let cause = format!("{}: {}", finding.file.display(), finding.what);
+                Failure::new(Kind::Unreadable, cause).remedy(CANNOT_TELL)
+            }
+            kind => Failure::new(kind, format!("the log is NOT intact: {finding}"))
+                .remedy("keep the folder as it is, as evidence; start afresh with another --home"),
+        }),
+    }
+}
+
+/// What a person should know about a log that was not read.
+const CANNOT_TELL: &str = "nothing is said about the log; verify it as a user who may read it";
+
+fn judged(finding: &audit::verify::Finding) -> (Kind, &'static str) {
+    match finding.sort {
+        Sort::Tampered => (Kind::Audit, "tampered"),
+        Sort::Unreadable => (Kind::Unreadable, "unreadable"),
+        Sort::BadKey => (Kind::Usage, "bad_key"),
     }
 }
 
@@ -85,7 +111,8 @@ fn entries(dir: &Path, filter: Filter) -> Reader {
     Reader::new(dir, filter)
 }
 
-/// Tells a session, the newest one unless named, or everything.
+/// Tells a session, the newest one unless named; with `all` every record in full, and without a
+/// named session those of every session.
 pub(crate) fn show(home: &Home, session: Option<&str>, all: bool, as_json: bool) -> Result<u8> {
     let dir = home.audit();
     let session = match (session, all) {
@@ -100,11 +127,11 @@ pub(crate) fn show(home: &Home, session: Option<&str>, all: bool, as_json: bool)
         );
         return Ok(0);
     }
-    let mut shown = 0_u64;
-    for entry in entries(&dir, Filter { session: session.clone(), from: 0 }) {
-        print(&entry.context("the log")?, as_json);
-        shown += 1;
-    }
+    let filter = Filter { session: session.clone(), from: 0 };
+    let shown = match &session {
+        Some(id) if !all && !as_json => tell(&dir, filter, id)?,
+        _ => print_all(&dir, filter, as_json)?,
+    };
     if shown == 0
         && let Some(id) = session
     {
@@ -114,6 +141,81 @@ pub(crate) fn show(home: &Home, session: Option<&str>, all: bool, as_json: bool)
         );
     }
     Ok(0)
+}
+
+fn print_all(dir: &Path, filter: Filter, as_json: bool) -> Result<u64> {
+    let mut shown = 0;
+    for entry in entries(dir, filter) {
+        print(&entry.context("the log")?, as_json);
+        shown += 1;
+        if ui::closed() {
+            break;
+        }
+    }
+    Ok(shown)
+}
+
+/// What a person wants to know of a session: what was asked, done, refused and said.
+fn tell(dir: &Path, filter: Filter, id: &SessionId) -> Result<u64> {
+    let mut told = Telling::default();
+    for entry in entries(dir, filter) {
+        let entry = entry.context("the log")?;
+        let Ok(record) = &entry.record else { continue };
+        told.record(entry.index, record, id);
+        if ui::closed() {
+            break;
+        }
+    }
+    told.flush();
+    if told.left_out > 0 {
+        ui::note(format!(
+            "{} more records (walls, sizes, digests): nanoclaw audit show {id} --all",
+            told.left_out
+        ));
+    }
+    Ok(told.records)
+}
+
+/// A story under way: what repeats itself is said once, with its number.
+#[derive(Default)]
+struct Telling {
+    records: u64,
+    left_out: u64,
+    /// The last line, what it says, and how often it came.
+    last: Option<(String, String, u64)>,
+}
+
+impl Telling {
+    fn record(&mut self, index: u64, record: &model::Record, id: &SessionId) {
+        if self.records == 0 {
+            let agent = record.agent.as_ref().map_or("?", model::AgentName::as_str);
+            let day = audit::story::utc(record.time_ms);
+            let day = day.split(' ').next().unwrap_or_default();
+            ui::line(format!("Session {id} of agent {agent}, {day} (times are UTC)"));
+        }
+        self.records += 1;
+        let Some(sentence) = audit::story::brief(&record.body) else {
+            self.left_out += 1;
+            return;
+        };
+        if let Some((_, said, times)) = &mut self.last
+            && *said == sentence
+        {
+            *times += 1;
+            return;
+        }
+        self.flush();
+        let time = audit::story::utc(record.time_ms);
+        let time = time.split([' ', '.']).nth(1).unwrap_or_default();
+        self.last = Some((format!("{time}  #{index}  {sentence}"), sentence, 1));
+    }
+
+    fn flush(&mut self) {
+        if let Some((line, _, times)) = self.last.take() {
+            let often = if times > 1 { format!("  ({times} times)") } else { String::new() };
+            ui::line(ui::harmless(&format!("{line}{often}")));
+        }
+    }
 }
 
 fn newest(dir: &Path) -> Result<Option<SessionId>> {
@@ -151,6 +253,9 @@ pub(crate) fn tail(home: &Home, count: u64, follow: bool, as_json: bool) -> Resu
         loop {
             print(&more.wait().context("the log")?, as_json);
             ui::flush();
+            if ui::closed() {
+                return Ok(0);
+            }
         }
     }
     Ok(0)

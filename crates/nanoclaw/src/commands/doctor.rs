@@ -1,21 +1,30 @@
-//! `doctor`: what this machine can enforce, found by trying, with the remedy for what is missing.
+//! `doctor`: what this machine can enforce, found by trying, with the remedy for what is missing;
+//! and whether the home is in order.
+
+mod state;
 
 use crate::failure::{Kind, Result};
+use crate::home::Home;
 use crate::ui::{self, Paint};
 use sandbox::{Check, Status};
 use serde_json::json;
 
-/// Exit code 4 when something required is missing.
-pub(crate) fn run(as_json: bool) -> Result<u8> {
-    let checks = sandbox::inspect();
+/// Exit code 4 when something required is missing, 5 when the log is not intact.
+pub(crate) fn run(home: &Home, as_json: bool) -> Result<u8> {
+    let machine = sandbox::inspect();
+    let (state, log_broken) = state::inspect(home);
     if as_json {
-        let all: Vec<_> = checks.iter().map(as_value).collect();
-        ui::line(json!(all).to_string());
+        let all: Vec<_> = machine.iter().chain(&state).map(as_value).collect();
+        ui::json_line(&json!(all).to_string());
     } else {
-        ui::out(&text(&checks));
+        ui::out(&text(&machine, &state));
     }
-    let missing = checks.iter().any(|c| c.status == Status::Missing);
-    Ok(if missing { Kind::Protection.exit_code() } else { 0 })
+    let missing = |checks: &[Check]| checks.iter().any(|c| c.status == Status::Missing);
+    Ok(match (missing(&machine) || missing(&state), log_broken) {
+        (_, true) => Kind::Audit.exit_code(),
+        (true, false) => Kind::Protection.exit_code(),
+        (false, false) => 0,
+    })
 }
 
 fn word(status: Status) -> &'static str {
@@ -31,27 +40,40 @@ fn as_value(check: &Check) -> serde_json::Value {
         "remedy": check.remedy})
 }
 
-fn text(checks: &[Check]) -> String {
+fn lines(checks: &[Check], width: usize, bad: &str) -> String {
     let paint = Paint::auto();
-    let width = checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
     let mut text = String::new();
     for check in checks {
         let mark = match check.status {
             Status::Ok => paint.green("ok      "),
             Status::Degraded => paint.bold("degraded"),
-            Status::Missing => paint.red("MISSING "),
+            Status::Missing => paint.red(bad),
         };
-        text.push_str(&format!("{mark}  {:width$}  {}\n", check.name, check.found));
-        if !check.remedy.is_empty() {
-            text.push_str(&format!("          {:width$}  → {}\n", "", check.remedy));
+        let (found, remedy) = (ui::harmless(&check.found), ui::harmless(&check.remedy));
+        text.push_str(&format!("{mark}  {:width$}  {found}\n", check.name));
+        if !remedy.is_empty() {
+            text.push_str(&format!("          {:width$}  → {remedy}\n", ""));
         }
     }
-    let missing = checks.iter().filter(|c| c.status == Status::Missing).count();
-    let degraded = checks.iter().filter(|c| c.status == Status::Degraded).count();
-    text.push_str(&match (missing, degraded) {
-        (0, 0) => "\nThis machine can enforce everything.\n".to_owned(),
-        (0, n) => format!("\nSandboxes can start; {n} protections are in their weaker form.\n"),
-        (n, _) => format!("\n{n} required protections are missing; no sandbox will be started.\n"),
+    text
+}
+
+fn text(machine: &[Check], state: &[Check]) -> String {
+    let width = machine.iter().chain(state).map(|c| c.name.len()).max().unwrap_or(0);
+    let of = |checks: &[Check], status| checks.iter().filter(|c| c.status == status).count();
+    let mut text = lines(machine, width, "MISSING ");
+    text.push_str(&match (of(machine, Status::Missing), of(machine, Status::Degraded)) {
+        (0, 0) => "\nThis machine can enforce everything.\n\n".to_owned(),
+        (0, n) => format!("\nSandboxes can start; {n} protections are in their weaker form.\n\n"),
+        (n, _) => {
+            format!("\n{n} required protections are missing; no sandbox will be started.\n\n")
+        }
+    });
+    text.push_str(&lines(state, width, "BROKEN  "));
+    text.push_str(&match (of(state, Status::Missing), of(state, Status::Degraded)) {
+        (0, 0) => "\nThe home is in order.\n".to_owned(),
+        (0, n) => format!("\nThe home can be used; {n} things want looking at.\n"),
+        (n, _) => format!("\n{n} things in the home must be mended first.\n"),
     });
     text
 }

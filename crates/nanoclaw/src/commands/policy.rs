@@ -109,7 +109,8 @@ fn parse_url(url: &str) -> Result<Target> {
             _ => return Err(bad("has a port that is not a number from 1 to 65535")),
         },
     };
-    let host = HostName::parse(host).map_err(|e| bad(&format!("has a bad host: {}", e.why)))?;
+    let host = policy::parse_host_name(host);
+    let host = host.map_err(|e| bad(&format!("has a bad host: {}", e.why)))?;
     let path = after.split(['?', '#']).next().unwrap_or_default();
     let path = if path.is_empty() { "/" } else { path };
     Ok(Target { host, port, path: path.to_owned() })

@@ -42,7 +42,9 @@ pub(crate) fn set(home: &Home, name: &str, hosts: &[String], agents: &[String]) 
 pub(crate) fn rotate(home: &Home, name: &str) -> Result<u8> {
     let sealer = sealer(home)?;
     let Some(shown) = sealer.info(name).map_err(Failure::usage)? else {
-        return Err(missing(name));
+        let set = format!("`nanoclaw secret set {name} --host HOST` stores a new one");
+        let remedy = format!("{set}; `nanoclaw secret list` shows what there is");
+        return Err(missing(name).remedy(remedy));
     };
     let places = format!("{} for {}", shown.hosts.join(", "), whom(&shown));
     ui::note(format!("The new value of {name} will be used at {places}."));

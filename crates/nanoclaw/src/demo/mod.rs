@@ -38,9 +38,10 @@ const NAME: &str = "demo";
 
 /// Runs `demo`; exit code 6 when a forbidden act succeeded.
 pub(crate) fn run(home: &Home, args: &DemoArgs) -> Result<u8> {
+    let report_kind = args.report.as_deref().map(ReportKind::of).transpose()?;
+    args.report.as_deref().map(writable).transpose()?;
     with_canary_variable()?;
     let started = Instant::now();
-    let report_kind = args.report.as_deref().map(ReportKind::of).transpose()?;
     let home = Home::open(Some(&home.path().join(FOLDER)))?;
     let key = made_up_key();
     let stage = Stage::set(&home, key.clone())?;
@@ -78,6 +79,17 @@ pub(crate) fn run(home: &Home, args: &DemoArgs) -> Result<u8> {
         talk.say(&format!("The report is in {}.", path.display()));
     }
     Ok(if passed { 0 } else { Kind::Breach.exit_code() })
+}
+
+/// Finds out before the demo runs whether its report can be written, and leaves nothing behind.
+fn writable(path: &Path) -> Result<()> {
+    let there = path.exists();
+    let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
+    opened.map_err(|e| {
+        Failure::usage(format!("the report {} cannot be written: {e}", path.display()))
+            .remedy("name a file in a folder that exists and that you may write; nothing was run")
+    })?;
+    if there { Ok(()) } else { std::fs::remove_file(path).context(path.display()) }
 }
 
 #[derive(Clone, Copy)]

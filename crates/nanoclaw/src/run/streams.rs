@@ -3,6 +3,7 @@
 
 use crate::failure::{Context, Failure, Result};
 use crate::terminal::{self, Restore};
+use crate::ui;
 use crate::watch::Watch;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{tcgetwinsize, tcsetwinsize};
@@ -87,8 +88,9 @@ impl Streams {
                 let restore = terminal::raw()?;
                 let input = master.try_clone().context("the terminal")?;
                 let output = master.try_clone().context("the terminal")?;
-                std::thread::spawn(move || copy(io::stdin(), input));
-                let outputs = vec![std::thread::spawn(move || copy(output, io::stdout()))];
+                std::thread::spawn(move || drop(copy(io::stdin(), input)));
+                let shown = move || ui::wrote(copy(output, io::stdout()));
+                let outputs = vec![std::thread::spawn(shown)];
                 Ok(Attached { master: Some(master), outputs, _restore: Some(restore) })
             }
             Self::Pipes { stdin, stdout, stderr } => {
@@ -98,10 +100,12 @@ impl Streams {
                 }
                 let mut outputs = Vec::new();
                 if let Some(pipe) = stdout {
-                    outputs.push(std::thread::spawn(move || copy(pipe, io::stdout())));
+                    let shown = move || ui::wrote(copy(pipe, io::stdout()));
+                    outputs.push(std::thread::spawn(shown));
                 }
                 if let Some(pipe) = stderr {
-                    outputs.push(std::thread::spawn(move || copy(pipe, io::stderr())));
+                    // Nobody could be told that nobody can be told.
+                    outputs.push(std::thread::spawn(move || drop(copy(pipe, io::stderr()))));
                 }
                 Ok(Attached { master: None, outputs, _restore: None })
             }
@@ -144,13 +148,14 @@ fn piece(input: bool) -> Result<(OwnedFd, Option<File>)> {
 }
 
 /// Copies until either side ends. A terminal whose other side is closed reads as an error (EIO).
-fn copy(mut from: impl Read, mut to: impl Write) {
+/// The error is that of writing.
+fn copy(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
     let mut piece = [0_u8; 16 << 10];
     while let Ok(n @ 1..) = from.read(&mut piece) {
-        if to.write_all(&piece[..n]).and_then(|()| to.flush()).is_err() {
-            return;
-        }
+        to.write_all(&piece[..n])?;
+        to.flush()?;
     }
+    Ok(())
 }
 
 /// As [`copy`], from standard input; what answers a question is not the command's.

@@ -12,6 +12,7 @@ both!(
     any_flipped_byte_is_found_and_named,
     a_shortened_log_is_found,
     verify_needs_nothing_but_the_folder,
+    what_says_nothing_about_the_log_has_codes_of_its_own,
     show_reads_as_a_story,
     show_of_one_session_and_of_one_that_is_not_there,
     tail_prints_the_newest_and_follows,
@@ -143,6 +144,40 @@ fn verify_needs_nothing_but_the_folder(lab: &Lab) {
     assert!(!lab.home().exists(), "verifying made something");
 }
 
+/// 5 is for a log that is not what was signed, and for nothing else.
+fn what_says_nothing_about_the_log_has_codes_of_its_own(lab: &Lab) {
+    let dir = some_log(lab);
+    let said = lab.run(["audit", "verify", "--vkey", "nonsense"]).failed(2);
+    assert!(said.contains("--vkey is no verifier key"), "{said}");
+    let json = lab.run(["audit", "verify", "--vkey", "nonsense", "--json"]);
+    assert_eq!(json.code(), 2, "{json}");
+    assert!(json.out().contains("\"sort\":\"bad_key\""), "{json}");
+    lab.run(["audit", "verify", "nowhere"]).failed(3);
+    // Not readable; root reads everything, so for root it is a folder where a file should be.
+    let key = dir.join("vkey");
+    let whole = fs::read(&key).unwrap();
+    if lab.is_root() {
+        fs::remove_file(&key).unwrap();
+        fs::create_dir(&key).unwrap();
+    } else {
+        fs::set_permissions(&key, PermissionsExt::from_mode(0)).unwrap();
+    }
+    let ran = verify(lab, &dir);
+    if !lab.is_root() {
+        let said = ran.failed(7);
+        assert!(said.contains("vkey") && said.contains("cannot be read"), "{said}");
+        fs::set_permissions(&dir, PermissionsExt::from_mode(0)).unwrap();
+        let ran = verify(lab, &dir);
+        fs::set_permissions(&dir, PermissionsExt::from_mode(0o700)).unwrap();
+        ran.failed(7);
+        return;
+    }
+    // A log in which a folder stands for a file is not one that was signed.
+    assert!(matches!(ran.code(), 5 | 7), "{ran}");
+    fs::remove_dir(&key).unwrap();
+    fs::write(&key, whole).unwrap();
+}
+
 /// A story without what changes from run to run and from machine to machine.
 fn general(lab: &Lab, story: &str) -> String {
     let mut text = story.replace(&lab.person().display().to_string(), "PERSON");
@@ -189,6 +224,12 @@ fn show_of_one_session_and_of_one_that_is_not_there(lab: &Lab) {
     let session = first.split(['(', ')']).nth(1).unwrap();
     let shown = lab.run(["audit", "show", session]).ok();
     assert!(shown.contains("echo first") && !shown.contains("echo second"), "{shown}");
+    // In short unless everything is wanted; what was left out is said.
+    let short = lab.run(["audit", "show", session]);
+    assert!(!short.out().contains("Walls:") && short.err().contains(" more records"), "{short}");
+    assert!(short.out().lines().count() < 6, "{short}");
+    let full = lab.run(["audit", "show", session, "--all"]).ok();
+    assert!(full.contains("Walls:") && !full.contains("echo second"), "{full}");
     let said = lab.run(["audit", "show", "s00000000000-00000000"]).failed(3);
     assert!(said.contains("is not in the log"), "{said}");
 }

@@ -15,6 +15,7 @@
 
 #[macro_use]
 mod lab;
+mod afterwards;
 mod audit;
 mod binary;
 mod bypass;

@@ -192,7 +192,7 @@ fn session(lab: &Lab) {
         host: "img.cdn.example.org".to_owned(),
         port: 443,
         rule: "agents/triage.toml:10".to_owned(),
-        address: "192.0.2.1:443".to_owned(),
+        address: None,
         request: Some(RequestLine {
             method: "GET".to_owned(),
             path: "/pictures/17.png".to_owned(),

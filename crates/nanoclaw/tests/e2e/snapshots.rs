@@ -144,7 +144,10 @@ fn doctor_tells_what_holds(lab: &Lab) {
         assert!(["ok", "degraded", "missing"].contains(&field("status")), "{check}");
         // What is not in order comes with its remedy.
         assert_eq!(field("status") == "ok", field("remedy").is_empty(), "{check}");
-        assert!(text.out().contains(field("name")) && text.out().contains(field("found")));
+        assert!(text.out().contains(field("name")), "{check}");
+        // Room on a disk changes from one look to the next.
+        let same = field("name") == "disk space" || text.out().contains(field("found"));
+        assert!(same, "{check}: {text}");
     }
     let status = |name: &str| {
         let check = checks.iter().find(|c| c["name"] == name);

@@ -25,7 +25,7 @@ const WITHOUT_OLLAMA: &str = r#"error: no model is configured, so there is nobod
         3. A scripted model, for trying things out:
            [models.demo]
            api = "script"
-           script = "FILE.toml"
+           script = "FILE.toml"   (its format: docs/scripted-model.md)
         Or see it work at once, without any: `nanoclaw demo`
 "#;
 
@@ -71,15 +71,20 @@ fn a_message_outlives_a_server_that_is_down_and_is_answered_first() {
         lab.model(api, &format!("http://127.0.0.1:{port}"));
         let out = lab.say("NOTOOL the first").expect(1);
         assert_eq!(out.stdout, "", "{api}");
-        for part in ["cannot be reached", "[models.local]", "Your message is kept"] {
+        let kept = "Your message is kept: the next `nanoclaw chat` answers it first";
+        for part in ["cannot be reached", "[models.local]", kept] {
             assert!(out.stderr.contains(part), "{api}: {part:?} is not in {}", out.stderr);
         }
+        assert!(!out.stderr.contains("trying again in"), "{api}: nobody does: {}", out.stderr);
         // At once, while the message still waits for its retry.
         let server = server(Options { port, ..keyed() });
         let out = lab.say("NOTOOL the second").expect(0);
-        let first = "MOCK_TEXT[NOTOOL the first]\n";
-        assert_eq!(out.stdout, format!("{first}MOCK_TEXT[NOTOOL the second]\n"), "{api}");
-        assert!(out.stderr.contains("answered first"), "{api}: {}", out.stderr);
+        // Standard output is for the answer to this message alone.
+        assert_eq!(out.stdout, "MOCK_TEXT[NOTOOL the second]\n", "{api}");
+        let heading = "An earlier message is answered first: NOTOOL the first";
+        for part in [heading, "MOCK_TEXT[NOTOOL the first]\n", "Now yours:"] {
+            assert!(out.stderr.contains(part), "{api}: {part:?} is not in {}", out.stderr);
+        }
         let last = asked(&server).last().unwrap()["messages"].to_string();
         assert_eq!(last.matches("NOTOOL the first").count(), 2, "{api}: once asked, once echoed");
         // Nothing is left to answer.
@@ -287,4 +292,23 @@ fn a_recorder_that_dies_under_a_turn_ends_it_with_a_word() {
         assert_eq!(out.stdout.lines().last(), Some("MOCK_TEXT[NOTOOL next]"), "{out:#?}");
         lab.verify();
     }
+}
+
+#[test]
+fn a_sandbox_that_cannot_be_had_closes_its_session_with_the_reason() {
+    let server = server(keyed());
+    let lab = Lab::with_model("anthropic", &server);
+    // A folder with a socket of the host in it is granted to nobody, which only the start sees.
+    let granted = lab.path("u/granted");
+    std::fs::create_dir(&granted).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(granted.join("s.sock")).unwrap();
+    let mount =
+        "[[mounts]]\nsource = \"~/granted\"\ntarget = \"/mnt/granted\"\naccess = \"read\"\n";
+    lab.agent("assistant", &format!("schema = 1\n\n{mount}"));
+    let out = lab.say("NOTOOL hello").expect(1);
+    assert!(out.stderr.contains("socket"), "{out:#?}");
+    let opened = lab.records("session_opened").len();
+    let closed = lab.records("session_closed");
+    assert!(opened > 0 && closed.len() == opened, "{opened} opened, closed: {closed:#?}");
+    assert!(closed[0]["reason"].as_str().unwrap().starts_with("not started: "), "{closed:#?}");
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use testkit::{FakeModel, Options, TempDir};
@@ -325,10 +326,17 @@ pub(crate) fn asked(server: &FakeModel) -> Vec<Value> {
     posts.map(|seen| serde_json::from_str(&seen.body).expect("JSON")).collect()
 }
 
-/// A port on which nobody listens just now.
+/// A port on which nobody listens just now, and that no server of another test is given: they get
+/// theirs from the kernel, which takes them from 32768 on (`ip_local_port_range`).
 pub(crate) fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-    listener.local_addr().expect("its address").port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 10_000).expect("small");
+    loop {
+        let port = 20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A copy of the binary where every user can run it, beside a home that belongs to `uid`.

