@@ -177,7 +177,7 @@ impl<'a> Unpacker<'a> {
         fchmod(&file, Mode::from_raw_mode(entry.mode & 0o777 | 0o400)).map_err(disk)?;
         let at = Timespec { tv_sec: entry.mtime, tv_nsec: 0 };
         // A time beyond what the file system keeps is cut by the kernel; none is worth failing for.
-        drop(futimens(&file, &Timestamps { last_access: at, last_modification: at }));
+        let _ = futimens(&file, &Timestamps { last_access: at, last_modification: at });
         Ok(())
     }
 
