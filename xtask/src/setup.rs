@@ -54,6 +54,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { present: || on_path("useradd").is_some() || sbin("useradd"), package: "passwd" },
     Tool { present: || on_path("ip").is_some() || sbin("ip"), package: "iproute2" },
     Tool { present: || Path::new("/bin/busybox").is_file(), package: "busybox-static" },
+    Tool { present: || on_path("docker-registry").is_some(), package: "docker-registry" },
     Tool { present: || Path::new(SYSTEM_PYTHON).is_file(), package: "python3" },
     Tool { present: system_python_makes_venvs, package: "python3-venv" },
 ];

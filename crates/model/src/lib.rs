@@ -14,6 +14,7 @@
 mod egress;
 mod grant;
 mod ids;
+mod image;
 mod record;
 mod spec;
 mod tools;
@@ -26,6 +27,7 @@ mod login;
 
 pub use grant::{Budget, HostName, HostNameError, KeyPlace, ModelApi, ModelConfig, Price};
 pub use ids::{AgentName, IdError, MessageId, SessionId, TurnId};
+pub use image::{ImageError, ImageName, ImageRef};
 pub use login::{LoginConfig, LoginProvider};
 pub use record::{
     Body, Direction, Done, Durability, LimitState, MAX_INLINE_BYTES, Record, RecordError,

@@ -1,6 +1,6 @@
 //! `SandboxSpec`: everything a backend needs to know to make one sandbox, decided beforehand.
 
-use crate::{AgentName, SessionId};
+use crate::{AgentName, ImageRef, SessionId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -33,11 +33,19 @@ pub struct SandboxSpec {
 }
 
 /// The root file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RootFs {
     /// The host's `/usr`, read-only, with a synthetic `/etc`.
     HostUsr,
+    /// An image, read-only; what is the sandbox's own (`/dev`, `/proc`, `/tmp`, names in `/etc`)
+    /// stands in its place.
+    Image {
+        /// Which.
+        image: ImageRef,
+        /// Its unpacked tree on the host.
+        tree: PathBuf,
+    },
 }
 
 /// `/workspace`.

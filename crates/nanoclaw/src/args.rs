@@ -74,6 +74,9 @@ What policy refused is listed on standard error at the end, unless --quiet.")]
     /// Look at sandboxes before they run
     #[command(subcommand)]
     Sandbox(SandboxCommand),
+    /// Root file systems of sandboxes, from OCI images; needs no daemon
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Keep keys for the gateway; they are sealed and never shown
     #[command(subcommand)]
     Secret(SecretCommand),
@@ -327,6 +330,64 @@ pub(crate) enum SandboxCommand {
     Plan {
         /// The agent
         agent: Option<String>,
+        /// Machine-readable output
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Fetch an image that its registry gives to everybody; every byte is checked by digest
+    #[command(after_help = "Examples:
+  nanoclaw image pull debian:12
+  nanoclaw image pull registry.example/team/tools@sha256:DIGEST --name tools
+
+Owners, set-uid bits, device nodes and extended attributes are not kept: what a sandbox gets is
+read-only and belongs to its own user.")]
+    Pull {
+        /// The reference, as docker writes it
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// What to call it [default: the reference without digest]
+        #[arg(long)]
+        name: Option<String>,
+        /// Speak http, to a registry on this machine only
+        #[arg(long)]
+        plain_http: bool,
+        /// Machine-readable output
+        #[arg(long)]
+        json: bool,
+    },
+    /// Store an image from a file or folder: an OCI layout, `docker save`, or a root file system
+    #[command(after_help = "Examples:
+  nanoclaw image import alpine-minirootfs.tar.gz --name alpine
+  docker save tools:1 | gzip > tools.tar.gz; nanoclaw image import tools.tar.gz
+
+Owners, set-uid bits, device nodes and extended attributes are not kept: what a sandbox gets is
+read-only and belongs to its own user.")]
+    Import {
+        /// A tar archive (plain, gzip or zstd) or a folder
+        path: PathBuf,
+        /// What to call it [default: its own name, else the file's]
+        #[arg(long)]
+        name: Option<String>,
+        /// Machine-readable output
+        #[arg(long)]
+        json: bool,
+    },
+    /// Names, digests and sizes, as agent files want them
+    #[command(after_help = "Example:\n  nanoclaw image list --json | jq -r .rootfs")]
+    List {
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Forget an image, and remove what no other one uses
+    #[command(after_help = "Example:\n  nanoclaw image remove alpine")]
+    Remove {
+        /// Its name
+        name: String,
         /// Machine-readable output
         #[arg(long)]
         json: bool,

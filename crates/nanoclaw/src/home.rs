@@ -1,7 +1,7 @@
 //! Where the state lives: one folder, 0700, never inside a repository.
 //!
 //! ```text
-//! <home>/  nanoclaw.toml  agents/  vault/  store.db  audit/  run/
+//! <home>/  nanoclaw.toml  agents/  vault/  store.db  audit/  images/  run/
 //!          sessions/<id>/{workspace,home,servers/<name>/{workspace,home}}
 //! ```
 
@@ -99,6 +99,10 @@ impl Home {
 
     pub(crate) fn config(&self) -> PathBuf {
         self.path.join("nanoclaw.toml")
+    }
+
+    pub(crate) fn images(&self) -> PathBuf {
+        self.path.join("images")
     }
 
     pub(crate) fn agents(&self) -> PathBuf {

@@ -5,6 +5,7 @@
 use crate::crosscheck;
 use crate::failure::{self, Kind};
 use crate::product::{self, Product};
+use crate::rootfs::Root;
 use crate::sandboxes::{self, Parts, WORKSPACE_INSIDE};
 use crate::scribe::{Scribe, inline, sha256_hex};
 use crate::servers::Open;
@@ -75,12 +76,13 @@ impl Host {
             session: seed.session.clone(),
             agent: seed.agent.clone(),
         };
+        let root = Root::of(&product.home, &agent).map_err(|e| lasting(&e))?;
         let tools = crate::commands::mcp::tools_of(&product.home, &product.config, &agent)
             .map_err(|e| lasting(&e))?;
         let servers = product.servers.open(&seed.session);
         let grants = crate::commands::mcp::grants(&tools);
         let door = self.door(seed, &agent, &model, tools)?;
-        let spec = self.spec(seed, &agent, &model, &door)?;
+        let spec = self.spec(seed, &agent, &model, &door, &root)?;
         opened(&scribe, &agent, &grants, seed.resumed)?;
         let started = self.greeted(&scribe, &spec, &door, seed.resumed);
         let (sandbox, client, words) = started.inspect_err(|failure| {
@@ -93,7 +95,7 @@ impl Host {
         let cancel = client.cancel_handle();
         let timer = Timer::start(move || cancel.cancel()).map_err(fail)?;
         let limit = agent.turn_timeout;
-        Ok(Link { client, sandbox, servers, door, scribe, words, timer, limit, product })
+        Ok(Link { client, sandbox, servers, door, scribe, words, timer, limit, product, _root: root })
     }
 
     /// The sandbox, with an agent in it that has answered.
@@ -146,11 +148,13 @@ impl Host {
         agent: &ResolvedAgent,
         model: &ModelConfig,
         door: &Door,
+        root: &Root,
     ) -> Result<SandboxSpec, Failure> {
         let dirs = self.product.home.session(&seed.session).map_err(|e| lasting(&e))?;
         Ok(sandboxes::spec(Parts {
             session: &seed.session,
             agent,
+            rootfs: root.fs(),
             dirs: &dirs,
             workspace: None,
             door: door.socket().to_owned(),
@@ -255,6 +259,8 @@ struct Link {
     timer: Timer,
     limit: Duration,
     product: Arc<Product>,
+    /// Held against the removal of its image.
+    _root: Root,
 }
 
 struct Canceller(CancelHandle);

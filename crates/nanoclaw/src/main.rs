@@ -15,6 +15,7 @@ mod host;
 mod product;
 mod recordkeeper;
 mod removal;
+mod rootfs;
 mod run;
 mod sandboxes;
 mod scribe;
@@ -27,7 +28,7 @@ mod watch;
 mod words;
 mod world;
 
-use args::{AuditCommand, Cli, Command, McpCommand, SandboxCommand, SecretCommand};
+use args::{AuditCommand, Cli, Command, ImageCommand, McpCommand, SandboxCommand, SecretCommand};
 use clap::Parser;
 use failure::{Failure, Result};
 use home::Home;
@@ -89,6 +90,16 @@ fn run_command(cli: Cli) -> Result<u8> {
         }
         Command::Sandbox(SandboxCommand::Plan { agent, json }) => {
             commands::plan::run(&home()?, agent.as_deref(), json)
+        }
+        Command::Image(ImageCommand::Pull { reference, name, plain_http, json }) => {
+            commands::image::pull(&home()?, &reference, name.as_deref(), plain_http, json)
+        }
+        Command::Image(ImageCommand::Import { path, name, json }) => {
+            commands::image::import(&home()?, &path, name.as_deref(), json)
+        }
+        Command::Image(ImageCommand::List { json }) => commands::image::list(&home()?, json),
+        Command::Image(ImageCommand::Remove { name, json }) => {
+            commands::image::remove(&home()?, &name, json)
         }
         Command::Secret(SecretCommand::Set { name, host, agent }) => {
             commands::secret::set(&home()?, &name, &host, &agent)

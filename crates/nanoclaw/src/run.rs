@@ -10,6 +10,7 @@ use crate::commands::mcp;
 use crate::failure::{Context, Failure, Kind, Result};
 use crate::home::{Home, SessionDirs};
 use crate::product::{self, Product};
+use crate::rootfs::Root;
 use crate::sandboxes::{self, Parts};
 use crate::scribe::{Scribe, inline, sha256_hex};
 use crate::servers::Open;
@@ -198,6 +199,7 @@ struct OneRun<'a> {
     grants: Vec<String>,
     door: Door,
     dirs: SessionDirs,
+    root: Root,
     _folders: Folders,
     /// The counts that the session ended with, once its end is on record.
     closed: OnceCell<BTreeMap<String, u64>>,
@@ -218,6 +220,7 @@ impl<'a> OneRun<'a> {
         name: AgentName,
         command: Vec<String>,
     ) -> Result<Self> {
+        let rootfs = Root::of(&product.home, agent)?;
         let dirs = product.home.session(&session)?;
         let root = product.home.path().join("sessions").join(session.as_str());
         let folders = Folders::claim(root)?;
@@ -253,6 +256,7 @@ impl<'a> OneRun<'a> {
             grants,
             door,
             dirs,
+            root: rootfs,
             _folders: folders,
             closed,
         })
@@ -268,6 +272,7 @@ impl<'a> OneRun<'a> {
         sandboxes::spec(Parts {
             session: &self.scribe.session,
             agent: self.agent,
+            rootfs: self.root.fs(),
             dirs: &self.dirs,
             workspace,
             door: self.door.socket().to_owned(),

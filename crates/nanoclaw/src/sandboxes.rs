@@ -50,6 +50,7 @@ pub(crate) fn placeholder(session: &SessionId) -> String {
 pub(crate) struct Parts<'a> {
     pub(crate) session: &'a SessionId,
     pub(crate) agent: &'a ResolvedAgent,
+    pub(crate) rootfs: RootFs,
     pub(crate) dirs: &'a SessionDirs,
     /// A folder of the user's in place of the session's own workspace.
     pub(crate) workspace: Option<&'a Path>,
@@ -73,7 +74,7 @@ pub(crate) fn spec(parts: Parts<'_>) -> SandboxSpec {
     SandboxSpec {
         session: parts.session.clone(),
         agent: parts.agent.name.clone(),
-        rootfs: RootFs::HostUsr,
+        rootfs: parts.rootfs,
         workspace,
         home: parts.dirs.home.clone(),
         mounts: parts.agent.mounts.iter().map(Mount::clone).collect(),

@@ -89,6 +89,11 @@ pub(crate) fn note(text: impl AsRef<str>) {
     drop(writeln!(std::io::stderr(), "{}", text.as_ref()));
 }
 
+/// Replaces the last line on a terminal's standard error.
+pub(crate) fn progress(text: &str) {
+    drop(write!(std::io::stderr(), "\r\x1b[K{}", brief(text, 78)));
+}
+
 /// One line of JSON, with what a terminal might act upon written as `\\uXXXX`: JSON itself escapes
 /// only the first 32 control characters.
 pub(crate) fn json_line(json: &str) {

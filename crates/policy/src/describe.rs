@@ -9,7 +9,8 @@ use crate::mounts;
 use crate::resolve::ResolvedAgent;
 use crate::units::{format_duration, format_size};
 use model::{
-    Effect, EgressRule, Injection, Limit, McpReach, McpServer, SecretUse, Sight, Strictness,
+    Effect, EgressRule, ImageRef, Injection, Limit, McpReach, McpServer, SecretUse, Sight,
+    Strictness,
 };
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ pub const LOUD: &str = "! ";
 
 /// Every grant of an agent, one line each.
 pub(crate) fn grants(agent: &ResolvedAgent) -> Vec<String> {
-    let mut lines = Vec::new();
+    let mut lines: Vec<String> = agent.image.iter().map(image).collect();
     if let Runtime::Command(argv) = &agent.runtime {
         let shown: Vec<String> = argv.iter().map(|item| shown(item)).collect();
         lines.push(format!("runs {}", shown.join(" ")));
@@ -100,6 +101,11 @@ pub fn server_grants(server: &McpServer) -> Vec<String> {
         None => format!("{name}: {line}"),
     };
     std::iter::once(first).chain(folders.chain(hosts).chain(variables).map(owned)).collect()
+}
+
+/// The root file system, where it is not the host's.
+pub(crate) fn image(image: &ImageRef) -> String {
+    format!("root file system: the image {image}, read-only")
 }
 
 /// Thousandths of a CPU: `1.500`.

@@ -81,6 +81,12 @@ fn gained(old: &ResolvedAgent, new: &ResolvedAgent) -> Vec<String> {
     if let Some(model) = new.model.as_ref().filter(|_| new.model != old.model) {
         lines.push(format!("model {model}"));
     }
+    if new.image != old.image {
+        lines.push(match &new.image {
+            Some(image) => describe::image(image),
+            None => "root file system: the host's /usr, read-only".to_owned(),
+        });
+    }
     lines.extend(limits(old, new));
     lines
 }

@@ -7,7 +7,7 @@ use crate::describe;
 use crate::error::{Place, PolicyError, Problem};
 use crate::mounts::{self, MountContext};
 use crate::reader::At;
-use model::{AgentName, Budget, Effect, EgressRule, Limit, Limits, Mount, Strictness};
+use model::{AgentName, Budget, Effect, EgressRule, ImageRef, Limit, Limits, Mount, Strictness};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -52,6 +52,8 @@ pub struct ResolvedAgent {
     pub model: Option<String>,
     /// What it is told, if anything.
     pub instructions: Option<String>,
+    /// The image that is its sandbox's root file system; without one it is the host's `/usr`.
+    pub image: Option<ImageRef>,
     /// The limits of its sandbox.
     pub limits: Limits,
     /// How long one turn may take.
@@ -108,6 +110,7 @@ impl AgentFile {
             runtime: self.runtime.clone(),
             model: self.model.as_ref().map(|at| at.value.clone()),
             instructions: self.instructions_text(context)?,
+            image: self.sandbox.image.clone(),
             limits: self.sandbox.limits.clone(),
             turn_timeout: self.sandbox.turn_timeout,
             mounts: self.resolve_mounts(&context.mounts, &additions.mounts)?,
@@ -232,7 +235,7 @@ impl ResolvedAgent {
             Runtime::Command(argv) => serde_json::json!({ "command": argv }),
         };
         let timeout = u64::try_from(self.turn_timeout.as_millis()).unwrap_or(u64::MAX);
-        serde_json::json!({
+        let mut all = serde_json::json!({
             "schema": crate::SCHEMA_VERSION,
             "name": self.name.as_str(),
             "description": self.description,
@@ -259,6 +262,10 @@ impl ResolvedAgent {
                 "micro_usd_per_turn": self.budget.micro_usd_per_turn,
                 "tokens_per_day": self.budget.tokens_per_day,
             },
-        })
+        });
+        if let Some(image) = &self.image {
+            all["image"] = serde_json::json!(image.to_string());
+        }
+        all
     }
 }

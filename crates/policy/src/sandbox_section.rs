@@ -4,7 +4,7 @@ use crate::error::{PolicyError, Problem, quote};
 use crate::keys::{self, Keys};
 use crate::reader::{At, Section};
 use crate::units::{parse_duration, parse_size};
-use model::{Limit, Limits, Strictness};
+use model::{ImageRef, Limit, Limits, Strictness};
 use std::time::Duration;
 
 /// How long a turn may take when nothing is written.
@@ -31,6 +31,8 @@ const CPUS: std::ops::RangeInclusive<f64> = 0.01..=1024.0;
 /// What `[sandbox]` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SandboxSection {
+    /// The image that is its root file system; without one it is the host's `/usr`.
+    pub(crate) image: Option<ImageRef>,
     pub(crate) limits: Limits,
     /// How hard what is written must be; the command line's limits obey it too.
     pub(crate) strictness: Strictness,
@@ -40,6 +42,7 @@ pub(crate) struct SandboxSection {
 impl Default for SandboxSection {
     fn default() -> Self {
         Self {
+            image: None,
             limits: Limits::default(),
             strictness: Strictness::Required,
             turn_timeout: DEFAULT_TURN_TIMEOUT,
@@ -71,7 +74,7 @@ fn read_with(top: &Section<'_, '_>, keys: &Keys) -> Result<SandboxSection, Polic
     let mut result = SandboxSection::default();
     let Some(section) = top.section("sandbox", keys)? else { return Ok(result) };
     one_of(&section, "backend", "native", &["docker", "podman", "apple", "kubernetes"])?;
-    one_of(&section, "rootfs", "host-usr", &["image:"])?;
+    result.image = read_rootfs(&section)?;
     let strictness = read_strictness(&section)?;
     result.strictness = strictness;
     let set = |limit: &mut Limit, found: Option<u64>| {
@@ -103,6 +106,27 @@ fn read_with(top: &Section<'_, '_>, keys: &Keys) -> Result<SandboxSection, Polic
         result.turn_timeout = at.value;
     }
     Ok(result)
+}
+
+/// An image is pinned by the digest of its manifest: a name alone may mean another one tomorrow.
+fn read_rootfs(section: &Section<'_, '_>) -> Result<Option<ImageRef>, PolicyError> {
+    let found = section.parsed("rootfs", "rootfs = \"host-usr\"", |text| match text {
+        "host-usr" => Ok(None),
+        _ => match text.strip_prefix("image:").map(ImageRef::parse) {
+            Some(Ok(image)) => Ok(Some(image)),
+            Some(Err(e)) => Err(Problem::bad(
+                "rootfs",
+                format!("names the image {}, which {}", quote(&e.value), e.why),
+                "write \"image:NAME@sha256:DIGEST\" as `nanoclaw image list` shows it",
+            )),
+            None => Err(Problem::bad(
+                "rootfs",
+                format!("is {}", quote(text)),
+                "write \"host-usr\" or \"image:NAME@sha256:DIGEST\"",
+            )),
+        },
+    })?;
+    Ok(found.and_then(|at| at.value))
 }
 
 /// A key with one accepted value; values of the schema without a mechanism are refused by name.

@@ -7,7 +7,7 @@
 use crate::error::{SpecError, SpecErrorKind as Kind};
 use crate::facts::{HostFacts, Kind as FileKind, Source};
 use crate::plan::Sources;
-use model::{Access, Command, DoorSpec, Network, SandboxSpec, Workspace};
+use model::{Access, Command, DoorSpec, Network, RootFs, SandboxSpec, Workspace};
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
@@ -74,13 +74,16 @@ pub fn check(spec: &SandboxSpec, facts: &HostFacts) -> Result<Sources, SpecError
     command(spec)?;
     environment(spec)?;
     targets(spec)?;
-    let mut sources = Sources::new();
+    let mut sources = Sources::default();
     let mut own = |path: &Path, kind| -> Result<(), SpecError> {
         let source = look(path, &[kind])?;
-        sources.insert(path.to_path_buf(), source.owner);
+        sources.owners.insert(path.to_path_buf(), source.owner);
         Ok(())
     };
     own(&spec.home, FileKind::Directory)?;
+    if let RootFs::Image { tree, .. } = &spec.rootfs {
+        own(tree, FileKind::Directory)?;
+    }
     if let Network::Door(door) = &spec.network {
         ports(door)?;
         own(&door.socket, FileKind::Socket)?;
@@ -102,7 +105,11 @@ pub fn check(spec: &SandboxSpec, facts: &HostFacts) -> Result<Sources, SpecError
             written(&mount.source)?;
         }
         let source = look(&mount.source, &[FileKind::Directory, FileKind::File])?;
-        sources.insert(mount.source.clone(), source.owner);
+        sources.owners.insert(mount.source.clone(), source.owner);
+    }
+    if let RootFs::Image { tree, .. } = &spec.rootfs {
+        let own = crate::plan::own_places(spec);
+        sources.image = crate::image::view(tree, &own, &crate::facts::BUNDLES)?;
     }
     Ok(sources)
 }

@@ -22,7 +22,7 @@ const ETC: [&str; 9] = [
     "/etc/mime.types",
 ];
 /// Bundles of certificate authorities, as distributions place them.
-const BUNDLES: [&str; 5] = [
+pub(crate) const BUNDLES: [&str; 5] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",

@@ -26,6 +26,7 @@ mod error;
 mod facts;
 #[doc(hidden)]
 pub mod floor;
+mod image;
 mod init;
 mod landlock;
 mod plan;
@@ -43,6 +44,7 @@ pub use client::{Pipes, Prepared, Sandbox, Spawner, SpawnerOptions, Stdio};
 pub use doctor::{Check, Status, inspect};
 pub use error::{SpecError, SpecErrorKind, StartError, StartErrorKind};
 pub use facts::{HostEntry, HostFacts, Ladder, Mode, Rung};
+pub use image::{ImageEntry, ImageView};
 pub use init::init_main;
 pub use plan::{BINARY_INSIDE, DISK_OWNER, Plan, Sources, plan};
 pub use report::{Ended, NetworkCounts, Outcome, Report, Traffic, Usage};

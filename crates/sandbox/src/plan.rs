@@ -10,8 +10,9 @@
 //!    seccomp, seccomp last.
 
 use crate::facts::{HostEntry, HostFacts, Mode, Rung};
+use crate::image::{ImageEntry, ImageView};
 use crate::step::{Bind, Owner, Step};
-use model::{Access, Command, DoorSpec, Network, SandboxSpec, Workspace};
+use model::{Access, Command, DoorSpec, Network, RootFs, SandboxSpec, Workspace};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -42,6 +43,23 @@ const RESOLVER: &str = "nameserver 127.0.0.1\noptions timeout:5 attempts:2\n";
 /// Where OpenSSL, GnuTLS, Go and their users look: Debian's name, the BSDs', Red Hat's.
 const CUSTOMARY_BUNDLES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt"];
+/// Where programs look up who answers questions for names.
+const RESOLVER_FILE: &str = "/etc/resolv.conf";
+/// The sandbox's own files in `/etc`. A constant machine id: the host's own is an identifier that
+/// nothing inside needs.
+const ETC_FILES: [(&str, &str); 6] = [
+    (
+        "/etc/passwd",
+        "root:x:0:0:root:/:/usr/sbin/nologin\n\
+         agent:x:1000:1000:agent:/home/agent:/bin/sh\n\
+         nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+    ),
+    ("/etc/group", "root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n"),
+    ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
+    ("/etc/hostname", "sandbox\n"),
+    ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
+    ("/etc/machine-id", "00000000000000000000000000000001\n"),
+];
 const DEVICES: [&str; 6] =
     ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
 
@@ -71,13 +89,28 @@ impl fmt::Display for Plan {
     }
 }
 
-/// What was found of the sources a spec names: who owns them on disk.
-pub type Sources = BTreeMap<PathBuf, Owner>;
+/// What was found of the sources a spec names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// Who owns them on disk.
+    pub owners: BTreeMap<PathBuf, Owner>,
+    /// What of the image is shown, where the root file system is one.
+    pub image: ImageView,
+}
+
+impl<const N: usize> From<[(PathBuf, Owner); N]> for Sources {
+    fn from(owners: [(PathBuf, Owner); N]) -> Self {
+        Self { owners: owners.into(), image: ImageView::default() }
+    }
+}
 
 /// Turns a checked spec into steps. Use [`crate::check`] first; `sources` come from it.
 #[must_use]
 pub fn plan(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources) -> Plan {
-    let mut steps = common(facts, spec.limits.tmp_bytes);
+    let mut steps = match &spec.rootfs {
+        RootFs::HostUsr => common(facts, spec.limits.tmp_bytes),
+        RootFs::Image { tree, .. } => imaged(spec, tree, facts, sources),
+    };
     session(spec, facts, sources, &mut steps);
     steps.extend([Step::Pivot, Step::SealRoot]);
     if let Network::Door(door) = &spec.network {
@@ -96,17 +129,61 @@ pub(crate) fn common(facts: &HostFacts, tmp_bytes: u64) -> Vec<Step> {
     let mut steps = Vec::with_capacity(100);
     begin(facts, &mut steps);
     system(facts, &mut steps);
-    etc(facts, &mut steps);
-    devices(&mut steps);
-    scratch(tmp_bytes, &mut steps);
-    proc(facts, &mut steps);
+    etc(&mut steps);
+    entries(&facts.etc, &mut steps);
+    furnish(facts, tmp_bytes, &mut steps);
+    steps
+}
+
+/// As [`common`], with an image in place of the host's `/usr`.
+fn imaged(spec: &SandboxSpec, tree: &Path, facts: &HostFacts, sources: &Sources) -> Vec<Step> {
+    let mut steps = Vec::with_capacity(200);
+    begin(facts, &mut steps);
+    let inodes = ROOT_INODES + sources.image.entries.len() as u64;
+    steps.push(Step::Root { bytes: ROOT_BYTES, inodes });
+    folders(&mut steps);
+    for entry in &sources.image.entries {
+        steps.push(match entry {
+            ImageEntry::Directory(path) => dir(path, 0o755),
+            ImageEntry::Link(path, to) => Step::Symlink { path: path.clone(), to: to.clone() },
+            ImageEntry::Tree(path) => {
+                let source = format!("{}{path}", text(tree));
+                let owner = sources.owners.get(tree).copied().filter(|_| facts.mode == Mode::Root);
+                Step::Bind(Bind { strict: true, owner, ..bind(&source, path, true) })
+            }
+        });
+    }
+    etc(&mut steps);
+    furnish(facts, spec.limits.tmp_bytes, &mut steps);
+    steps
+}
+
+/// Places inside that are the sandbox's own, whatever an image has there.
+pub(crate) fn own_places(spec: &SandboxSpec) -> Vec<PathBuf> {
+    let fixed = ["/dev", "/proc", "/sys", "/run", "/var/run", HOME, WORKSPACE];
+    let files = ETC_FILES.iter().map(|(path, _)| *path).chain([RESOLVER_FILE]);
+    let all = fixed.into_iter().chain(SCRATCH).chain(files);
+    let mut all: Vec<PathBuf> = all.map(PathBuf::from).collect();
+    all.extend(spec.mounts.iter().map(|m| m.target.clone()));
+    if let Workspace::User(path) = &spec.workspace
+        && link_possible(path, spec)
+    {
+        all.push(path.clone());
+    }
+    all
+}
+
+/// What every root has, whosever programs are in it.
+fn furnish(facts: &HostFacts, tmp_bytes: u64, steps: &mut Vec<Step>) {
+    devices(steps);
+    scratch(tmp_bytes, steps);
+    proc(facts, steps);
     if let Some(source) = &facts.binary {
         steps.push(Step::OwnBinary { source: source.clone(), target: BINARY_INSIDE.into() });
     }
     steps.push(Step::HostName { name: "sandbox".into() });
     steps.push(Step::Loopback);
-    groups(facts, &mut steps);
-    steps
+    groups(facts, steps);
 }
 
 fn begin(facts: &HostFacts, steps: &mut Vec<Step>) {
@@ -155,7 +232,14 @@ fn dir(path: impl Into<String>, mode: u32) -> Step {
 
 fn system(facts: &HostFacts, steps: &mut Vec<Step>) {
     steps.push(Step::Root { bytes: ROOT_BYTES, inodes: ROOT_INODES });
-    for path in ["/usr", "/etc", "/dev", "/dev/pts", "/dev/shm", "/proc", "/tmp", "/var"] {
+    steps.push(dir("/usr", 0o755));
+    folders(steps);
+    steps.push(Step::Bind(bind("/usr", "/usr", true)));
+    entries(&facts.root, steps);
+}
+
+fn folders(steps: &mut Vec<Step>) {
+    for path in ["/etc", "/dev", "/dev/pts", "/dev/shm", "/proc", "/tmp", "/var"] {
         steps.push(dir(path, 0o755));
     }
     for path in
@@ -166,8 +250,6 @@ fn system(facts: &HostFacts, steps: &mut Vec<Step>) {
     steps.push(dir(HOME, 0o755));
     steps.push(dir(WORKSPACE, 0o755));
     steps.push(Step::Symlink { path: "/var/run".into(), to: "/run".into() });
-    steps.push(Step::Bind(bind("/usr", "/usr", true)));
-    entries(&facts.root, steps);
 }
 
 fn entries(entries: &[HostEntry], steps: &mut Vec<Step>) {
@@ -181,25 +263,10 @@ fn entries(entries: &[HostEntry], steps: &mut Vec<Step>) {
     }
 }
 
-fn etc(facts: &HostFacts, steps: &mut Vec<Step>) {
-    // A constant machine id: the host's own is an identifier that nothing inside needs.
-    let files: [(&str, &str); 6] = [
-        (
-            "/etc/passwd",
-            "root:x:0:0:root:/:/usr/sbin/nologin\n\
-             agent:x:1000:1000:agent:/home/agent:/bin/sh\n\
-             nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
-        ),
-        ("/etc/group", "root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n"),
-        ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
-        ("/etc/hostname", "sandbox\n"),
-        ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
-        ("/etc/machine-id", "00000000000000000000000000000001\n"),
-    ];
-    for (path, contents) in files {
+fn etc(steps: &mut Vec<Step>) {
+    for (path, contents) in ETC_FILES {
         steps.push(Step::File { path: path.into(), contents: contents.into() });
     }
-    entries(&facts.etc, steps);
 }
 
 fn devices(steps: &mut Vec<Step>) {
@@ -244,7 +311,7 @@ fn text(path: &Path) -> String {
 fn session(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources, steps: &mut Vec<Step>) {
     let strict = |source: &Path, target: &str, read_only| {
         let owner = match facts.mode {
-            Mode::Root => sources.get(source).copied(),
+            Mode::Root => sources.owners.get(source).copied(),
             Mode::User => None,
         };
         Step::Bind(Bind { strict: true, owner, ..bind(&text(source), target, read_only) })
@@ -267,26 +334,34 @@ fn session(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources, steps: &mut
         Network::Door(_) => RESOLVER,
         Network::None => "",
     };
-    steps.push(Step::File { path: "/etc/resolv.conf".into(), contents: contents.into() });
+    steps.push(Step::File { path: RESOLVER_FILE.into(), contents: contents.into() });
     if let Network::Door(door) = &spec.network {
         steps.push(strict(&door.socket, DoorSpec::INSIDE, true));
         if let Some(Step::Bind(bundle)) = door.trust.as_ref().map(|p| strict(p, "", true)) {
-            trust(&bundle, facts, steps);
+            match &spec.rootfs {
+                RootFs::HostUsr => trust(&bundle, &facts.bundles, |p| shown(facts, p), steps),
+                RootFs::Image { .. } => {
+                    let image = &sources.image;
+                    trust(&bundle, &image.bundles, |p| image.has(p), steps);
+                }
+            }
         }
     }
 }
 
-/// At a place of its own, over every bundle of the host's that the sandbox sees, and under the
-/// customary names that it lacks.
-fn trust(bundle: &Bind, facts: &HostFacts, steps: &mut Vec<Step>) {
+/// Whether a path lies in what is taken of the host's `/etc`.
+fn shown(facts: &HostFacts, path: &Path) -> bool {
+    facts.etc.iter().any(|e| match e {
+        HostEntry::Link(base, _) | HostEntry::Tree(base) => path.starts_with(base),
+    })
+}
+
+/// At a place of its own, over every bundle that is there already (`bundles`), and under the
+/// customary names that lie in no part of somebody else's (`theirs`).
+fn trust(bundle: &Bind, bundles: &[String], theirs: impl Fn(&Path) -> bool, steps: &mut Vec<Step>) {
     let at = |target: &str| Step::Trust(Bind { target: target.to_owned(), ..bundle.clone() });
     steps.push(at(DoorSpec::TRUST_INSIDE));
-    steps.extend(facts.bundles.iter().map(|place| at(place)));
-    let theirs = |path: &Path| {
-        facts.etc.iter().any(|e| match e {
-            HostEntry::Link(base, _) | HostEntry::Tree(base) => path.starts_with(base),
-        })
-    };
+    steps.extend(bundles.iter().map(|place| at(place)));
     for path in CUSTOMARY_BUNDLES.map(Path::new).iter().filter(|p| !theirs(p)) {
         steps.extend(parents(path).filter(|p| p != "/etc").map(|p| dir(p, 0o755)));
         steps.push(Step::Symlink { path: text(path), to: DoorSpec::TRUST_INSIDE.into() });

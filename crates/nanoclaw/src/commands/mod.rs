@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod doctor;
+pub(crate) mod image;
 pub(crate) mod login;
 pub(crate) mod manual;
 pub(crate) mod mcp;

@@ -19,6 +19,7 @@ pub(crate) fn run(home: &Home, agent: Option<&str>, as_json: bool) -> Result<u8>
     let agent = product::resolve_agent(home, &config, &name, &Additions::default())?;
     // A session that does not exist, so that two plans of one agent are equal.
     let session = SessionId::parse("plan").map_err(Failure::other)?;
+    let root = crate::rootfs::Root::of(home, &agent)?;
     let standing = Standing::make(home, &session)?;
     let command = match &agent.runtime {
         Runtime::Builtin => Command::Builtin(vec!["__agent".into()]),
@@ -27,6 +28,7 @@ pub(crate) fn run(home: &Home, agent: Option<&str>, as_json: bool) -> Result<u8>
     let spec = sandboxes::spec(Parts {
         session: &session,
         agent: &agent,
+        rootfs: root.fs(),
         dirs: &standing.dirs,
         workspace: None,
         door: standing.door.clone(),

@@ -24,6 +24,7 @@ mod crash;
 mod folders;
 mod gateway;
 mod genai;
+mod images;
 mod langchain;
 mod limits;
 mod login;

@@ -291,7 +291,7 @@ fn own_folders(
         folders.push(path);
     }
     for path in folders {
-        if let Some(owner) = sources.get_mut(path) {
+        if let Some(owner) = sources.owners.get_mut(path) {
             *owner = adopt::adopt(path, *owner, &shop.facts.private).map_err(|e| {
                 let cause = format!("the session's folder {path:?} cannot be taken over: {e}");
                 StartError::new(Kind::IdMap, cause, "check the file system it lies on")
