@@ -16,27 +16,37 @@ const TOLD: &str = "\
 read ~/notes; é<U+202E>\u{1f600}.
 #4  The session ended: done. Counted: 2 turn, 1 \u{fb33}, 3 \u{1f600}.
 #5  A sandbox was ready to run sh. Walls: landlock (ABI 7). Limits: pids 256 by cgroup v2.
-#6  The sandbox ended: exit 0, 1 ms of CPU, at most 2 bytes of memory.
-#7  A message came in from terminal, chat me: m00000000001-00000002, 12 bytes.
-#8  The message m00000000001-00000002 was taken back unanswered: SIGTERM.
-#9  It set to work on m00000000001-00000002.
-#10  It was done after 10 ms: ok.
-#11  The model m at h was asked, 1 bytes.
-#12  The model m answered after 4 ms: 1 bytes, 2 tokens in, 3 out.
-#13  The gateway used the secret github for it at api.github.com.
-#14  It says it uses the tool bash: {\"a\": \"\\\"<U+000A><U+001B>[31m\"}
-#15  It says the tool bash failed, 3 bytes: no
-#16  It was let through to h:443 (192.0.2.1), GET /x with a, b, by the rule r, with the secret github.
-#17  h:443 was looked up and dialled at 192.0.2.1.
-#18  The exchange with h:443 ended with status 200 after 3 ms: 1 bytes out, 2 in. It broke off: reset
-#19  It was REFUSED 10.0.0.1:22: private range (rule default).
-#20  The owner was asked (a1) by the rule r: POST https://h/x
-#21  The answer to a1 was deny (owner).
-#22  It called the host's tool web_fetch of host: {}
-#23  The tool web_fetch answered after 4 ms, 3 bytes.
-#24  LEARNING: 1 rules were proposed from s00000000005-00000006, which grant nothing; 2 grants were never used.
-#25  A person accepted new rules into f.
-#26  It tried ptrace. Expected: EPERM. Answer: EPERM. The wall held.
+#6  THE TOTALS DO NOT AGREE: bytes up: the gateway says 1, the kernel counted 2; it should be equal.
+#7  The sandbox ended: exit 0, 1 ms of CPU, at most 2 bytes of memory.
+#8  The kernel was asked by process 7 of the server of tools lab to execute /bin/sh in /workspace, \
+as [\"sh\", \"-c\", \"<U+001B>[31m\u{fffd}\"] (execution 1; as passed, it can have been \
+changed since). Not read: its memory: EPERM.
+#9  Process 7 was seen to run /usr/bin/dash (execution 1).
+#10  Process 7 was REFUSED 192.0.2.1:443 by the sandbox: ENETUNREACH (connect).
+#11  NOT ON RECORD: 3 operations of the sandbox: the queue was full.
+#12  A message came in from terminal, chat me: m00000000001-00000002, 12 bytes.
+#13  The message m00000000001-00000002 was taken back unanswered: SIGTERM.
+#14  It set to work on m00000000001-00000002.
+#15  It was done after 10 ms: ok.
+#16  The model m at h was asked, 1 bytes, with the provider tool web_search.
+#17  The model m answered after 4 ms: 1 bytes, 2 tokens in, 3 out.
+#18  The gateway used the secret github for it at api.github.com.
+#19  The gateway asks h for tokens of the login claude (renewal).
+#20  The login claude has a new access token and a new refresh token.
+#21  The login claude: removed. Hosts: h.
+#22  It says it uses the tool bash: {\"a\": \"\\\"<U+000A><U+001B>[31m\"}
+#23  It says the tool bash failed, 3 bytes: no
+#24  It was let through to h:443 (192.0.2.1), GET /x with a, b, by the rule r, with the secret github.
+#25  h:443 was looked up and dialled at 192.0.2.1.
+#26  The exchange with h:443 ended with status 200 after 3 ms: 1 bytes out, 2 in. It broke off: reset
+#27  It was REFUSED 10.0.0.1:22: private range (rule default).
+#28  The owner was asked (a1) by the rule r: POST https://h/x
+#29  The answer to a1 was deny (owner).
+#30  It called the host's tool web_fetch of host: {}
+#31  The tool web_fetch answered after 4 ms, 3 bytes.
+#32  LEARNING: 1 rules were proposed from s00000000005-00000006, which grant nothing; 2 grants were never used.
+#33  A person accepted new rules into f.
+#34  It tried ptrace. Expected: EPERM. Answer: EPERM. The wall held.
 ";
 
 fn bare(body: Body) -> Record {
