@@ -16,6 +16,8 @@ pub(super) struct Demand {
     pub(super) ladder: Ladder,
     pub(super) limits: Limits,
     pub(super) door: Option<DoorSpec>,
+    /// What it executes and is refused is reported.
+    pub(super) witness: bool,
 }
 
 fn wrong(what: &str, found: &str, wanted: &str) -> StartError {
@@ -110,9 +112,19 @@ fn list(demand: &Demand, measured: &Measured) -> Vec<WallState> {
         ("seccomp", format!("allow-list, {reachable} system calls reachable")),
         ("landlock", format!("ABI {}", demand.landlock)),
         ("network", network),
+        ("witness", witness(demand.witness)),
     ]
     .map(|(wall, state)| WallState { wall: wall.to_owned(), state })
     .into()
+}
+
+/// Not a wall, but what stands beside them on record: a reader must see that it was not there.
+fn witness(on: bool) -> String {
+    let state = match on {
+        true => "executions and refused connections, by seccomp user notification",
+        false => "off: what is executed is not on record",
+    };
+    state.to_owned()
 }
 
 /// The limits with what holds each.
