@@ -111,8 +111,14 @@ impl Host {
         let hello = client
             .initialize()
             .and_then(|_| client.new_session(Path::new(WORKSPACE_INSIDE), resumed));
-        hello.map_err(|e| with_words(&e.to_string(), &words))?;
-        Ok((alive, client, words))
+        match hello {
+            Ok(_) => Ok((alive, client, words)),
+            Err(e) => {
+                let failure = with_words(&e.to_string(), &words);
+                alive.end();
+                Err(failure)
+            }
+        }
     }
 
     fn door(
@@ -190,6 +196,17 @@ impl Host {
 struct Alive {
     sandbox: Sandbox,
     reports: Reports,
+}
+
+impl Alive {
+    /// Ends it, with what was reported of it on record.
+    fn end(self) {
+        let Self { sandbox, mut reports } = self;
+        // A spawner that is gone has killed it already.
+        drop(sandbox.kill());
+        let _ = sandbox.wait();
+        reports.finish();
+    }
 }
 
 /// The session is on record before its sandbox is made.

@@ -12,7 +12,7 @@
 //! 3. An image belongs to the turn of its execution, whenever it is seen.
 
 use crate::scribe::Scribe;
-use model::{Body, Durability, RecordError, TurnId};
+use model::{Body, Done, Durability, RecordError, TurnId};
 use sandbox::{Operation, Operations, Prepared, Sandbox};
 use std::collections::HashMap;
 use std::io;
@@ -153,7 +153,7 @@ impl Taker {
             let Some((turn, body)) = self.body(operation) else { continue };
             let tell = tell.clone();
             // Whoever waits has gone on after the first refusal.
-            let done = Box::new(move |result| drop(tell.send(result)));
+            let done: Done = Box::new(move |result| drop(tell.send(result)));
             self.scribe.submit(turn.as_ref(), body, Durability::Ordered, done);
         }
         drop(tell);
@@ -214,7 +214,7 @@ fn body(operation: &Operation, server: Option<&str>) -> Option<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{AgentName, Done, Record, RecordSink, SessionId};
+    use model::{AgentName, Record, RecordSink, SessionId};
     use sandbox::{Execution, Image};
 
     /// Keeps what it is given; refuses what comes after so many.

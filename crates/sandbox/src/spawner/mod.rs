@@ -40,7 +40,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::process::{DumpableBehavior, Signal};
 use std::collections::BTreeMap;
 use std::io::{self, Seek};
-use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 

@@ -54,8 +54,9 @@ impl Way<'_> {
     /// Its size in bytes.
     fn send(&mut self, operation: Operation) -> usize {
         // It is within the bounds by far, so it is never refused for its size.
-        let answer = Answer::Operation { id: self.id, operation };
-        let bytes = wire::encode(&answer).unwrap_or_default();
+        let Ok(bytes) = wire::encode(&Answer::Operation { id: self.id, operation }) else {
+            return 0;
+        };
         let size = bytes.len();
         self.outbox.push(bytes);
         size
