@@ -4,7 +4,8 @@
 //!
 //! 1. A process has a new program when its arguments lie elsewhere than before (`arg_start` of
 //!    proc_pid_stat(5)): each execution lays out a new address space at random places, and nothing
-//!    inside can move them otherwise, for the filter refuses `PR_SET_MM`.
+//!    inside can move them otherwise, for the filter refuses `PR_SET_MM`. (On a host that has
+//!    switched randomisation off, the same place can come again, and the image is not seen.)
 //! 2. The name in `/proc/PID/exe` counts only if nothing changed while it was read. It is that of
 //!    the file itself, wherever symbolic links led, as seen inside; a file that was removed has
 //!    ` (deleted)` behind it, and so has a memory file.
@@ -77,10 +78,11 @@ fn look(process: i32, before: Place) -> Found {
     let Some(now) = Place::of(process).filter(|p| p.started == before.started) else {
         return Found::Never(ENDED);
     };
-    if before.arguments == 0 || now.arguments == 0 {
+    if before.arguments == 0 {
         return Found::Never(HIDDEN);
     }
-    if now.arguments == before.arguments {
+    // In the middle of an execution the new address space has no arguments yet.
+    if now.arguments == before.arguments || now.arguments == 0 {
         return Found::Same;
     }
     let link = fs::read_link(format!("/proc/{process}/exe"));
