@@ -77,7 +77,7 @@ fn whoever_does_without_a_witness_says_so(lab: &Lab) {
 
 fn what_detaches_itself_is_on_record_all_the_same(lab: &Lab) {
     // A program that goes on after its parent has left, in a session of its own.
-    let script = "setsid sh -c 'sleep 0.2; exec /bin/echo detached' & /bin/true";
+    let script = "setsid sh -c 'sleep 0.2; exec /bin/echo detached' & sleep 0.1; /bin/true";
     lab.sh(&[], script).ok();
     let executed = records(lab, "process_exec");
     assert!(executed.iter().any(|r| r["path"] == "/bin/true"), "{executed:#?}");

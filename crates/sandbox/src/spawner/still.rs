@@ -41,6 +41,10 @@ impl Still {
         init: i32,
     ) -> Option<Answer> {
         let Some(group) = group else {
+            if !frozen {
+                // It has never stood still.
+                return Some(answer(id, None));
+            }
             let cause = "no control group holds this sandbox, so it cannot stand still";
             return Some(answer(id, Some(PauseError::new(cause, REMEDY))));
         };

@@ -74,19 +74,23 @@ fn witness(lab: &Lab, spec: &SandboxSpec) -> (String, Ended, Vec<Operation>) {
 }
 
 fn executed(all: &[Operation]) -> Vec<&Execution> {
-    let of = |o| match o {
-        &Operation::Executed(ref e) => Some(e),
-        _ => None,
-    };
-    all.iter().filter_map(of).collect()
+    let mut found = Vec::new();
+    for operation in all {
+        if let Operation::Executed(execution) = operation {
+            found.push(execution);
+        }
+    }
+    found
 }
 
 fn refused(all: &[Operation]) -> Vec<&Refusal> {
-    let of = |o| match o {
-        &Operation::Refused(ref r) => Some(r),
-        _ => None,
-    };
-    all.iter().filter_map(of).collect()
+    let mut found = Vec::new();
+    for operation in all {
+        if let Operation::Refused(refusal) = operation {
+            found.push(refusal);
+        }
+    }
+    found
 }
 
 fn seen(all: &[Operation], number: u64) -> Result<String, String> {
