@@ -222,6 +222,14 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_reported_is_counted_where_it_was_witnessed() {
+        let mut counts = BTreeMap::new();
+        witnessed(&mut counts, OperationCounts { executions: 3, refusals: 2, lost: 0 });
+        assert_eq!((counts["kernel_executions"], counts["kernel_refusals"]), (3, 2));
+        assert_eq!(counts["kernel_unrecorded"], 0, "nothing was lost, and that is said");
+    }
+
+    #[test]
     fn a_gateway_that_cannot_be_asked_is_said() {
         let gone = Err(ControlError::Gone { cause: "it stopped".into() });
         let checked = check(counts(gone), Some(&counted(100, 50)));

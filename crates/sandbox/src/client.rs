@@ -362,8 +362,8 @@ impl Prepared {
     }
 
     /// Reports of what it will execute and be refused; once, and `None` where the spec does not
-    /// want them. They must be taken: what is not on record makes no room for more, and what cannot be
-    /// reported is not executed.
+    /// want them. They must be taken: what is not on record makes no room for more, and what cannot
+    /// be reported is not executed.
     #[must_use]
     pub fn operations(&mut self) -> Option<Operations> {
         self.operations.take()

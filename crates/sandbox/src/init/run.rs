@@ -70,7 +70,10 @@ impl Program {
         };
         let mut refused = None;
         // What is not there is not tried: each attempt would be on record.
-        let there = |path: &String| rustix::fs::access(path, rustix::fs::Access::EXISTS).is_ok();
+        let there = |path: &String| {
+            let found = rustix::fs::access(path, rustix::fs::Access::EXISTS);
+            !matches!(found, Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR))
+        };
         let candidates = candidates.into_iter().filter(there);
         for path in candidates.filter_map(|p| CString::new(p).ok()) {
             let e = sys::exec_path(&path, &self.argv, &self.envp);
