@@ -155,10 +155,12 @@ impl Live {
     ) -> Option<Answer> {
         let walls = verify::walls(&self.demand, m, host);
         let limits = verify::limits(&self.demand, m, self.body.group.as_ref(), self.body.pid);
-        let watch = self.demand.witness.then(|| Watch::new(fds.into_iter().next())).transpose();
+        let listener = fds.into_iter().next();
+        let watch = self.demand.witness.then(|| Watch::new(listener, self.body.pid)).transpose();
         match walls.and_then(|w| Ok((w, limits?, watch?))) {
-            Ok((walls, limits, watch)) => {
+            Ok((mut walls, limits, watch)) => {
                 self.phase = Phase::Waiting;
+                walls.push(verify::witness(watch.as_ref().map(Watch::reads)));
                 self.watch = watch;
                 self.body.witness.zero(m.moved);
                 let plan = self.plan.take()?;

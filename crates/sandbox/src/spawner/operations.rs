@@ -76,14 +76,15 @@ pub(super) struct Watch {
     window: Window,
     looks: Looks,
     counts: OperationCounts,
+    reads: bool,
 }
 
 impl Watch {
-    /// From the descriptor that init sent.
+    /// From the descriptor that init, which is `init` here, has sent.
     ///
     /// # Errors
     /// When it is none at which calls can be answered.
-    pub(super) fn new(listener: Option<OwnedFd>) -> Result<Self, StartError> {
+    pub(super) fn new(listener: Option<OwnedFd>, init: i32) -> Result<Self, StartError> {
         let Some(listener) = listener.filter(|fd| sys::is_listener(fd.as_fd())) else {
             return Err(StartError::new(
                 StartErrorKind::Seccomp,
@@ -98,7 +99,15 @@ impl Watch {
             window: Window::default(),
             looks: Looks::default(),
             counts: OperationCounts::default(),
+            reads: can_read(init),
         })
+    }
+
+    /// Whether what calls name could be read when that was tried, in the memory of init, which is
+    /// not dumpable: what can be read there can be read of every process of the sandbox, but for
+    /// those whose program they may not read themselves.
+    pub(super) fn reads(&self) -> bool {
+        self.reads
     }
 
     /// Readable when a call waits.
@@ -231,6 +240,12 @@ impl Watch {
     }
 }
 
+/// One byte, where a process' arguments begin.
+fn can_read(process: i32) -> bool {
+    let arguments = Place::of(process).map_or(0, |p| p.arguments);
+    sys::read_memory(process, &[(arguments, 1)], &mut [0]).is_ok_and(|got| got == 1)
+}
+
 /// A mark is no report: it takes no room, and needs no record.
 pub(super) fn mark(number: u64, way: &mut Way<'_>) {
     way.send(Operation::Mark(number));
@@ -337,6 +352,12 @@ mod tests {
         assert_eq!(Process::parse("Name:\tx\n"), None);
         let own = std::process::id();
         assert_eq!(Process::of(own.cast_signed()).map(|p| p.here), Some(own.cast_signed()));
+    }
+
+    #[test]
+    fn memory_is_read_or_it_is_said_that_it_cannot_be() {
+        assert!(can_read(std::process::id().cast_signed()), "a process may read itself");
+        assert!(!can_read(i32::MAX), "nobody has this number");
     }
 
     #[test]

@@ -112,19 +112,23 @@ fn list(demand: &Demand, measured: &Measured) -> Vec<WallState> {
         ("seccomp", format!("allow-list, {reachable} system calls reachable")),
         ("landlock", format!("ABI {}", demand.landlock)),
         ("network", network),
-        ("witness", witness(demand.witness)),
     ]
     .map(|(wall, state)| WallState { wall: wall.to_owned(), state })
     .into()
 }
 
 /// Not a wall, but what stands beside them on record: a reader must see that it was not there.
-fn witness(on: bool) -> String {
-    let state = match on {
-        true => "executions and refused connections, by seccomp user notification",
-        false => "off: what is executed is not on record",
+/// `reads`: whether memory can be read, as tried; `None` without a witness.
+pub(super) fn witness(reads: Option<bool>) -> WallState {
+    let state = match reads {
+        Some(true) => "executions and refused connections, by seccomp user notification",
+        Some(false) => {
+            "executions and refused connections, by seccomp user notification, but what they name \
+             is closed to us: this process may trace nobody (CAP_SYS_PTRACE)"
+        }
+        None => "off: what is executed is not on record",
     };
-    state.to_owned()
+    WallState { wall: "witness".to_owned(), state: state.to_owned() }
 }
 
 /// The limits with what holds each.

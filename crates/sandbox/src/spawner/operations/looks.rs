@@ -42,7 +42,7 @@ pub(super) struct Place {
     /// Since boot, in clock ticks: with the number, it is this process and no other.
     started: u64,
     /// Where its arguments begin; 0 where the kernel does not tell.
-    arguments: u64,
+    pub(super) arguments: u64,
 }
 
 impl Place {
