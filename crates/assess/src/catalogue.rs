@@ -97,4 +97,10 @@ pub const CATALOGUE: &[Probe] = &[
         "append to the log through the recorder's socket",
         "not mounted (ENOENT)",
     ),
+    probe(
+        "witness",
+        Auditability,
+        "take the place of who is told what it executes",
+        "somebody is told already (EBUSY)",
+    ),
 ];

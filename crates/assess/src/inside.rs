@@ -67,6 +67,7 @@ fn attempt(name: &str, args: &Args) -> Option<Outcome> {
         "find-key" => find_key(args),
         "tamper-log" => tamper(args),
         "forge-record" => forge(Path::new(args.get("socket"))),
+        "witness" => refused("seccomp", sandbox::attempt::listen_to_own_calls()),
         _ => return None,
     })
 }
@@ -98,6 +99,7 @@ fn errno_name(code: i32) -> String {
         (Errno::AGAIN, "EAGAIN"),
         (Errno::NOMEM, "ENOMEM"),
         (Errno::ACCESS, "EACCES"),
+        (Errno::BUSY, "EBUSY"),
         (Errno::NODEV, "ENODEV"),
         (Errno::ROFS, "EROFS"),
         (Errno::NOSYS, "ENOSYS"),

@@ -70,6 +70,7 @@ const OPEN: &[Case] = &[
     ("find-key", "in a child's memory alone", key_in_memory),
     ("tamper-log", "a writable copy", tamper_log),
     ("forge-record", "a listening socket", forge_record),
+    ("witness", "no filter", |_| run("witness", &[])),
 ];
 
 /// The same probes with nothing to find: a probe that always trips would be as worthless.

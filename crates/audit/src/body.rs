@@ -8,6 +8,8 @@
 //!    both against each other and the order against a foreign library, for every kind.
 //! 2. No tree of values in between: a record costs no allocation here.
 
+mod operations;
+
 use crate::canonical::{self, NotCanonical};
 use model::{Body, Direction, LimitState, RequestLine, SaltedDigest, TurnId, WallState};
 use std::collections::BTreeMap;
@@ -175,6 +177,10 @@ pub(crate) fn write(out: &mut Vec<u8>, body: &Body, turn: Option<&TurnId>) -> Wr
         | Body::TotalsDisagree { .. }
         | Body::SandboxStarted { .. }
         | Body::SandboxStopped { .. } => of_lives(f, kind, body),
+        Body::ProcessExec { .. }
+        | Body::ProcessImage { .. }
+        | Body::ConnectRefused { .. }
+        | Body::WitnessGap { .. } => operations::write(f, kind, body),
         Body::Message { .. }
         | Body::MessageWithdrawn { .. }
         | Body::TurnStarted { .. }

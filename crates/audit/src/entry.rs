@@ -146,6 +146,12 @@ fn shape(body: &Body) -> Shape {
         Body::TotalsDisagree { .. } => s(COMPLIANCE_FINDING, 1, CRITICAL, FAILURE),
         Body::SandboxStarted { .. } => s(PROCESS_ACTIVITY, 1, INFORMATIONAL, SUCCESS),
         Body::SandboxStopped { .. } => s(PROCESS_ACTIVITY, 2, INFORMATIONAL, SUCCESS),
+        Body::ProcessExec { .. } => s(PROCESS_ACTIVITY, 1, INFORMATIONAL, UNKNOWN),
+        Body::ProcessImage { image, .. } => {
+            s(PROCESS_ACTIVITY, OTHER, INFORMATIONAL, done(image.is_some()))
+        }
+        Body::ConnectRefused { .. } => s(NETWORK_ACTIVITY, 5, MEDIUM, FAILURE),
+        Body::WitnessGap { .. } => s(COMPLIANCE_FINDING, 1, MEDIUM, FAILURE),
         Body::Message { .. } | Body::MessageWithdrawn { .. } | Body::TurnFinished { .. } => {
             s(API_ACTIVITY, OTHER, INFORMATIONAL, SUCCESS)
         }

@@ -89,6 +89,8 @@ pub fn brief(body: &Body) -> Option<String> {
         Body::SandboxStopped { .. }
         | Body::RecorderStarted { .. }
         | Body::RecorderStopped { .. }
+        | Body::ProcessExec { .. }
+        | Body::ProcessImage { .. }
         | Body::TurnStarted { .. }
         | Body::ModelRequest { .. }
         | Body::ModelResponse { error: None, .. }
@@ -128,6 +130,10 @@ fn sentence(body: &Body) -> String {
         | Body::TotalsDisagree { .. }
         | Body::SandboxStarted { .. }
         | Body::SandboxStopped { .. } => of_session(body),
+        Body::ProcessExec { .. }
+        | Body::ProcessImage { .. }
+        | Body::ConnectRefused { .. }
+        | Body::WitnessGap { .. } => of_operations(body),
         Body::ModelRequest { .. } | Body::ModelResponse { .. } | Body::SecretUsed { .. } => {
             of_model(body)
         }
@@ -219,6 +225,47 @@ fn of_session(body: &Body) -> String {
              at most {peak_memory_bytes} bytes of memory.",
             quote(outcome)
         ),
+        _ => body.kind().to_owned(),
+    }
+}
+
+fn of_operations(body: &Body) -> String {
+    let at = |server: &Option<String>| match server {
+        Some(name) => format!(" of the server of tools {}", quote(name)),
+        None => String::new(),
+    };
+    match body {
+        Body::ProcessExec { exec, pid, path, argv, cwd, server, unread, .. } => {
+            let argv: Vec<String> = argv.iter().map(|a| quote(a)).collect();
+            let cwd = cwd.as_ref().map_or(String::new(), |c| format!(" in {}", quote(c)));
+            let unread =
+                unread.as_ref().map_or(String::new(), |why| format!(" Not read: {}.", quote(why)));
+            format!(
+                "The kernel was asked by process {pid}{} to execute {}{cwd}, as {argv:?} \
+                 (execution {exec}; as passed, it can have been changed since).{unread}",
+                at(server),
+                quote(path)
+            )
+        }
+        Body::ProcessImage { exec, pid, image, unseen } => match (image, unseen) {
+            (Some(image), _) => {
+                format!("Process {pid} was seen to run {} (execution {exec}).", quote(image))
+            }
+            (None, Some(why)) => {
+                format!("What execution {exec} made of process {pid} was not seen: {}.", quote(why))
+            }
+            (None, None) => format!("What execution {exec} made of process {pid} was not seen."),
+        },
+        Body::ConnectRefused { pid, call, target, errno, server, .. } => format!(
+            "Process {pid}{} was REFUSED {} by the sandbox: {} ({}).",
+            at(server),
+            quote(target),
+            quote(errno),
+            quote(call)
+        ),
+        Body::WitnessGap { lost, reason } => {
+            format!("NOT ON RECORD: {lost} operations of the sandbox: {}.", quote(reason))
+        }
         _ => body.kind().to_owned(),
     }
 }

@@ -18,32 +18,38 @@ const TOLD: &str = "\
 #5  A sandbox was ready to run sh. Walls: landlock (ABI 7). Limits: pids 256 by cgroup v2.
 #6  THE TOTALS DO NOT AGREE: bytes up: the gateway says 1, the kernel counted 2; it should be equal.
 #7  The sandbox ended: exit 0, 1 ms of CPU, at most 2 bytes of memory.
-#8  A message came in from terminal, chat me: m00000000001-00000002, 12 bytes.
-#9  The message m00000000001-00000002 was taken back unanswered: SIGTERM.
-#10  It set to work on m00000000001-00000002.
-#11  It was done after 10 ms: ok.
-#12  The model m at h was asked, 1 bytes, with the provider tool web_search.
-#13  The model m answered after 4 ms: 1 bytes, 2 tokens in, 3 out.
-#14  The gateway used the secret github for it at api.github.com.
-#15  The gateway asks h for tokens of the login claude (renewal).
-#16  The login claude has a new access token and a new refresh token.
-#17  The login claude: removed. Hosts: h.
-#18  It says it uses the tool bash: {\"a\": \"\\\"<U+000A><U+001B>[31m\"}
-#19  It says the tool bash failed, 3 bytes: no
-#20  It was let through to h:443 (192.0.2.1), GET /x with \"a\", \"b\" as a WebSocket, by the \
+#8  The kernel was asked by process 7 of the server of tools lab to execute /bin/sh in /workspace, \
+as [\"sh\", \"-c\", \"<U+001B>[31m\u{fffd}\"] (execution 1; as passed, it can have been \
+changed since). Not read: its memory: EPERM.
+#9  Process 7 was seen to run /usr/bin/dash (execution 1).
+#10  Process 7 was REFUSED 192.0.2.1:443 by the sandbox: ENETUNREACH (connect).
+#11  NOT ON RECORD: 3 operations of the sandbox: the queue was full.
+#12  A message came in from terminal, chat me: m00000000001-00000002, 12 bytes.
+#13  The message m00000000001-00000002 was taken back unanswered: SIGTERM.
+#14  It set to work on m00000000001-00000002.
+#15  It was done after 10 ms: ok.
+#16  The model m at h was asked, 1 bytes, with the provider tool web_search.
+#17  The model m answered after 4 ms: 1 bytes, 2 tokens in, 3 out.
+#18  The gateway used the secret github for it at api.github.com.
+#19  The gateway asks h for tokens of the login claude (renewal).
+#20  The login claude has a new access token and a new refresh token.
+#21  The login claude: removed. Hosts: h.
+#22  It says it uses the tool bash: {\"a\": \"\\\"<U+000A><U+001B>[31m\"}
+#23  It says the tool bash failed, 3 bytes: no
+#24  It was let through to h:443 (192.0.2.1), GET /x with \"a\", \"b\" as a WebSocket, by the \
 rule r, with the secret github.
-#21  h:443 was looked up and dialled at 192.0.2.1.
-#22  The exchange with h:443 ended with status 200 after 3 ms: 1 bytes out after a head of 120, \
+#25  h:443 was looked up and dialled at 192.0.2.1.
+#26  The exchange with h:443 ended with status 200 after 3 ms: 1 bytes out after a head of 120, \
 2 in. It broke off: reset
-#23  It was REFUSED 10.0.0.1:22: private range (rule default).
-#24  The owner was asked (a1) by the rule r: POST https://h/x
-#25  The answer to a1 was deny (owner).
-#26  It called the host's tool web_fetch of host: {}
-#27  The tool web_fetch answered after 4 ms, 3 bytes.
-#28  LEARNING: 1 rules were proposed from s00000000005-00000006, which grant nothing; 2 grants \
+#27  It was REFUSED 10.0.0.1:22: private range (rule default).
+#28  The owner was asked (a1) by the rule r: POST https://h/x
+#29  The answer to a1 was deny (owner).
+#30  It called the host's tool web_fetch of host: {}
+#31  The tool web_fetch answered after 4 ms, 3 bytes.
+#32  LEARNING: 1 rules were proposed from s00000000005-00000006, which grant nothing; 2 grants \
 were never used.
-#29  A person accepted new rules into f.
-#30  It tried ptrace. Expected: EPERM. Answer: EPERM. The wall held.
+#33  A person accepted new rules into f.
+#34  It tried ptrace. Expected: EPERM. Answer: EPERM. The wall held.
 ";
 
 fn bare(body: Body) -> Record {

@@ -122,6 +122,46 @@ pub enum Body {
     },
     /// A sandbox is gone.
     SandboxStopped { outcome: String, cpu_ms: u64, peak_memory_bytes: u64 },
+    /// A process asked the kernel to execute a program: what stood in its memory at that moment,
+    /// read from outside while the call waited. Another thread may write there before the kernel
+    /// reads it again (`racy`), so this is what was asked for, not proof of what ran; that is
+    /// `process_image` of the same number.
+    ProcessExec {
+        /// Counted by the process that starts sandboxes, from 1.
+        exec: u64,
+        /// Its process id inside the sandbox.
+        pid: u32,
+        /// As passed; for a descriptor, what the descriptor names stands before it.
+        path: String,
+        /// As passed, shortened where it is long.
+        argv: Vec<String>,
+        /// Its working directory; none where the kernel did not show it.
+        cwd: Option<String>,
+        /// Nothing above was cut off, replaced because it is no text, or could not be read.
+        whole: bool,
+        /// See above; always true.
+        racy: bool,
+        /// The server of tools in whose sandbox it happened; none in the session's own.
+        server: Option<String>,
+        /// What could not be read, and why.
+        unread: Option<String>,
+    },
+    /// What `/proc/PID/exe` named at the first look at which the process had a new program, or why
+    /// there was no such look. It may have executed another one since.
+    ProcessImage { exec: u64, pid: u32, image: Option<String>, unseen: Option<String> },
+    /// A call was refused by which something outside would have been reached. It was answered with
+    /// `errno` and never carried out. `racy`: the target was read from the process' memory.
+    ConnectRefused {
+        pid: u32,
+        call: String,
+        target: String,
+        errno: String,
+        racy: bool,
+        server: Option<String>,
+    },
+    /// So many of the operations above are not on record; those that were not carried out for it
+    /// were answered with `EAGAIN`.
+    WitnessGap { lost: u64, reason: String },
     /// A message came in, or a reply went out.
     Message {
         direction: Direction,
@@ -255,6 +295,10 @@ impl Body {
             Self::TotalsDisagree { .. } => "totals_disagree",
             Self::SandboxStarted { .. } => "sandbox_started",
             Self::SandboxStopped { .. } => "sandbox_stopped",
+            Self::ProcessExec { .. } => "process_exec",
+            Self::ProcessImage { .. } => "process_image",
+            Self::ConnectRefused { .. } => "connect_refused",
+            Self::WitnessGap { .. } => "witness_gap",
             Self::Message { .. } => "message",
             Self::MessageWithdrawn { .. } => "message_withdrawn",
             Self::TurnStarted { .. } => "turn_started",

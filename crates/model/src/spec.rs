@@ -30,6 +30,8 @@ pub struct SandboxSpec {
     pub cwd: PathBuf,
     /// Its limits.
     pub limits: Limits,
+    /// Whether what it executes, and which connections it is refused, is reported from the kernel.
+    pub witness: bool,
 }
 
 /// The root file system.

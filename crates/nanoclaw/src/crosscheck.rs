@@ -26,7 +26,7 @@
 use crate::scribe::Scribe;
 use gateway::control::{ControlError, Door};
 use model::{Body, Durability, RecordError};
-use sandbox::{Ended, NetworkCounts, Traffic};
+use sandbox::{Ended, NetworkCounts, OperationCounts, Traffic};
 use std::collections::BTreeMap;
 
 /// What a person is told of a finding, up to the session's name.
@@ -90,7 +90,23 @@ pub(crate) fn counts(said: Result<BTreeMap<String, u64>, ControlError>) -> BTree
 
 /// Closes the door of a sandbox that is gone and compares what went through.
 pub(crate) fn settle(door: &Door, ended: &Ended) -> Checked {
-    check(counts(door.settle()), ended.traffic.as_ref())
+    let mut checked = check(counts(door.settle()), ended.traffic.as_ref());
+    if let Some(operations) = ended.operations {
+        witnessed(&mut checked.counts, operations);
+    }
+    checked
+}
+
+/// What the kernel reported, as the spawner counted it: a record that is missing shows in it.
+fn witnessed(counts: &mut BTreeMap<String, u64>, operations: OperationCounts) {
+    let OperationCounts { executions, refusals, lost } = operations;
+    for (name, count) in [
+        ("kernel_executions", executions),
+        ("kernel_refusals", refusals),
+        ("kernel_unrecorded", lost),
+    ] {
+        counts.insert(name.to_owned(), count);
+    }
 }
 
 /// Puts a session's end on record: `stopped`, what does not fit, the totals.
@@ -223,6 +239,14 @@ mod tests {
         let checked = check(said(1, 0, 1), None);
         assert_eq!((checked.findings.len(), checked.counts["totals_compared"]), (0, 0));
         assert!(!checked.counts.contains_key("kernel_door_up"), "unknown is not zero");
+    }
+
+    #[test]
+    fn what_the_kernel_reported_is_counted_where_it_was_witnessed() {
+        let mut counts = BTreeMap::new();
+        witnessed(&mut counts, OperationCounts { executions: 3, refusals: 2, lost: 0 });
+        assert_eq!((counts["kernel_executions"], counts["kernel_refusals"]), (3, 2));
+        assert_eq!(counts["kernel_unrecorded"], 0, "nothing was lost, and that is said");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use crate::crosscheck;
 use crate::failure::{self, Kind};
+use crate::operations::Reports;
 use crate::product::{self, Product};
 use crate::rootfs::Root;
 use crate::sandboxes::{self, Parts, WORKSPACE_INSIDE};
@@ -85,7 +86,7 @@ impl Host {
         let spec = self.spec(seed, &agent, &model, &door, &root)?;
         opened(&scribe, &agent, &grants, seed.resumed)?;
         let started = self.greeted(&scribe, &spec, &door, seed.resumed);
-        let (sandbox, client, words) = started.inspect_err(|failure| {
+        let (Alive { sandbox, reports }, client, words) = started.inspect_err(|failure| {
             // The failure itself is what the person hears of.
             servers.end();
             let counts = crosscheck::counts(door.counts());
@@ -95,7 +96,19 @@ impl Host {
         let cancel = client.cancel_handle();
         let timer = Timer::start(move || cancel.cancel()).map_err(fail)?;
         let limit = agent.turn_timeout;
-        Ok(Link { client, sandbox, servers, door, scribe, words, timer, limit, product, _root: root })
+        Ok(Link {
+            client,
+            sandbox,
+            reports,
+            servers,
+            door,
+            scribe,
+            words,
+            timer,
+            limit,
+            product,
+            _root: root,
+        })
     }
 
     /// The sandbox, with an agent in it that has answered.
@@ -105,15 +118,21 @@ impl Host {
         spec: &SandboxSpec,
         door: &Door,
         resumed: bool,
-    ) -> Result<(Sandbox, AcpClient, Words), Failure> {
-        let (sandbox, pipes) = self.launch(scribe, spec, door)?;
+    ) -> Result<(Alive, AcpClient, Words), Failure> {
+        let (alive, pipes) = self.launch(scribe, spec, door)?;
         let words = Words::read(pipes.stderr);
         let mut client = AcpClient::start(pipes.stdout, pipes.stdin).map_err(fail)?;
         let hello = client
             .initialize()
             .and_then(|_| client.new_session(Path::new(WORKSPACE_INSIDE), resumed));
-        hello.map_err(|e| with_words(&e.to_string(), &words))?;
-        Ok((sandbox, client, words))
+        match hello {
+            Ok(_) => Ok((alive, client, words)),
+            Err(e) => {
+                let failure = with_words(&e.to_string(), &words);
+                alive.end();
+                Err(failure)
+            }
+        }
     }
 
     fn door(
@@ -169,10 +188,10 @@ impl Host {
         scribe: &Scribe,
         spec: &SandboxSpec,
         door: &Door,
-    ) -> Result<(Sandbox, sandbox::Pipes), Failure> {
+    ) -> Result<(Alive, sandbox::Pipes), Failure> {
         let (stdio, pipes) = Stdio::piped().map_err(fail)?;
         let start = |e| lasting(&product::start_failure(e));
-        let prepared = self.product.spawner.prepare(spec, stdio).map_err(start)?;
+        let mut prepared = self.product.spawner.prepare(spec, stdio).map_err(start)?;
         let report = prepared.report().clone();
         let body = Body::SandboxStarted {
             plan_sha256: sha256_hex(&report.plan.sha256_input()),
@@ -183,7 +202,26 @@ impl Host {
         scribe.write(None, body, Durability::Durable).map_err(fail)?;
         door.only_from(report.pid).map_err(|e| without_gateway(&e))?;
         *self.last_report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
-        Ok((prepared.start().map_err(start)?, pipes))
+        let reports = Reports::take(&mut prepared, scribe, None).map_err(fail)?;
+        let sandbox = prepared.start().map_err(start)?;
+        Ok((Alive { sandbox, reports }, pipes))
+    }
+}
+
+/// A sandbox that runs, and what the kernel reports of it.
+struct Alive {
+    sandbox: Sandbox,
+    reports: Reports,
+}
+
+impl Alive {
+    /// Ends it, with what was reported of it on record.
+    fn end(self) {
+        let Self { sandbox, mut reports } = self;
+        // A spawner that is gone has killed it already.
+        drop(sandbox.kill());
+        let _ = sandbox.wait();
+        reports.finish();
     }
 }
 
@@ -252,6 +290,7 @@ fn with_words(cause: &str, words: &Words) -> Failure {
 struct Link {
     client: AcpClient,
     sandbox: Sandbox,
+    reports: Reports,
     servers: Open,
     door: Door,
     scribe: Scribe,
@@ -284,10 +323,14 @@ impl AgentLink for Link {
         let result = self.client.prompt(text, &mut |update| gathered.update(update));
         let Gathered { text, refused, .. } = gathered;
         let late = self.timer.disarm();
+        self.reports.settle(&self.sandbox);
         // Without a gateway nothing goes out that could be taken for this turn's.
         drop(self.door.set_turn(None));
         if let Some(sentence) = refused {
             return Err(fail(sentence));
+        }
+        if let Some(error) = self.reports.failed() {
+            return Err(fail(format!("The agent was ended, for {error}.")));
         }
         if let Some(cause) = self.product.watch.gone() {
             return Err(without_gateway(&ControlError::Gone { cause }));
@@ -300,13 +343,14 @@ impl AgentLink for Link {
     }
 
     fn stop(self: Box<Self>, reason: &str) {
-        let Self { client, sandbox, servers, door, scribe, .. } = *self;
+        let Self { client, sandbox, mut reports, servers, door, scribe, .. } = *self;
         drop(client); // closes its input, upon which the agent leaves
         if sandbox.wait_timeout(LEAVE_GRACE).is_none() {
             // A spawner that is gone has killed it already.
             drop(sandbox.kill());
         }
         let ended = sandbox.wait();
+        reports.finish();
         let stopped = Body::SandboxStopped {
             outcome: ended.outcome.to_string(),
             cpu_ms: ended.usage.cpu_ms,
@@ -328,6 +372,7 @@ impl Link {
     /// with the recorder before the gateway can record anything of it.
     fn begin(&self, turn: &TurnId) -> Result<(), Failure> {
         self.door.set_turn(Some(turn.clone())).map_err(|e| without_gateway(&e))?;
+        self.reports.set_turn(Some(turn.clone()));
         self.product.sink.flush(FLUSH_TIME).map_err(fail)
     }
 

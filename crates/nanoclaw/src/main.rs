@@ -12,6 +12,7 @@ mod failure;
 mod gatekeeper;
 mod home;
 mod host;
+mod operations;
 mod product;
 mod recordkeeper;
 mod removal;

@@ -9,6 +9,7 @@ use crate::args::{HowHard, RunArgs};
 use crate::commands::mcp;
 use crate::failure::{Context, Failure, Kind, Result};
 use crate::home::{Home, SessionDirs};
+use crate::operations::Reports;
 use crate::product::{self, Product};
 use crate::rootfs::Root;
 use crate::sandboxes::{self, Parts};
@@ -319,7 +320,7 @@ impl<'a> OneRun<'a> {
         let own_input = !self.agent.stdin_secrets.is_empty();
         let (stdio, mut streams) = Streams::open(args.tty, own_input)?;
         let spec = self.spec(args, workspace);
-        let prepared =
+        let mut prepared =
             self.product.spawner.prepare(&spec, stdio).map_err(product::start_failure)?;
         let report = prepared.report();
         let started = Body::SandboxStarted {
@@ -331,20 +332,29 @@ impl<'a> OneRun<'a> {
         self.scribe.write(None, started, Durability::Durable).map_err(|e| unrecorded(&e))?;
         self.door.only_from(report.pid).map_err(Failure::other)?;
         let forwarder = Forwarder::watch()?;
+        let mut reports = Reports::take(&mut prepared, &self.scribe, None)
+            .map_err(|e| Failure::other(format!("no thread could be had for its record: {e}")))?;
         let sandbox = Arc::new(prepared.start().map_err(product::start_failure)?);
         forwarder.to(&sandbox);
         self.end_without_gateway(&sandbox);
         if let Err(e) = self.hand_over(&mut streams) {
             drop(sandbox.kill());
-            self.close(&sandbox.wait(), false)?;
+            let ended = sandbox.wait();
+            reports.finish();
+            self.close(&ended, false)?;
             return Err(e);
         }
         let streams = streams.attach(&self.product.watch)?;
         follow_window(streams.master())?;
         let (ended, late) = wait(&sandbox, timeout);
         streams.finish();
+        reports.finish();
         let product = self.product;
         let code = self.close(&ended, late)?;
+        if let Some(error) = reports.failed() {
+            let cause = format!("the command was ended, for what it did is not on record: {error}");
+            return Err(Failure::new(Kind::Audit, cause));
+        }
         match product.watch.gone() {
             None => Ok(code),
             Some(cause) => Err(Failure::new(

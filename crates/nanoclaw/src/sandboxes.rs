@@ -88,6 +88,7 @@ pub(crate) fn spec(parts: Parts<'_>) -> SandboxSpec {
         command: parts.command,
         cwd: PathBuf::from(WORKSPACE_INSIDE),
         limits: parts.agent.limits.clone(),
+        witness: parts.agent.witness,
     }
 }
 
@@ -129,6 +130,8 @@ pub(crate) fn server_spec(parts: ServerParts<'_>) -> SandboxSpec {
         command: Command::Program(program.command.clone()),
         cwd: PathBuf::from(WORKSPACE_INSIDE),
         limits: program.limits.clone(),
+        // Its table has no word against it.
+        witness: true,
     }
 }
 

@@ -2,8 +2,8 @@
 
 use crate::world::now_ms;
 use model::{
-    AgentName, Body, Durability, MAX_INLINE_BYTES, Record, RecordError, RecordSink, RecordSinkExt,
-    SessionId, Sha256Hex, TurnId,
+    AgentName, Body, Done, Durability, MAX_INLINE_BYTES, Record, RecordError, RecordSink,
+    RecordSinkExt, SessionId, Sha256Hex, TurnId,
 };
 use std::sync::Arc;
 
@@ -23,14 +23,28 @@ impl Scribe {
         body: Body,
         durability: Durability,
     ) -> Result<u64, RecordError> {
-        let record = Record {
+        self.sink.append(self.record(turn, body), durability)
+    }
+
+    /// Submits one record; `done` hears its index, from any thread.
+    pub(crate) fn submit(
+        &self,
+        turn: Option<&TurnId>,
+        body: Body,
+        durability: Durability,
+        done: Done,
+    ) {
+        self.sink.submit(self.record(turn, body), durability, done);
+    }
+
+    fn record(&self, turn: Option<&TurnId>, body: Body) -> Record {
+        Record {
             time_ms: now_ms(),
             session: Some(self.session.clone()),
             agent: Some(self.agent.clone()),
             turn: turn.cloned(),
             body,
-        };
-        self.sink.append(record, durability)
+        }
     }
 }
 

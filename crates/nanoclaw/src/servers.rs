@@ -20,6 +20,7 @@ pub(crate) use register::Open;
 
 use crate::failure::Failure;
 use crate::home::Home;
+use crate::operations::Reports;
 use crate::product;
 use crate::sandboxes::{self, ServerParts};
 use crate::scribe::{Scribe, inline, sha256_hex};
@@ -59,11 +60,11 @@ impl Servers {
         wanted: &Wanted,
         scribe: &Scribe,
         door: Option<&Door>,
-    ) -> Result<(Sandbox, Pipes), String> {
+    ) -> Result<(Sandbox, Reports, Pipes), String> {
         let spec = self.spec(wanted, door)?;
         let (stdio, pipes) = Stdio::piped().map_err(|e| e.to_string())?;
         let started = |e| told(&product::start_failure(e));
-        let prepared = self.spawner.prepare(&spec, stdio).map_err(started)?;
+        let mut prepared = self.spawner.prepare(&spec, stdio).map_err(started)?;
         let report = prepared.report();
         let program = format!("{}: {}", label(&wanted.server), wanted.program.command.join(" "));
         let body = Body::SandboxStarted {
@@ -77,7 +78,10 @@ impl Servers {
         if let Some(door) = door {
             door.only_from(report.pid).map_err(|e| format!("it was not started, for {e}"))?;
         }
-        Ok((prepared.start().map_err(started)?, pipes))
+        let reports = Reports::take(&mut prepared, scribe, Some(&wanted.server))
+            .map_err(|e| format!("no thread could be had for its record: {e}"))?;
+        reports.set_turn(wanted.turn.clone());
+        Ok((prepared.start().map_err(started)?, reports, pipes))
     }
 
     /// Its own way out, if its rules give it one: the session's identity, the server's rules.
@@ -134,12 +138,14 @@ impl Programs for Starter {
         };
         let door = servers.door(&wanted, doors)?;
         let (ours, theirs) = UnixStream::pair().map_err(|e| e.to_string())?;
-        let (sandbox, pipes) = servers.run(&wanted, &scribe, door.as_ref())?;
+        let (sandbox, reports, pipes) = servers.run(&wanted, &scribe, door.as_ref())?;
         let sandbox = Arc::new(sandbox);
         let socket = ours.try_clone().map_err(|e| e.to_string())?;
         place.live(Live { sandbox: Arc::clone(&sandbox), socket });
         let Wanted { server, turn, stopped, .. } = wanted;
-        let running = Running { sandbox, socket: ours, scribe, server, turn, stopped, door, place };
+        let socket = ours;
+        let running =
+            Running { sandbox, reports, socket, scribe, server, turn, stopped, door, place };
         running.copy(pipes).map_err(|e| format!("no thread could be had for it: {e}"))?;
         Ok(theirs.into())
     }

@@ -33,6 +33,7 @@ pub(crate) fn grants(agent: &ResolvedAgent) -> Vec<String> {
         )
     }));
     lines.extend(agent.provider_tools.iter().map(|tool| provider_tool(tool)));
+    lines.extend((!agent.witness).then(unwitnessed));
     let (host, own): (Vec<_>, Vec<_>) =
         agent.tools.iter().partition(|tool| !BUILTIN_TOOLS.contains(&tool.as_str()));
     lines.extend(host.iter().map(|tool| format!("tool of the host {tool}")));
@@ -79,6 +80,14 @@ pub(crate) fn provider_tool(tool: &str) -> String {
     format!(
         "{LOUD}provider tool {tool}: the model's PROVIDER does it at the agent's word, where no \
          egress rule sees it"
+    )
+}
+
+/// What it means that nobody watches.
+pub(crate) fn unwitnessed() -> String {
+    format!(
+        "{LOUD}witness OFF: what it executes and which connections it is refused is NOT on record, \
+         but for what it says itself"
     )
 }
 

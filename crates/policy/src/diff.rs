@@ -63,6 +63,7 @@ fn gained(old: &ResolvedAgent, new: &ResolvedAgent) -> Vec<String> {
             format!("{}secret {name} is HANDED TO THE AGENT on its stdin", crate::LOUD)
         }),
     );
+    lines.extend((old.witness && !new.witness).then(describe::unwitnessed));
     for (name, value) in &new.env {
         match old.env.get(name) {
             None => lines.push(format!("environment variable {name}")),

@@ -76,6 +76,7 @@ pub(crate) const SANDBOX: Keys = Keys {
         "open_files",
         "turn_timeout",
         "limits",
+        "witness",
     ],
     later: &["disk", "require"],
 };

@@ -58,6 +58,8 @@ pub struct ResolvedAgent {
     pub limits: Limits,
     /// How long one turn may take.
     pub turn_timeout: Duration,
+    /// Whether the kernel reports what it executes and which connections it is refused.
+    pub witness: bool,
     /// Folders, in the order written.
     pub mounts: Vec<Mount>,
     /// Hosts, in the order written.
@@ -113,6 +115,7 @@ impl AgentFile {
             image: self.sandbox.image.clone(),
             limits: self.sandbox.limits.clone(),
             turn_timeout: self.sandbox.turn_timeout,
+            witness: self.sandbox.witness,
             mounts: self.resolve_mounts(&context.mounts, &additions.mounts)?,
             egress: self.egress.clone(),
             env: self.env.clone(),
@@ -251,6 +254,7 @@ impl ResolvedAgent {
                 "tmp_bytes": self.limits.tmp_bytes,
             },
             "turn_timeout_ms": timeout,
+            "witness": self.witness,
             "mounts": self.mounts.iter().map(mount).collect::<Vec<_>>(),
             "egress": self.egress.iter().map(rule).collect::<Vec<_>>(),
             "env": self.env,

@@ -37,6 +37,8 @@ pub(crate) struct SandboxSection {
     /// How hard what is written must be; the command line's limits obey it too.
     pub(crate) strictness: Strictness,
     pub(crate) turn_timeout: Duration,
+    /// Whether the kernel reports what it executes and which connections it is refused.
+    pub(crate) witness: bool,
 }
 
 impl Default for SandboxSection {
@@ -46,6 +48,7 @@ impl Default for SandboxSection {
             limits: Limits::default(),
             strictness: Strictness::Required,
             turn_timeout: DEFAULT_TURN_TIMEOUT,
+            witness: true,
         }
     }
 }
@@ -105,6 +108,7 @@ fn read_with(top: &Section<'_, '_>, keys: &Keys) -> Result<SandboxSection, Polic
     if let Some(at) = timeout {
         result.turn_timeout = at.value;
     }
+    result.witness = read_witness(&section)?;
     Ok(result)
 }
 
@@ -162,6 +166,20 @@ fn read_strictness(section: &Section<'_, '_>) -> Result<Strictness, PolicyError>
         )),
     })?;
     Ok(found.map_or(Strictness::Required, |at| at.value))
+}
+
+/// What is executed is on record unless the file says `witness = "off"`.
+fn read_witness(section: &Section<'_, '_>) -> Result<bool, PolicyError> {
+    let found = section.parsed("witness", "witness = \"on\"", |text| match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        other => Err(Problem::bad(
+            "witness",
+            format!("is {}", quote(other)),
+            "write \"on\" (the default) or \"off\"",
+        )),
+    })?;
+    Ok(found.is_none_or(|at| at.value))
 }
 
 fn read_cpus(section: &Section<'_, '_>) -> Result<Option<u64>, PolicyError> {

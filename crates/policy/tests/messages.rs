@@ -35,6 +35,7 @@ const AGENT: &[(&str, &str)] = &[
     ("pids negative", "schema = 1\n[sandbox]\npids = -1\n"),
     ("open_files too few", "schema = 1\n[sandbox]\nopen_files = 3\n"),
     ("limits unknown", "schema = 1\n[sandbox]\nlimits = 'soft'\n"),
+    ("witness unknown", "schema = 1\n[sandbox]\nwitness = 'no'\n"),
     ("later: disk", "schema = 1\n[sandbox]\ndisk = '2GiB'\n"),
     ("later: backend", "schema = 1\n[sandbox]\nbackend = 'docker'\n"),
     ("unknown backend", "schema = 1\n[sandbox]\nbackend = 'chroot'\n"),

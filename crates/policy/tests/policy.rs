@@ -201,7 +201,27 @@ fn an_empty_file_and_no_file_grant_nothing() {
         assert_eq!(agent.turn_timeout, DEFAULT_TURN_TIMEOUT);
         assert_eq!(agent.runtime, Runtime::Builtin);
         assert_eq!(agent.tools.len(), BUILTIN_TOOLS.len());
+        assert!(agent.witness, "what it executes is on record");
     }
+}
+
+#[test]
+fn who_does_without_the_kernels_witness_is_shown_in_red() {
+    let agent = |witness: &str| {
+        let text = format!("schema = 1\n[sandbox]\nwitness = '{witness}'\n");
+        resolve(&text, &Additions::default())
+    };
+    let (on, off) = (agent("on"), agent("off"));
+    assert_eq!((on.witness, off.witness), (true, false));
+    let red = |agent: &ResolvedAgent| {
+        let lines = agent.grants_text.iter().filter(|l| l.starts_with(nanoclaw_policy::LOUD));
+        lines.map(String::as_str).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(red(&on), "");
+    assert!(red(&off).contains("witness OFF"), "{}", red(&off));
+    assert_ne!(on.policy_bytes, off.policy_bytes);
+    assert_eq!(nanoclaw_policy::diff(&on, &off).gained, [red(&off)]);
+    assert!(nanoclaw_policy::diff(&off, &on).gained.is_empty());
 }
 
 #[test]
@@ -507,7 +527,7 @@ fn every_published_key_is_recognised() {
         ("", "workspace = 'session'|workspace = 'agent'|instructions = 'x'"),
         ("[sandbox]", "backend = 'native'|backend = 'podman'|rootfs = 'host-usr'"),
         ("[sandbox]", "memory = '1GiB'|cpus = 1.0|pids = 256|disk = '2GiB'|turn_timeout = '10min'"),
-        ("[sandbox]", "limits = 'fallback'|require = ['landlock>=6']"),
+        ("[sandbox]", "limits = 'fallback'|witness = 'off'|require = ['landlock>=6']"),
         ("[[egress]]\nhost = 'a.org'", "methods = ['GET']|paths = ['/repos/**']|secret = 'github'"),
         ("[[egress]]\nhost = 'a.org'", "max_upload_per_day = '1MiB'|tls = 'tunnel'|private = true"),
         ("[tools]", "allow = ['bash']|allow = ['send_message', 'schedule_task']"),

@@ -81,6 +81,7 @@ fn spec(dir: &Path, network: Network) -> SandboxSpec {
         command: Command::Builtin(vec!["__byte".into()]),
         cwd: "/workspace".into(),
         limits: Limits::default(),
+        witness: true,
     }
 }
 

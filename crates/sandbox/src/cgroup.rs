@@ -8,6 +8,8 @@
 //! 2. Directories are named after the spawner's pid and start time, so that leftovers of a dead
 //!    spawner are recognised and swept, and those of a live one never touched.
 
+mod freezer;
+
 use crate::facts::{Ladder, Rung};
 use model::Limits;
 use std::fs;
@@ -60,7 +62,7 @@ impl Parent {
     /// Makes one group with limits and reads them back.
     pub(crate) fn create(&self, name: &str, limits: &Limits) -> io::Result<Group> {
         let name = format!("{PREFIX}{name}");
-        let mut group = Group { name, memory: None, cpu: None, pids: None, v2: None };
+        let mut group = Group { name, memory: None, cpu: None, pids: None, v2: None, still: None };
         if let Err(e) = group.make(self).and_then(|()| group.limit(limits)) {
             group.remove();
             return Err(e);
@@ -70,7 +72,8 @@ impl Parent {
 
     /// Removes the groups of spawners that are no more.
     pub(crate) fn sweep(&self, alive: impl Fn(&str) -> bool) {
-        for dir in self.directories() {
+        let still = freezer::place();
+        for dir in self.directories().into_iter().chain(&still) {
             for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
                 let name = entry.file_name();
                 let Some(owner) = name.to_str().and_then(|n| n.strip_prefix(PREFIX)) else {
@@ -166,6 +169,8 @@ pub(crate) struct Group {
     pids: Option<PathBuf>,
     /// The v2 directory.
     v2: Option<PathBuf>,
+    /// One of v2 without limits, made when the sandbox was first to stand still.
+    still: Option<PathBuf>,
 }
 
 fn set(dir: &Path, file: &str, value: &str) -> io::Result<()> {
@@ -269,7 +274,7 @@ impl Group {
     }
 
     fn directories(&self) -> impl Iterator<Item = &PathBuf> {
-        [&self.memory, &self.cpu, &self.pids, &self.v2].into_iter().flatten()
+        [&self.memory, &self.cpu, &self.pids, &self.v2, &self.still].into_iter().flatten()
     }
 
     /// Files a process writes "0" to in order to join. The v1 `tasks` file and a lone thread

@@ -6,10 +6,18 @@
 //! 1. One thread owns the receiving side and is the parent of the spawner process, so that the
 //!    spawner's parent-death signal means "the client is gone", not "some thread ended".
 //! 2. Dropping a `Prepared` or a `Sandbox` kills it.
-//! 3. When the spawner is gone, every waiter is told; nobody waits for ever.
+//! 3. Reports are queued here, and never more than the spawner's window lets on their way.
+//! 4. When the spawner is gone, every waiter is told; nobody waits for ever.
 
-use crate::error::{StartError, StartErrorKind};
+mod operations;
+mod stdio;
+
+pub use operations::Operations;
+pub use stdio::{Pipes, Stdio};
+
+use crate::error::{PauseError, StartError, StartErrorKind};
 use crate::facts::HostFacts;
+use crate::operation::Operation;
 use crate::report::{Ended, Outcome, Report, Usage};
 use crate::wire::{self, Answer, BoxId, Request};
 use model::SandboxSpec;
@@ -17,6 +25,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::time::{Duration, Instant};
 
@@ -25,7 +34,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for one sandbox to be prepared, as seen from here; the spawner's own limit is
 /// shorter, so this one only speaks when the spawner hangs.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest wait for a usage answer.
+/// Longest wait for a usage answer, or for a sandbox to stand still (the spawner gives up sooner).
 const USAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How to start a spawner.
@@ -45,6 +54,9 @@ type Tried = Vec<(String, Option<String>)>;
 struct State {
     prepared: Option<Result<Report, StartError>>,
     usage: Option<Usage>,
+    frozen: Option<Result<(), PauseError>>,
+    /// Where reports go; gone with the sandbox, so that whoever takes them sees the end.
+    operations: Option<mpsc::Sender<Operation>>,
     ended: Option<Ended>,
 }
 
@@ -132,7 +144,22 @@ impl Link {
             Answer::Prepared { id, report } => board.set(id, |s| s.prepared = Some(Ok(*report))),
             Answer::Failed { id, error } => board.set(id, |s| s.prepared = Some(Err(error))),
             Answer::Usage { id, usage } => board.set(id, |s| s.usage = Some(usage)),
-            Answer::Ended { id, ended } => board.set(id, |s| s.ended = Some(ended)),
+            Answer::Frozen { id, error } => {
+                board.set(id, |s| s.frozen = Some(error.map_or(Ok(()), Err)));
+            }
+            Answer::Operation { id, operation } => {
+                // Nobody else waits for it.
+                return board.set(id, |s| {
+                    if let Some(to) = &s.operations {
+                        // Nobody takes reports any more: then the window stays full.
+                        let _ = to.send(operation);
+                    }
+                });
+            }
+            Answer::Ended { id, ended } => board.set(id, |s| {
+                s.operations = None;
+                s.ended = Some(ended);
+            }),
         }
         drop(board);
         self.changed.notify_all();
@@ -226,11 +253,12 @@ impl Spawner {
     /// When the spec is refused, the host lacks something required, or what was measured is not
     /// what was asked for. Nothing is left behind then.
     pub fn prepare(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Prepared, StartError> {
+        let (sender, receiver) = spec.witness.then(mpsc::channel).unzip();
         let id = {
             let mut board = self.link.board();
             board.next += 1;
             let id = board.next;
-            board.states.insert(id, State::default());
+            board.states.insert(id, State { operations: sender, ..State::default() });
             id
         };
         let handle = Handle { spawner: self.clone(), id };
@@ -245,7 +273,8 @@ impl Spawner {
         let report = self.link.wait(id, Some(PREPARE_TIMEOUT), |s| s.prepared.take())??;
         // Last, for what is searched for may appear at any time; a refusal ends what was built.
         crate::sockets::refuse(spec)?;
-        Ok(Prepared { handle, report })
+        let operations = receiver.map(|from| Operations::new(self.clone(), id, from));
+        Ok(Prepared { handle, report, operations })
     }
 }
 
@@ -290,7 +319,10 @@ fn read_answers(
             Ok(Some((answer, _))) => link.note(answer),
         }
     };
-    link.board().gone = Some(why);
+    let mut board = link.board();
+    board.gone = Some(why);
+    board.states.values_mut().for_each(|s| s.operations = None);
+    drop(board);
     link.changed.notify_all();
     // It ends by itself when the connection does; waiting here keeps it from being a zombie.
     let _ = rustix::net::shutdown(&link.socket, rustix::net::Shutdown::Both);
@@ -319,6 +351,7 @@ impl Drop for Handle {
 pub struct Prepared {
     handle: Handle,
     report: Report,
+    operations: Option<Operations>,
 }
 
 impl Prepared {
@@ -328,13 +361,22 @@ impl Prepared {
         &self.report
     }
 
+    /// Reports of what it will execute and be refused; once, and `None` where the spec does not
+    /// want them. They must be taken: what is not on record makes no room for more, and what cannot
+    /// be reported is not executed.
+    #[must_use]
+    pub fn operations(&mut self) -> Option<Operations> {
+        self.operations.take()
+    }
+
     /// Lets the program run.
     ///
     /// # Errors
     /// When the spawner is gone.
     pub fn start(self) -> Result<Sandbox, StartError> {
         self.handle.spawner.link.send(&Request::Start { id: self.handle.id })?;
-        Ok(Sandbox { handle: self.handle, report: self.report })
+        let marks = AtomicU64::new(0);
+        Ok(Sandbox { handle: self.handle, report: self.report, pause: Mutex::new(()), marks })
     }
 }
 
@@ -343,6 +385,9 @@ impl Prepared {
 pub struct Sandbox {
     handle: Handle,
     report: Report,
+    /// Held by who pauses or resumes: one at a time.
+    pause: Mutex<()>,
+    marks: AtomicU64,
 }
 
 impl Sandbox {
@@ -360,6 +405,7 @@ impl Sandbox {
             outcome: Outcome::Killed(e.cause),
             usage: Usage::default(),
             traffic: None,
+            operations: None,
         })
     }
 
@@ -407,61 +453,46 @@ impl Sandbox {
         let pick = |s: &mut State| s.usage.take().or_else(|| s.ended.as_ref().map(|e| e.usage));
         link.wait(id, Some(USAGE_TIMEOUT), pick)
     }
-}
 
-/// The three standard streams a program gets; it gets no other descriptor. When stdin is a
-/// terminal it becomes the program's controlling terminal: pass the slave of a pty of your own,
-/// never the user's terminal itself. In root mode it becomes the session uid's, for else
-/// `/dev/stdout` could not be opened inside.
-#[derive(Debug)]
-pub struct Stdio {
-    /// Descriptor 0.
-    pub stdin: OwnedFd,
-    /// Descriptor 1.
-    pub stdout: OwnedFd,
-    /// Descriptor 2.
-    pub stderr: OwnedFd,
-}
-
-/// The other ends of piped streams.
-#[derive(Debug)]
-pub struct Pipes {
-    /// Write here what the program reads.
-    pub stdin: std::fs::File,
-    /// What it writes to standard output.
-    pub stdout: std::fs::File,
-    /// What it writes to standard error.
-    pub stderr: std::fs::File,
-}
-
-impl Stdio {
-    /// Nothing to read, output thrown away.
+    /// Asks for an [`Operation::Mark`] of the number returned, behind everything that was reported
+    /// before.
     ///
     /// # Errors
-    /// When `/dev/null` cannot be opened.
-    pub fn null() -> std::io::Result<Self> {
-        let open = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
-        Ok(Self { stdin: open()?.into(), stdout: open()?.into(), stderr: open()?.into() })
+    /// When the spawner is gone.
+    pub fn mark(&self) -> Result<u64, StartError> {
+        let number = self.marks.fetch_add(1, Ordering::Relaxed) + 1;
+        self.handle.spawner.link.send(&Request::Mark { id: self.handle.id, number })?;
+        Ok(number)
     }
 
-    /// Three pipes.
+    /// Stops every process in it where it stands, until [`Sandbox::resume`]; it can be killed
+    /// meanwhile. Returns when all stand.
     ///
     /// # Errors
-    /// When there are no more descriptors.
-    pub fn piped() -> std::io::Result<(Self, Pipes)> {
-        let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
-        let ((in_read, in_write), (out_read, out_write)) = (pipe()?, pipe()?);
-        let (err_read, err_write) = pipe()?;
-        let pipes =
-            Pipes { stdin: in_write.into(), stdout: out_read.into(), stderr: err_read.into() };
-        Ok((Self { stdin: in_read, stdout: out_write, stderr: err_write }, pipes))
+    /// When this host has no cgroup v2 for it, when something in it does not stop, or when the
+    /// spawner is gone. It then runs on.
+    pub fn pause(&self) -> Result<(), PauseError> {
+        self.freeze(true)
     }
 
-    /// All three on one terminal: the slave side of a pty.
+    /// Lets it run on after [`Sandbox::pause`].
     ///
     /// # Errors
-    /// When there are no more descriptors.
-    pub fn terminal(slave: OwnedFd) -> std::io::Result<Self> {
-        Ok(Self { stdin: slave.try_clone()?, stdout: slave.try_clone()?, stderr: slave })
+    /// When the spawner is gone.
+    pub fn resume(&self) -> Result<(), PauseError> {
+        self.freeze(false)
+    }
+
+    fn freeze(&self, frozen: bool) -> Result<(), PauseError> {
+        let _one = self.pause.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (id, link) = (self.handle.id, &self.handle.spawner.link);
+        if let Some(state) = link.board().states.get_mut(&id) {
+            state.frozen = None;
+        }
+        let gone = |e: StartError| PauseError { cause: e.cause, remedy: e.remedy };
+        link.send(&Request::Freeze { id, frozen }).map_err(gone)?;
+        let over = || Err(PauseError::new("the sandbox has ended", "start the session again"));
+        let pick = |s: &mut State| s.frozen.take().or_else(|| s.ended.as_ref().map(|_| over()));
+        link.wait(id, Some(USAGE_TIMEOUT), pick).map_err(gone)?
     }
 }

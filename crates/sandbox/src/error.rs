@@ -121,3 +121,19 @@ impl From<SpecError> for StartError {
         Self { kind: StartErrorKind::Spec(e.kind), cause: e.cause, remedy: e.remedy }
     }
 }
+
+/// A sandbox that could not be paused or resumed. It runs on as before, or stands still as before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{cause}; {remedy}")]
+pub struct PauseError {
+    /// What, where, why.
+    pub cause: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl PauseError {
+    pub(crate) fn new(cause: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { cause: cause.into(), remedy: remedy.into() }
+    }
+}

@@ -5,6 +5,7 @@
 //!                   │ prepare(spec)          │ plan, cgroups, uid     │ steps, measure
 //!                   │ ◄───────── Report ─────┤ ◄──────── measured ────┤
 //!                   │ start ────────────────►│ ────────── go ────────►│ fork + exec
+//!                   │ ◄────────── Operation ─┤ ◄═════ seccomp ════════════ program: exec, connect
 //! ```
 //!
 //! Invariants:
@@ -14,7 +15,9 @@
 //! 3. Only the spawner process starts sandboxes; it is single-threaded and holds no secret.
 //! 4. A sandbox ends with its session's handle, with the client process and with the spawner.
 //! 5. `unsafe` stands in `sys` only.
-//! 6. The steps that every plan begins with may be carried out ahead of time, by a process that
+//! 6. What a sandbox executes and which connections it is refused is reported by the kernel,
+//!    whatever the program says; what cannot be reported is not executed.
+//! 7. The steps that every plan begins with may be carried out ahead of time, by a process that
 //!    then serves one sandbox. Walls and limits are measured in that very process, after the
 //!    last step, exactly as without.
 
@@ -29,6 +32,7 @@ pub mod floor;
 mod image;
 mod init;
 mod landlock;
+mod operation;
 mod plan;
 mod report;
 pub mod role;
@@ -40,12 +44,16 @@ mod sys;
 mod wire;
 
 pub use check::check;
-pub use client::{Pipes, Prepared, Sandbox, Spawner, SpawnerOptions, Stdio};
+pub use client::{Operations, Pipes, Prepared, Sandbox, Spawner, SpawnerOptions, Stdio};
 pub use doctor::{Check, Status, inspect};
-pub use error::{SpecError, SpecErrorKind, StartError, StartErrorKind};
+pub use error::{PauseError, SpecError, SpecErrorKind, StartError, StartErrorKind};
 pub use facts::{HostEntry, HostFacts, Ladder, Mode, Rung};
 pub use image::{ImageEntry, ImageView};
 pub use init::init_main;
+pub use operation::{
+    ARGV_BYTES_MAX, ARGV_MAX, CWD_BYTES_MAX, Execution, Image, Operation, OperationCounts,
+    PATH_BYTES_MAX, Refusal,
+};
 pub use plan::{BINARY_INSIDE, DISK_OWNER, Plan, Sources, plan};
 pub use report::{Ended, NetworkCounts, Outcome, Report, Traffic, Usage};
 pub use seccomp::reachable_syscalls;

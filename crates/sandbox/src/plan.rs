@@ -419,7 +419,8 @@ fn confine(spec: &SandboxSpec, facts: &HostFacts, steps: &mut Vec<Step>) {
         devices,
         scopes: facts.landlock_abi >= 6,
     });
-    steps.push(Step::Seccomp { reachable: crate::seccomp::reachable_syscalls() });
+    let reachable = crate::seccomp::reachable_syscalls();
+    steps.push(Step::Seccomp { reachable, witness: spec.witness });
     steps.push(Step::Verify);
 }
 

@@ -1,6 +1,7 @@
 //! What callers learn of a sandbox: what was measured before the start, what was used, how it
 //! ended.
 
+use crate::operation::OperationCounts;
 use model::{LimitState, WallState};
 use serde::{Deserialize, Serialize};
 
@@ -112,4 +113,6 @@ pub struct Ended {
     pub usage: Usage,
     /// What went in and out; `None` when the spawner is gone and cannot say.
     pub traffic: Option<Traffic>,
+    /// How many operations there were; `None` where they were not witnessed or the spawner is gone.
+    pub operations: Option<OperationCounts>,
 }

@@ -93,8 +93,9 @@ pub enum Step {
     NoNewPrivileges,
     /// File rights by Landlock: read everything, write only here.
     Landlock { abi: u32, write: Vec<String>, devices: Vec<String>, scopes: bool },
-    /// The allow-list of system calls.
-    Seccomp { reachable: usize },
+    /// The allow-list of system calls. With `witness` what is executed and which connections are
+    /// refused is reported to the spawner.
+    Seccomp { reachable: usize, witness: bool },
     /// Read back what holds and report it; wait for the word to go.
     Verify,
     /// Run the program.
@@ -157,8 +158,10 @@ impl fmt::Display for Step {
                 write!(f, ", use {}", devices.join(", "))?;
                 f.write_str(if *scopes { ", scope signals and abstract sockets" } else { "" })
             }
-            Self::Seccomp { reachable } => {
-                write!(f, "seccomp allow-list, {reachable} system calls reachable")
+            Self::Seccomp { reachable, witness } => {
+                write!(f, "seccomp allow-list, {reachable} system calls reachable")?;
+                let reported = ", executions and refused connections reported";
+                f.write_str(if *witness { reported } else { "" })
             }
             Self::Verify => f.write_str("verify, report, wait"),
             Self::Run { argv, builtin, cwd, environment } => {

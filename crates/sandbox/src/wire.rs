@@ -6,7 +6,8 @@
 //!    error, never a guess.
 //! 2. Everything received is `CLOEXEC`.
 
-use crate::error::StartError;
+use crate::error::{PauseError, StartError};
+use crate::operation::Operation;
 use crate::report::{Ended, Report, Usage};
 use model::SandboxSpec;
 use rustix::net::{
@@ -34,12 +35,42 @@ pub(crate) type BoxId = u64;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    Hello { private: Vec<PathBuf>, spares: bool },
-    Prepare { id: BoxId, spec: Box<SandboxSpec> },
-    Start { id: BoxId },
-    Signal { id: BoxId, signal: i32 },
-    Kill { id: BoxId },
-    Usage { id: BoxId },
+    Hello {
+        private: Vec<PathBuf>,
+        spares: bool,
+    },
+    Prepare {
+        id: BoxId,
+        spec: Box<SandboxSpec>,
+    },
+    Start {
+        id: BoxId,
+    },
+    Signal {
+        id: BoxId,
+        signal: i32,
+    },
+    Kill {
+        id: BoxId,
+    },
+    Usage {
+        id: BoxId,
+    },
+    /// So many of its operations are on record.
+    Taken {
+        id: BoxId,
+        count: usize,
+    },
+    /// Answer with this number among its operations.
+    Mark {
+        id: BoxId,
+        number: u64,
+    },
+    /// Stop all its processes, or let them run on.
+    Freeze {
+        id: BoxId,
+        frozen: bool,
+    },
     TryNamespaces,
 }
 
@@ -49,6 +80,8 @@ pub(crate) enum Answer {
     Prepared { id: BoxId, report: Box<Report> },
     Failed { id: BoxId, error: StartError },
     Usage { id: BoxId, usage: Usage },
+    Operation { id: BoxId, operation: Operation },
+    Frozen { id: BoxId, error: Option<PauseError> },
     Ended { id: BoxId, ended: Ended },
     Tried { namespaces: Vec<(String, Option<String>)> },
 }
@@ -154,12 +187,29 @@ pub(crate) fn send_bytes(
     bytes: &[u8],
     fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
+    transmit(socket, bytes, fds, SendFlags::NOSIGNAL)
+}
+
+/// As [`send_bytes`], never waiting; `false` when the socket takes no more for now.
+pub(crate) fn send_at_once(socket: impl AsFd, bytes: &[u8]) -> io::Result<bool> {
+    match transmit(socket, bytes, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn transmit(
+    socket: impl AsFd,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+    flags: SendFlags,
+) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let flags = SendFlags::NOSIGNAL;
     rustix::io::retry_on_intr(|| {
         rustix::net::sendmsg(&socket, &[IoSlice::new(bytes)], &mut ancillary, flags)
     })?;

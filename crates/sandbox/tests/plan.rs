@@ -49,6 +49,7 @@ fn spec() -> SandboxSpec {
         command: Command::Program(vec!["bash".into(), "-l".into()]),
         cwd: "/workspace".into(),
         limits: Limits::default(),
+        witness: true,
     }
 }
 

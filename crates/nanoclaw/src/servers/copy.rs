@@ -3,6 +3,7 @@
 use super::label;
 use super::register::Place;
 use crate::crosscheck;
+use crate::operations::Reports;
 use crate::scribe::{Scribe, inline};
 use crate::words::Words;
 use gateway::control::Door;
@@ -25,6 +26,8 @@ const WORDS_CHARS_MAX: usize = 300;
 /// A program that runs, and all that ends with it.
 pub(super) struct Running {
     pub(super) sandbox: Arc<Sandbox>,
+    /// What the kernel reports of it.
+    pub(super) reports: Reports,
     /// This side's end of the socket pair.
     pub(super) socket: UnixStream,
     pub(super) scribe: Scribe,
@@ -59,9 +62,10 @@ impl Running {
     }
 
     /// It writes no more, or nobody hears it any more.
-    fn end(self, words: &Words) {
+    fn end(mut self, words: &Words) {
         leave(&self.sandbox);
         let ended = self.sandbox.wait();
+        self.reports.finish();
         let totals = self.door.as_ref().map(|door| crosscheck::settle(door, &ended));
         let Ended { outcome, usage, .. } = ended;
         let body = Body::SandboxStopped {

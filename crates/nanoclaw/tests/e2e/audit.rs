@@ -210,6 +210,9 @@ fn general(lab: &Lab, story: &str) -> String {
         (r"recorder \S+ \(", "recorder VERSION ("),
         (r"version \S+", "version V"),
         (r"\bpid \d+", "pid N"),
+        (r"\b([Pp])rocess \d+", "${1}rocess N"),
+        (r"\(execution \d+", "(execution N"),
+        (r"/usr/\S*python3[\d.]*", "PYTHON"),
         (r"\d+ (door_\w+|kernel_\w+)", "N $1"),
     ] {
         text = Regex::new(pattern).unwrap().replace_all(&text, word).into_owned();

@@ -41,3 +41,4 @@ mod snapshots;
 mod terminal;
 mod totals;
 mod vault_key;
+mod witness;

@@ -162,6 +162,27 @@ fn a_turn_is_on_record_in_the_order_in_which_it_happened() {
 }
 
 #[test]
+fn what_a_turn_executes_is_on_record_under_it() {
+    let server = server(keyed());
+    let lab = Lab::with_model("openai", &server);
+    lab.say("RUN: /bin/echo seen").expect(0);
+    lab.assert_nobody_left();
+    let turns = lab.records("turn_started");
+    let executed = lab.records("process_exec");
+    let echo = executed.iter().find(|r| r["path"] == "/bin/echo").expect("it is on record");
+    assert_eq!(echo["turn"], turns[0]["turn"], "{echo:#}");
+    let image = lab.records("process_image").into_iter().find(|r| r["exec"] == echo["exec"]);
+    assert_eq!(image.expect("its image")["turn"], turns[0]["turn"]);
+    // The agent itself was executed before any turn, from a memory file. A plain user is not shown
+    // the descriptors of init, which is not dumpable; then that is said.
+    let own = &executed[0];
+    let named = own["path"].as_str().is_some_and(|p| p.starts_with("/memfd:nanoclaw"));
+    assert!(named || own["unread"].as_str().is_some_and(|u| u.contains("descriptor")), "{own:#}");
+    assert_eq!(own["argv"][1], "__agent");
+    assert_eq!(executed[0].get("turn"), None);
+}
+
+#[test]
 fn lines_from_a_pipe_are_a_conversation_too() {
     let server = server(keyed());
     let lab = Lab::with_model("openai", &server);

@@ -24,12 +24,22 @@ pub(super) struct Machine<'l> {
     mappings: HashMap<Owner, OwnedFd>,
     root: Option<Root>,
     pub(super) door: Option<Door>,
+    /// Where reported calls are answered: the spawner's, as soon as it is told what was measured.
+    pub(super) listener: Option<OwnedFd>,
 }
 
 impl<'l> Machine<'l> {
     pub(super) fn new(line: &'l OwnedFd) -> Self {
         rustix::process::umask(rustix::fs::Mode::empty());
-        Self { line, identity: 0, caller: (0, 0), mappings: HashMap::new(), root: None, door: None }
+        Self {
+            line,
+            identity: 0,
+            caller: (0, 0),
+            mappings: HashMap::new(),
+            root: None,
+            door: None,
+            listener: None,
+        }
     }
 
     /// Takes over a job's numbers and, when they came, the standard streams and mappings.
@@ -66,6 +76,10 @@ impl<'l> Machine<'l> {
             }
             Step::Names => self.door().and_then(Door::answer_names).map_err(tell),
             Step::DoorPort { port } => self.door().and_then(|d| d.bind_port(*port)).map_err(tell),
+            Step::Seccomp { witness, .. } => {
+                self.listener = load_filter(*witness).map_err(tell)?;
+                Ok(())
+            }
             Step::Landlock { abi, write, devices, scopes } => {
                 let streams = [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()]
                     .map(|fd| fd.try_clone_to_owned());
@@ -112,7 +126,6 @@ impl<'l> Machine<'l> {
             Step::ResourceLimit { name, value } => super::identity::limit(name, *value),
             Step::DropCapabilities => super::identity::drop_capabilities(),
             Step::NoNewPrivileges => Ok(rustix::thread::set_no_new_privs(true)?),
-            Step::Seccomp { .. } => load_filter(),
             Step::Verify => super::identity::seal(),
             Step::Namespaces { .. } => Ok(()),
             mount => self.tree()?.step(mount),
@@ -133,13 +146,19 @@ impl<'l> Machine<'l> {
     }
 }
 
-/// Loads the filter that the spawner built: the file is shared, so it is read by position.
-fn load_filter() -> io::Result<()> {
+/// Loads the filter that the spawner built: the file is shared, so it is read by position. The
+/// descriptor of one that reports is returned. From here to the spawner's taking it over nothing
+/// may be called that is reported, for nobody would answer.
+fn load_filter(witness: bool) -> io::Result<Option<OwnedFd>> {
     let file = fs::File::from(sys::inherit(super::FILTER_FD)?);
     let size = usize::try_from(file.metadata()?.len()).unwrap_or(0);
     let mut bytes = vec![0; size];
     file.read_exact_at(&mut bytes, 0)?;
-    sys::load_filter(&crate::seccomp::decode(&bytes))
+    let program = crate::seccomp::decode(&bytes, witness);
+    if witness {
+        return sys::load_reporting_filter(&program).map(Some);
+    }
+    sys::load_filter(&program).map(|()| None)
 }
 
 fn kind_of(step: &Step) -> Kind {
@@ -179,6 +198,10 @@ fn explain(kind: Kind, step: &Step, e: &io::Error) -> StartError {
             "name the real path, without symbolic links"
         }
         (Step::Landlock { .. }, _) => crate::doctor::LANDLOCK_REMEDY,
+        (Step::Seccomp { witness: true, .. }, Some(libc::EBUSY)) => {
+            "nanoclaw itself runs under a filter that reports (some container engines have one): \
+             run it outside, or write `[sandbox] witness = \"off\"`"
+        }
         (Step::Seccomp { .. }, _) => crate::doctor::SECCOMP_REMEDY,
         _ => "run `nanoclaw doctor` to see what this machine lacks",
     };

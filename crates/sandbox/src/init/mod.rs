@@ -7,7 +7,9 @@
 //! 2. Executes exactly the plan's steps, in order; the first failure ends it.
 //! 3. From `Verify` on it is as confined as the program: same identity, no capability, Landlock,
 //!    seccomp. It holds nothing that the program may not have.
-//! 4. Ends when the spawner's end of the line closes, whatever the program does.
+//! 4. Where operations are witnessed, the filter reports from `Seccomp` on, and the spawner answers
+//!    from `Measured` on: between the two nothing is called that is reported.
+//! 5. Ends when the spawner's end of the line closes, whatever the program does.
 
 mod door;
 mod execute;
@@ -23,7 +25,7 @@ use crate::error::{StartError, StartErrorKind};
 use crate::step::Step;
 use crate::wire::{self, Job, Order, Word};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
 /// Where the spawner puts things, behind standard streams that lead nowhere yet.
@@ -74,7 +76,7 @@ fn build(line: &OwnedFd) -> Result<run::Ready, (String, StartError)> {
     let Some(program) = program else {
         return Err(internal(io::Error::other("the plan runs nothing")));
     };
-    measure_and_wait(line, io).map_err(internal)?;
+    measure_and_wait(line, io, machine.listener.take()).map_err(internal)?;
     Ok(run::Ready { image, program, door: machine.door })
 }
 
@@ -87,11 +89,19 @@ fn next_job(line: &OwnedFd) -> io::Result<(Job, Vec<OwnedFd>)> {
     }
 }
 
-fn measure_and_wait(line: &OwnedFd, io: Option<std::fs::File>) -> io::Result<()> {
+/// The listener goes to the spawner and stays nowhere here: who holds it answers for every process
+/// of the sandbox.
+fn measure_and_wait(
+    line: &OwnedFd,
+    io: Option<std::fs::File>,
+    listener: Option<OwnedFd>,
+) -> io::Result<()> {
     let measured = measure::measure(io.as_ref())?;
-    let counter: Vec<_> = io.iter().map(AsFd::as_fd).collect();
-    wire::send(line, &Word::Measured(measured), &counter)?;
-    drop(io);
+    let counter = io.as_ref().map(AsFd::as_fd);
+    let fds: Vec<BorrowedFd<'_>> =
+        counter.into_iter().chain(listener.as_ref().map(AsFd::as_fd)).collect();
+    wire::send(line, &Word::Measured(measured), &fds)?;
+    drop((io, listener));
     let mut buffer = vec![0; wire::ORDER_MAX];
     loop {
         match wire::receive::<Order>(line, &mut buffer)? {

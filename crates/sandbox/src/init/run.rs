@@ -69,7 +69,13 @@ impl Program {
             self.path.split(':').map(|dir| format!("{dir}/{name}")).collect()
         };
         let mut refused = None;
-        for path in candidates.into_iter().filter_map(|p| CString::new(p).ok()) {
+        // What is not there is not tried: each attempt would be on record.
+        let there = |path: &String| {
+            let found = rustix::fs::access(path, rustix::fs::Access::EXISTS);
+            !matches!(found, Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR))
+        };
+        let candidates = candidates.into_iter().filter(there);
+        for path in candidates.filter_map(|p| CString::new(p).ok()) {
             let e = sys::exec_path(&path, &self.argv, &self.envp);
             if !matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) {
                 refused = Some(e);

@@ -1,6 +1,6 @@
 //! From rules to BPF.
 
-use super::{NEW_NAMESPACES, Rule, THREAD, rules};
+use super::{NEW_NAMESPACES, Rule, THREAD};
 use libc::sock_filter;
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
@@ -26,6 +26,7 @@ const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
 const UNKNOWN: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
+const REPORT: u32 = libc::SECCOMP_RET_USER_NOTIF;
 
 fn op(code: u16, k: u32) -> sock_filter {
     sock_filter { code, jt: 0, jf: 0, k }
@@ -84,24 +85,39 @@ fn leaf(rule: Option<Rule>) -> Vec<sock_filter> {
         }
         Some(Rule::OneOf(index, values)) => compare(index, values, ALLOW, REFUSE),
         Some(Rule::NoneOf(index, values)) => compare(index, values, REFUSE, ALLOW),
-        Some(Rule::Socket) => {
-            const UNIX: u32 = libc::AF_UNIX as u32;
-            const INET: u32 = libc::AF_INET as u32;
-            const INET6: u32 = libc::AF_INET6 as u32;
-            const NETLINK: u32 = libc::AF_NETLINK as u32;
-            vec![
-                argument(0),
-                jump(JUMP_EQUAL, UNIX, 6, 0),
-                jump(JUMP_EQUAL, INET, 5, 0),
-                jump(JUMP_EQUAL, INET6, 4, 0),
-                jump(JUMP_EQUAL, NETLINK, 0, 2),
-                argument(2),
-                jump(JUMP_EQUAL, libc::NETLINK_ROUTE as u32, 1, 0),
-                op(RETURN, REFUSE),
-                op(RETURN, ALLOW),
-            ]
-        }
+        Some(Rule::Reported) => vec![op(RETURN, REPORT)],
+        Some(Rule::Socket) => socket(REFUSE),
+        Some(Rule::ReportedSocket) => socket(REPORT),
     }
+}
+
+/// `socket(family, type, protocol)`; `refuse` is the answer to what may not be made.
+fn socket(refuse: u32) -> Vec<sock_filter> {
+    const UNIX: u32 = libc::AF_UNIX as u32;
+    const INET: u32 = libc::AF_INET as u32;
+    const INET6: u32 = libc::AF_INET6 as u32;
+    const NETLINK: u32 = libc::AF_NETLINK as u32;
+    const ROUTE: u32 = libc::NETLINK_ROUTE as u32;
+    const RAW: u32 = libc::SOCK_RAW as u32;
+    /// A way to `AF_PACKET` from before there was one; musl does not name it.
+    const PACKET: u32 = 10;
+    /// The rest of the argument is flags.
+    const TYPES: u32 = 0xf;
+    vec![
+        argument(0),
+        jump(JUMP_EQUAL, UNIX, 10, 0),
+        jump(JUMP_EQUAL, INET, 4, 0),
+        jump(JUMP_EQUAL, INET6, 3, 0),
+        jump(JUMP_EQUAL, NETLINK, 0, 6),
+        argument(2),
+        jump(JUMP_EQUAL, ROUTE, 5, 4),
+        argument(1),
+        op(AND, TYPES),
+        jump(JUMP_EQUAL, RAW, 1, 0),
+        jump(JUMP_EQUAL, PACKET, 0, 1),
+        op(RETURN, refuse),
+        op(RETURN, ALLOW),
+    ]
 }
 
 fn compare(index: u8, values: &[u32], hit: u32, miss: u32) -> Vec<sock_filter> {
@@ -132,8 +148,17 @@ fn tree(ranges: &[Range]) -> Vec<sock_filter> {
 /// One instruction as bytes.
 const INSTRUCTION: usize = 8;
 
-/// The program as bytes, for a file that the spawner makes once and every init only reads.
-pub(crate) fn encode(program: &[sock_filter]) -> Vec<u8> {
+/// The program of sandboxes, and after it that of sandboxes whose operations are witnessed: a file
+/// that the spawner makes once and every init only reads. The first eight bytes are the length of
+/// the first one.
+pub(crate) fn encode() -> Vec<u8> {
+    let quiet = bytes_of(&program_of(super::rules()));
+    let reporting = bytes_of(&program_of(super::reporting_rules()));
+    let length = (quiet.len() as u64).to_le_bytes();
+    [&length[..], &quiet, &reporting].concat()
+}
+
+fn bytes_of(program: &[sock_filter]) -> Vec<u8> {
     let bytes = |i: &sock_filter| {
         let mut out = [0; INSTRUCTION];
         out[..2].copy_from_slice(&i.code.to_le_bytes());
@@ -144,10 +169,13 @@ pub(crate) fn encode(program: &[sock_filter]) -> Vec<u8> {
     program.iter().flat_map(bytes).collect()
 }
 
-/// The reverse of [`encode`]. What is cut off or changed makes a program that the kernel refuses
-/// or that refuses more; the spawner sealed the file against both.
-pub(crate) fn decode(bytes: &[u8]) -> Vec<sock_filter> {
-    let (instructions, _) = bytes.as_chunks::<INSTRUCTION>();
+/// One of the two programs of [`encode`]. What is cut off or changed makes a program that the
+/// kernel refuses or that refuses more; the spawner sealed the file against both.
+pub(crate) fn decode(bytes: &[u8], reporting: bool) -> Vec<sock_filter> {
+    let Some((length, programs)) = bytes.split_first_chunk() else { return Vec::new() };
+    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+    let Some((quiet, other)) = programs.split_at_checked(length) else { return Vec::new() };
+    let (instructions, _) = if reporting { other } else { quiet }.as_chunks::<INSTRUCTION>();
     let one = |b: &[u8; INSTRUCTION]| sock_filter {
         code: u16::from_le_bytes([b[0], b[1]]),
         jt: b[2],
@@ -155,11 +183,6 @@ pub(crate) fn decode(bytes: &[u8]) -> Vec<sock_filter> {
         k: u32::from_le_bytes([b[4], b[5], b[6], b[7]]),
     };
     instructions.iter().map(one).collect()
-}
-
-/// The program of sandboxes. Building it allocates much; do it once a process.
-pub(crate) fn program() -> Vec<sock_filter> {
-    program_of(rules())
 }
 
 /// The program of any rules, sorted by number, each number once.

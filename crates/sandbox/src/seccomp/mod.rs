@@ -9,14 +9,17 @@
 //! 1. What is not named is refused with `EPERM`; a foreign architecture or the x32 numbers kill.
 //! 2. Arguments are compared in 32 bits where the kernel reads 32 bits (ioctl requests, socket
 //!    families), so that high garbage bits cannot slip past.
-//! 3. No set-uid or set-gid bit can be put on a file: in folders that belong to root on disk it
+//! 3. A program that reports hands calls to whoever holds its descriptor (`spawner::operations`)
+//!    instead of allowing executions and connections or refusing sockets; it allows nothing that
+//!    the other one refuses, for what is handed over is refused as well.
+//! 4. No set-uid or set-gid bit can be put on a file: in folders that belong to root on disk it
 //!    would outlive the sandbox.
 
 mod build;
 mod role;
 mod table;
 
-pub(crate) use build::{decode, encode, program, program_of};
+pub(crate) use build::{decode, encode, program_of};
 pub(crate) use role::rules as role_rules;
 
 use libc::c_long;
@@ -36,8 +39,13 @@ pub(crate) enum Rule {
     NoneOf(u8, &'static [u32]),
     /// A `clone` that makes a thread, and neither a process nor a namespace.
     Thread,
-    /// `AF_NETLINK` only with protocol 0 (route), else one of the plain families.
+    /// `AF_NETLINK` only with protocol 0 (route), else one of the plain families, and raw ones
+    /// never.
     Socket,
+    /// As [`Rule::Socket`], and what is refused is reported.
+    ReportedSocket,
+    /// Reported, and carried out or refused by whoever is told.
+    Reported,
 }
 
 /// `CLONE_NEW*`, all that `clone` can be given.
@@ -83,11 +91,29 @@ const FILTERED: &[(c_long, Rule)] = &[
 /// The same number on every architecture (Linux 6.6).
 const FCHMODAT2: c_long = 452;
 
+/// Calls that are reported where operations are witnessed. A socket is reported only if it is
+/// refused; whom `connect` means stands in memory, where no filter can look.
+const REPORTED: &[(c_long, Rule)] = &[
+    (libc::SYS_execve, Rule::Reported),
+    (libc::SYS_execveat, Rule::Reported),
+    (libc::SYS_connect, Rule::Reported),
+    (libc::SYS_socket, Rule::ReportedSocket),
+];
+
 /// Every call that has a rule, sorted by number, each once.
 pub(crate) fn rules() -> Vec<(u32, Rule)> {
     let allowed = table::COMMON.iter().chain(table::ARCHITECTURE).map(|n| (*n, Rule::Allow));
     let missing = table::NOT_IMPLEMENTED.iter().map(|n| (*n, Rule::NotImplemented));
     sorted(allowed.chain(missing).chain(FILTERED.iter().copied()))
+}
+
+/// As [`rules`], where operations are witnessed.
+pub(crate) fn reporting_rules() -> Vec<(u32, Rule)> {
+    let reported = |number: u32| {
+        let same = |(n, _): &&(c_long, Rule)| u32::try_from(*n).is_ok_and(|n| n == number);
+        REPORTED.iter().find(same).map(|(_, rule)| *rule)
+    };
+    rules().into_iter().map(|(n, rule)| (n, reported(n).unwrap_or(rule))).collect()
 }
 
 fn sorted(rules: impl Iterator<Item = (c_long, Rule)>) -> Vec<(u32, Rule)> {

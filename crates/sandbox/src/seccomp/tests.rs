@@ -2,7 +2,11 @@ use super::*;
 
 /// A classic-BPF interpreter for exactly the instructions used here.
 fn decide(arch: u32, number: u32, args: [u64; 6]) -> u32 {
-    let code = decode(&encode(&program()));
+    run(false, arch, number, args)
+}
+
+fn run(reporting: bool, arch: u32, number: u32, args: [u64; 6]) -> u32 {
+    let code = decode(&encode(), reporting);
     let word = |at: u32| match at {
         0 => number,
         4 => arch,
@@ -35,6 +39,7 @@ const EPERM: u32 = 0x0005_0001;
 const ENOSYS: u32 = 0x0005_0026;
 const ALLOW: u32 = 0x7fff_0000;
 const KILL: u32 = 0x8000_0000;
+const REPORT: u32 = 0x7fc0_0000;
 
 fn call(number: c_long, args: [u64; 6]) -> u32 {
     decide(HERE, number as u32, args)
@@ -61,6 +66,49 @@ fn foreign_architectures_and_x32_are_killed() {
     assert_eq!(decide(0x4000_0003, 1, [0; 6]), KILL);
     assert_eq!(decide(HERE, 0x4000_0000, [0; 6]), KILL);
     assert_eq!(decide(HERE, u32::MAX, [0; 6]), KILL);
+    assert_eq!(run(true, 0x4000_0003, 1, [0; 6]), KILL);
+}
+
+#[test]
+fn a_program_that_reports_differs_in_what_it_reports_only() {
+    let reported = [libc::SYS_execve, libc::SYS_execveat, libc::SYS_connect];
+    for number in 0..2_000 {
+        for first in [0, 1, 2, 16, 17] {
+            let args = [first, 3, 0, 0, 0, 0];
+            let (quiet, got) = (decide(HERE, number, args), run(true, HERE, number, args));
+            let socket = c_long::from(number) == libc::SYS_socket && quiet == EPERM;
+            let want =
+                if socket || reported.contains(&c_long::from(number)) { REPORT } else { quiet };
+            assert_eq!(got, want, "system call {number}, first argument {first}");
+        }
+    }
+}
+
+#[test]
+fn raw_sockets_are_refused_whatever_their_flags() {
+    const STREAM: u64 = 1;
+    const DATAGRAM: u64 = 2;
+    const RAW: u64 = 3;
+    const PACKET: u64 = 10;
+    const CLOEXEC_AND_NONBLOCK: u64 = 0o2_004_000;
+    for family in [2, 10] {
+        for flags in [0, CLOEXEC_AND_NONBLOCK, 0xdead_0000_0000_0000] {
+            for (kind, want) in [(STREAM, ALLOW), (DATAGRAM, ALLOW), (RAW, EPERM), (PACKET, EPERM)]
+            {
+                let args = [family, kind | flags, 0, 0, 0, 0];
+                assert_eq!(call(libc::SYS_socket, args), want, "{family} {kind} {flags:#x}");
+            }
+        }
+    }
+    assert_eq!(call(libc::SYS_socket, [1, RAW, 0, 0, 0, 0]), ALLOW, "Unix has no raw ones");
+}
+
+#[test]
+fn a_file_cut_short_is_no_program() {
+    let whole = encode();
+    for length in [0, 7, 8, 100] {
+        assert!(decode(&whole[..length], true).is_empty(), "{length}");
+    }
 }
 
 #[test]
@@ -129,6 +177,9 @@ fn the_dangerous_ones_are_out() {
 #[test]
 fn the_program_is_small() {
     // Each instruction is run for every call number when the filter is loaded.
-    assert!(program().len() < 400, "{} instructions", program().len());
+    for rules in [rules(), reporting_rules()] {
+        let length = program_of(rules).len();
+        assert!(length < 400, "{length} instructions");
+    }
     assert!(reachable_syscalls() < 300, "{}", reachable_syscalls());
 }

@@ -1,6 +1,8 @@
 //! One sandbox from clone to burial.
 
 use super::body::{Body, Mapping};
+use super::operations::{Watch, Way};
+use super::still::Still;
 use super::verify::{self, Demand};
 use super::{PREPARE_TIMEOUT, Shop, adopt, outcome, pool, slots::Slots, watchdog};
 use crate::cgroup::Group;
@@ -29,6 +31,9 @@ pub(super) struct Live {
     phase: Phase,
     demand: Demand,
     plan: Option<crate::Plan>,
+    /// Reports of it, from before its program runs.
+    watch: Option<Watch>,
+    still: Still,
     killed: Option<String>,
     finished: Option<i32>,
     failed: Option<StartError>,
@@ -64,7 +69,8 @@ impl Live {
             Ok(()) => Ok(live),
             Err(e) => {
                 live.kill("it could not be given its work");
-                live.bury(&mut shop.slots);
+                let (outbox, executions) = (&mut shop.outbox, &mut shop.executions);
+                live.bury(&mut shop.slots, &mut Way { id, outbox, executions });
                 Err(e)
             }
         }
@@ -81,6 +87,7 @@ impl Live {
                 model::Network::Door(door) => Some(door.clone()),
                 model::Network::None => None,
             },
+            witness: spec.witness,
         };
         Self {
             id,
@@ -89,6 +96,8 @@ impl Live {
             phase: Phase::Preparing { deadline: Instant::now() + PREPARE_TIMEOUT },
             demand,
             plan: Some(plan),
+            watch: None,
+            still: Still::default(),
             killed: None,
             finished: None,
             failed: None,
@@ -121,10 +130,10 @@ impl Live {
     /// Reads one word of init; what to tell the client, if anything.
     pub(super) fn hear(&mut self, buffer: &mut Vec<u8>, host: &[(String, u64)]) -> Option<Answer> {
         match wire::receive::<Word>(&self.body.line, buffer) {
-            Ok(Some((Word::Measured(measured), mut fds)))
+            Ok(Some((Word::Measured(measured), fds)))
                 if matches!(self.phase, Phase::Preparing { .. }) =>
             {
-                return self.measured(&measured, fds.pop(), host);
+                return self.measured(&measured, fds, host);
             }
             Ok(Some((Word::Failed { error, .. }, _)))
                 if matches!(self.phase, Phase::Preparing { .. }) =>
@@ -144,14 +153,20 @@ impl Live {
     fn measured(
         &mut self,
         m: &wire::Measured,
-        io: Option<OwnedFd>,
+        mut fds: Vec<OwnedFd>,
         host: &[(String, u64)],
     ) -> Option<Answer> {
         let walls = verify::walls(&self.demand, m, host);
         let limits = verify::limits(&self.demand, m, self.body.group.as_ref(), self.body.pid);
-        match walls.and_then(|w| Ok((w, limits?))) {
-            Ok((walls, limits)) => {
+        // The listener is the last of them where there is one; `Watch::new` asks the kernel what it is.
+        let listener = if self.demand.witness { fds.pop() } else { None };
+        let io = fds.pop();
+        let watch = self.demand.witness.then(|| Watch::new(listener, self.body.pid)).transpose();
+        match walls.and_then(|w| Ok((w, limits?, watch?))) {
+            Ok((mut walls, limits, watch)) => {
                 self.phase = Phase::Waiting;
+                walls.push(verify::witness(watch.as_ref().map(Watch::reads)));
+                self.watch = watch;
                 self.body.witness.zero(m.moved, io);
                 let plan = self.plan.take()?;
                 let pid = u32::try_from(self.body.pid).unwrap_or(0);
@@ -189,18 +204,58 @@ impl Live {
         self.body.kill();
     }
 
+    /// Readable when a call waits for its answer.
+    pub(super) fn listener(&self) -> Option<&OwnedFd> {
+        self.watch.as_ref().map(Watch::fd)
+    }
+
+    /// Answers a call that waits. A listener that gives none is of no more use.
+    pub(super) fn called(&mut self, way: &mut Way<'_>) {
+        if let Some(watch) = &mut self.watch
+            && watch.turn(way).is_err()
+        {
+            self.kill("its calls can no longer be answered");
+        }
+    }
+
+    /// So many of its reports are on record.
+    pub(super) fn taken(&mut self, count: usize, way: &mut Way<'_>) {
+        if let Some(watch) = &mut self.watch {
+            watch.taken(count, way);
+        }
+    }
+
+    /// Stops it, or lets it run on; the answer, if there is one already.
+    pub(super) fn freeze(&mut self, frozen: bool) -> Option<Answer> {
+        self.still.ask(self.id, frozen, self.body.group.as_mut(), self.body.pid)
+    }
+
     /// When [`Live::tick`] must be called at the latest.
     pub(super) fn deadline(&self) -> Option<Instant> {
+        let looks = self.watch.as_ref().and_then(Watch::due);
+        [self.phase_deadline(), looks, self.still.due()].into_iter().flatten().min()
+    }
+
+    fn phase_deadline(&self) -> Option<Instant> {
         match self.phase {
+            _ if self.killed.is_some() => None,
             Phase::Preparing { deadline } => Some(deadline),
             Phase::Waiting => None,
             Phase::Running { look } => look,
         }
     }
 
-    /// Time-out and watchdog.
-    pub(super) fn tick(&mut self, now: Instant) {
-        if self.deadline().is_none_or(|at| at > now) || self.killed.is_some() {
+    /// Looks, time-out and watchdog; what to tell the client, if anything.
+    pub(super) fn tick(&mut self, now: Instant, way: &mut Way<'_>) -> Option<Answer> {
+        if let Some(watch) = &mut self.watch {
+            watch.look(now, way);
+        }
+        self.watch_over(now);
+        self.still.turn(self.id, self.body.group.as_mut(), now)
+    }
+
+    fn watch_over(&mut self, now: Instant) {
+        if self.phase_deadline().is_none_or(|at| at > now) {
             return;
         }
         match self.phase {
@@ -244,8 +299,9 @@ impl Live {
     }
 
     /// Reaps it and gives everything back. Waits if need be: call it after its end or `kill`.
-    pub(super) fn bury(&mut self, slots: &mut Slots) -> Answer {
+    pub(super) fn bury(&mut self, slots: &mut Slots, way: &mut Way<'_>) -> Answer {
         let (reaped, traffic) = self.body.reap();
+        let operations = self.watch.take().map(|mut watch| watch.end(way));
         let group = self.body.group.as_ref();
         let usage = Usage {
             cpu_ms: reaped.map_or(0, |r| millis(r.cpu)),
@@ -272,7 +328,7 @@ impl Live {
             return Answer::Failed { id: self.id, error };
         }
         let outcome = outcome(self.finished, status, self.killed.as_deref(), usage.oom_kills);
-        Answer::Ended { id: self.id, ended: Ended { outcome, usage, traffic } }
+        Answer::Ended { id: self.id, ended: Ended { outcome, usage, traffic, operations } }
     }
 }
 

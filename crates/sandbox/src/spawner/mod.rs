@@ -9,15 +9,20 @@
 //! 2. A sandbox's process, slot, cgroups and descriptors live in one `Body`, owned by its `Live`
 //!    or, before anybody asked for it, by the pool. They are given back after its processes are
 //!    gone.
-//! 3. What init says after `go` comes from inside: it is bounded, and only its exit status is
+//! 3. It waits for nothing but its descriptors: not for the client, to whom it sends through a
+//!    queue, and not for a sandbox, but for the end of one that it has killed.
+//! 4. What init says after `go` comes from inside: it is bounded, and only its exit status is
 //!    believed, for display.
 
 mod adopt;
 mod body;
 mod live;
 mod mapping;
+mod operations;
+mod outbox;
 mod pool;
 mod slots;
+mod still;
 mod verify;
 mod watchdog;
 mod witness;
@@ -28,12 +33,14 @@ use crate::facts::{HostFacts, Mode};
 use crate::report::Outcome;
 use crate::wire::{self, Answer, BoxId, Request};
 use live::Live;
+use operations::Way;
+use outbox::Outbox;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::process::{DumpableBehavior, Signal};
 use std::collections::BTreeMap;
 use std::io::{self, Seek};
-use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -44,7 +51,7 @@ const CONTROL_FD: i32 = 0;
 
 /// What all sandboxes of this spawner share.
 struct Shop {
-    control: OwnedFd,
+    outbox: Outbox,
     image: OwnedFd,
     filter: OwnedFd,
     null: OwnedFd,
@@ -55,6 +62,8 @@ struct Shop {
     namespaces: Vec<(String, u64)>,
     own_name: String,
     made: u64,
+    /// Executions reported so far, of all sandboxes.
+    executions: u64,
     pool: pool::Pool,
 }
 
@@ -87,9 +96,9 @@ fn serve() -> io::Result<()> {
         exe.rewind()?;
         seal("nanoclaw", &mut exe, MemfdFlags::empty())
     })?;
-    let filter = crate::seccomp::encode(&crate::seccomp::program());
+    let filter = crate::seccomp::encode();
     let mut shop = Shop {
-        control,
+        outbox: Outbox::new(control),
         image,
         null,
         filter: seal("filter", &mut &*filter, MemfdFlags::empty())?,
@@ -100,14 +109,16 @@ fn serve() -> io::Result<()> {
         namespaces: crate::init::namespaces()?,
         own_name: own_name()?,
         made: 0,
+        executions: 0,
         pool: pool::Pool::new()?,
     };
     sweep();
     let mut boxes = BTreeMap::new();
     let result = shop.turn_until_end(&mut boxes, &end);
-    for (_, mut live) in boxes {
+    for (id, mut live) in boxes {
         live.kill("the spawner ended");
-        live.bury(&mut shop.slots);
+        let (outbox, executions) = (&mut shop.outbox, &mut shop.executions);
+        live.bury(&mut shop.slots, &mut Way { id, outbox, executions });
     }
     pool::drain(&mut shop);
     result
@@ -158,9 +169,24 @@ struct Events {
     ended: bool,
     /// The spare has ended.
     spare: bool,
-    /// For each box with an event: its line is readable, its first process is gone.
-    boxes: Vec<(BoxId, bool, bool)>,
+    /// For each box with an event.
+    boxes: Vec<(BoxId, Happened)>,
 }
+
+/// What happened to one box.
+#[derive(Clone, Copy)]
+struct Happened {
+    /// Its line is readable.
+    line: bool,
+    /// Its first process is gone.
+    gone: bool,
+    /// A call waits for its answer.
+    call: bool,
+}
+
+/// Descriptors waited for besides the boxes', and for each box.
+const FIXED: usize = 2;
+const EACH: usize = 3;
 
 impl Shop {
     fn turn_until_end(&mut self, boxes: &mut Boxes, end: &OwnedFd) -> io::Result<()> {
@@ -173,11 +199,12 @@ impl Shop {
             if spare {
                 pool::drain(self);
             }
-            for (id, line, gone) in events {
-                self.box_event(boxes, id, line, gone, &mut buffer);
+            self.outbox.flush();
+            for (id, happened) in events {
+                self.box_event(boxes, id, happened, &mut buffer);
             }
             if control {
-                match wire::receive::<Request>(&self.control, &mut buffer)? {
+                match wire::receive::<Request>(self.outbox.socket(), &mut buffer)? {
                     None => return Ok(()),
                     Some((request, fds)) => self.request(boxes, request, fds),
                 }
@@ -188,14 +215,22 @@ impl Shop {
 
     /// Waits for anything.
     fn wait(&self, boxes: &Boxes, end: &OwnedFd) -> io::Result<Events> {
-        let mut fds =
-            vec![PollFd::new(&self.control, PollFlags::IN), PollFd::new(end, PollFlags::IN)];
+        let room = if self.outbox.is_waiting() { PollFlags::OUT } else { PollFlags::empty() };
+        let mut fds = vec![
+            PollFd::new(self.outbox.socket(), PollFlags::IN | room),
+            PollFd::new(end, PollFlags::IN),
+        ];
         for live in boxes.values() {
             let line = if live.line_open { PollFlags::IN } else { PollFlags::empty() };
-            // A line at its end would be reported for ever; its pidfd stands in for it.
+            // A line at its end would be reported for ever; its pidfd stands in for it, as for a
+            // listener that is not there.
             let line_fd = if live.line_open { live.line() } else { live.pidfd() };
             fds.push(PollFd::new(line_fd, line));
             fds.push(PollFd::new(live.pidfd(), PollFlags::IN));
+            fds.push(match live.listener() {
+                Some(listener) => PollFd::new(listener, PollFlags::IN),
+                None => PollFd::new(live.pidfd(), PollFlags::empty()),
+            });
         }
         fds.extend(self.pool.pidfd().map(|fd| PollFd::new(fd, PollFlags::IN)));
         let next = boxes.values().filter_map(Live::deadline).chain(self.pool.due()).min();
@@ -209,39 +244,58 @@ impl Shop {
             Err(rustix::io::Errno::INTR) => return Ok(Events::default()),
             Err(e) => return Err(e.into()),
         }
-        let ready: Vec<bool> = fds.iter().map(|f| !f.revents().is_empty()).collect();
-        let at = |i: usize| ready.get(i).copied().unwrap_or(false);
+        let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
+        let at = |i: usize| ready.get(i).copied().unwrap_or(PollFlags::empty());
+        let any = |i: usize| !at(i).is_empty();
         let events = boxes
             .iter()
-            .enumerate()
-            .map(|(n, (id, live))| (*id, live.line_open && at(2 + 2 * n), at(3 + 2 * n)))
-            .filter(|(_, line, gone)| *line || *gone)
+            .zip((FIXED..).step_by(EACH))
+            .map(|((id, live), first)| {
+                let line = live.line_open && any(first);
+                // A listener whose processes have all ended is reported, and has nothing to give.
+                let call = at(first + 2).contains(PollFlags::IN);
+                (*id, Happened { line, gone: any(first + 1), call })
+            })
+            .filter(|(_, h)| h.line || h.gone || h.call)
             .collect();
-        let spare = at(2 + 2 * boxes.len());
-        Ok(Events { control: at(0), ended: at(1), spare, boxes: events })
+        let spare = any(FIXED + EACH * boxes.len());
+        let control = at(0).intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
+        Ok(Events { control, ended: any(1), spare, boxes: events })
     }
 
     fn box_event(
         &mut self,
         boxes: &mut Boxes,
         id: BoxId,
-        line: bool,
-        gone: bool,
+        happened: Happened,
         buffer: &mut Vec<u8>,
     ) {
         let Some(live) = boxes.get_mut(&id) else { return };
-        if line && let Some(answer) = live.hear(buffer, &self.namespaces) {
+        if happened.line
+            && let Some(answer) = live.hear(buffer, &self.namespaces)
+        {
             self.answer(&answer);
         }
-        if gone && let Some(mut live) = boxes.remove(&id) {
+        if happened.call {
+            live.called(&mut self.way(id));
+        }
+        if happened.gone
+            && let Some(mut live) = boxes.remove(&id)
+        {
             while live.line_open {
                 if let Some(answer) = live.hear(buffer, &self.namespaces) {
                     self.answer(&answer);
                 }
             }
-            let answer = live.bury(&mut self.slots);
+            let (outbox, executions) = (&mut self.outbox, &mut self.executions);
+            let answer = live.bury(&mut self.slots, &mut Way { id, outbox, executions });
             self.answer(&answer);
         }
+    }
+
+    /// Where reports of a box go.
+    fn way(&mut self, id: BoxId) -> Way<'_> {
+        Way { id, outbox: &mut self.outbox, executions: &mut self.executions }
     }
 
     fn request(&mut self, boxes: &mut Boxes, request: Request, fds: Vec<OwnedFd>) {
@@ -294,20 +348,33 @@ impl Shop {
                     self.answer(&Answer::Usage { id, usage: live.usage() });
                 }
             }
+            Request::Taken { id, count } => {
+                if let Some(live) = boxes.get_mut(&id) {
+                    live.taken(count, &mut self.way(id));
+                }
+            }
+            Request::Mark { id, number } => operations::mark(number, &mut self.way(id)),
+            Request::Freeze { id, frozen } => {
+                if let Some(answer) = boxes.get_mut(&id).and_then(|live| live.freeze(frozen)) {
+                    self.answer(&answer);
+                }
+            }
         }
     }
 
     fn clocks(&mut self, boxes: &mut Boxes) {
         let now = Instant::now();
         pool::refill(self, now);
-        for live in boxes.values_mut() {
-            live.tick(now);
+        for (id, live) in boxes {
+            if let Some(answer) = live.tick(now, &mut self.way(*id)) {
+                self.answer(&answer);
+            }
         }
     }
 
     /// A client that is gone is noticed by the loop.
-    fn answer(&self, answer: &Answer) {
-        let _ = wire::send(self.control.as_fd(), answer, &[]);
+    fn answer(&mut self, answer: &Answer) {
+        let _ = self.outbox.answer(answer);
     }
 }
 

@@ -16,6 +16,8 @@ pub(super) struct Demand {
     pub(super) ladder: Ladder,
     pub(super) limits: Limits,
     pub(super) door: Option<DoorSpec>,
+    /// What it executes and is refused is reported.
+    pub(super) witness: bool,
 }
 
 fn wrong(what: &str, found: &str, wanted: &str) -> StartError {
@@ -114,6 +116,20 @@ fn list(demand: &Demand, measured: &Measured) -> Vec<WallState> {
     ]
     .map(|(wall, state)| WallState { wall: wall.to_owned(), state })
     .into()
+}
+
+/// Not a wall, but what stands beside them on record: a reader must see that it was not there.
+/// `reads`: whether memory can be read, as tried; `None` without a witness.
+pub(super) fn witness(reads: Option<bool>) -> WallState {
+    let state = match reads {
+        Some(true) => "executions and refused connections, by seccomp user notification",
+        Some(false) => {
+            "executions and refused connections, by seccomp user notification, but what they name \
+             is closed to us: this process may trace nobody (CAP_SYS_PTRACE)"
+        }
+        None => "off: what is executed is not on record",
+    };
+    WallState { wall: "witness".to_owned(), state: state.to_owned() }
 }
 
 /// The limits with what holds each.

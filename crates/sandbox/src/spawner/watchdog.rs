@@ -19,22 +19,29 @@ const PROCESSES_MAX: usize = 65_536;
 /// Orphans inside become children of the sandbox's first process, so none is missed.
 pub(super) fn tree(pid: i32) -> (u64, u64) {
     let page = rustix::param::page_size() as u64;
-    let (mut sum, mut count, mut at) = (0u64, 0u64, 0);
-    let mut list = vec![pid];
-    while let Some(pid) = list.get(at).copied() {
-        at += 1;
+    let (mut sum, mut count) = (0u64, 0u64);
+    for pid in processes(pid) {
         count += 1;
         let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
         let mut fields = statm.split(' ').skip(1).map_while(|f| f.parse::<u64>().ok());
         let (resident, shared) = (fields.next().unwrap_or(0), fields.next().unwrap_or(0));
         sum = sum.saturating_add(resident.saturating_sub(shared).saturating_mul(page));
+    }
+    (sum, count)
+}
+
+/// `pid` and all its descendants.
+pub(super) fn processes(pid: i32) -> Vec<i32> {
+    let (mut list, mut at) = (vec![pid], 0);
+    while let Some(pid) = list.get(at).copied() {
+        at += 1;
         for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
             let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
             list.extend(children.split_whitespace().filter_map(|c| c.parse::<i32>().ok()));
         }
         list.truncate(PROCESSES_MAX);
     }
-    (sum, count)
+    list
 }
 
 /// When to look again.

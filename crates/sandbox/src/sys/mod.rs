@@ -8,9 +8,14 @@
 #![allow(unsafe_code)]
 
 pub mod attempt;
+mod notify;
 mod process;
 mod security;
 
+pub(crate) use notify::{
+    Notification, is_listener, is_waiting, let_go, load_reporting_filter, read_memory, receive,
+    refuse, wake_in_turns,
+};
 pub(crate) use process::{
     Reaped, await_end, clone_exec, cloned_pause, exec_fd, exec_path, fork, fork_into, reap,
     replace_streams, reset_signals, signal_fd, stop, take_signal,

@@ -77,6 +77,7 @@ impl Lab {
             command: Command::Program(argv.iter().map(|a| (*a).to_owned()).collect()),
             cwd: "/workspace".into(),
             limits: Limits::default(),
+            witness: false,
         }
     }
 

@@ -72,12 +72,12 @@ pub(crate) fn hold() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn gone(pid: u32) -> bool {
+pub(crate) fn gone(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status.is_empty() || status.contains("State:\tZ")
 }
 
-fn soon(mut condition: impl FnMut() -> bool) -> bool {
+pub(crate) fn soon(mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + Duration::from_secs(10);
     while Instant::now() < deadline {
         if condition() {
@@ -117,25 +117,25 @@ fn orphan(_: &Lab) {
     }
 }
 
-fn parent(pid: u32) -> u32 {
+pub(crate) fn parent(pid: u32) -> u32 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     status.lines().find_map(|l| l.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
 }
 
-fn children(pid: u32) -> Vec<u32> {
+pub(crate) fn children(pid: u32) -> Vec<u32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.split_whitespace().map(|c| c.parse().unwrap()).collect()
 }
 
 /// Our child that makes the sandboxes of this lab.
-fn own_spawner(lab: &Lab) -> u32 {
+pub(crate) fn own_spawner(lab: &Lab) -> u32 {
     let prepared = lab.spawner.prepare(&lab.sh("true"), Stdio::null().unwrap()).unwrap();
     parent(prepared.report().pid)
 }
 
 /// The control groups of one spawner, wherever they are.
-fn groups(spawner: u32) -> Vec<String> {
+pub(crate) fn groups(spawner: u32) -> Vec<String> {
     let out = std::process::Command::new("find")
         .args(["/sys/fs/cgroup", "-maxdepth", "6", "-type", "d", "-name"])
         .arg(format!("nanoclaw-{spawner}-*"))
@@ -324,7 +324,7 @@ fn stale(lab: &Lab) {
     assert!(gone(spare), "the spare with old mounts is thrown away");
 }
 
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }

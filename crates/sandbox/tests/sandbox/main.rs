@@ -12,8 +12,10 @@ mod lifecycle;
 mod limits;
 mod programs;
 mod roles;
+mod still;
 mod transparent;
 mod walls;
+mod witness;
 
 use lab::Lab;
 use std::process::{Command, ExitCode};
@@ -52,7 +54,9 @@ fn run_all(filter: &str, mode: &str) -> usize {
         lifecycle::TESTS,
         programs::TESTS,
         roles::TESTS,
+        still::TESTS,
         transparent::TESTS,
+        witness::TESTS,
     ]
     .concat();
     let (mut passed, mut failed) = (0, Vec::new());

@@ -1,0 +1,47 @@
+//! Reports of one sandbox, as their taker sees them.
+
+use super::{BoxId, Spawner};
+use crate::operation::Operation;
+use crate::wire::Request;
+use std::sync::mpsc;
+
+/// Reports taken at once at most: what is on its way of one sandbox is bounded anyway.
+const BATCH_MAX: usize = 128;
+
+/// What the kernel reports of one sandbox, in order. Take it from [`super::Prepared::operations`]
+/// and read it on a thread of its own until the end.
+#[derive(Debug)]
+pub struct Operations {
+    spawner: Spawner,
+    id: BoxId,
+    from: mpsc::Receiver<Operation>,
+}
+
+impl Operations {
+    pub(super) fn new(spawner: Spawner, id: BoxId, from: mpsc::Receiver<Operation>) -> Self {
+        Self { spawner, id, from }
+    }
+
+    /// Waits for the next reports, one or more; `None` when the sandbox has ended and all were
+    /// given.
+    #[must_use]
+    pub fn next_batch(&self) -> Option<Vec<Operation>> {
+        let first = self.from.recv().ok()?;
+        Some(std::iter::once(first).chain(self.from.try_iter().take(BATCH_MAX - 1)).collect())
+    }
+
+    /// These are on record: there is room for as many more. Marks take no room.
+    pub fn taken(&self, batch: &[Operation]) {
+        let count = batch.iter().filter(|o| !matches!(o, Operation::Mark(_))).count();
+        if count > 0 {
+            // A spawner that is gone needs no room.
+            let _ = self.spawner.link.send(&Request::Taken { id: self.id, count });
+        }
+    }
+
+    /// Ends the sandbox: what it does cannot be put on record.
+    pub fn kill(&self) {
+        // A spawner that is gone has killed it already.
+        let _ = self.spawner.link.send(&Request::Kill { id: self.id });
+    }
+}
