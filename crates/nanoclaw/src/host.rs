@@ -4,6 +4,7 @@
 
 use crate::crosscheck;
 use crate::failure::{self, Kind};
+use crate::probing;
 use crate::product::{self, Product};
 use crate::sandboxes::{self, Parts, WORKSPACE_INSIDE};
 use crate::scribe::{Scribe, inline, sha256_hex};
@@ -82,7 +83,7 @@ impl Host {
         let door = self.door(seed, &agent, &model, tools)?;
         let spec = self.spec(seed, &agent, &model, &door)?;
         opened(&scribe, &agent, &grants, seed.resumed)?;
-        let started = self.greeted(&scribe, &spec, &door, seed.resumed);
+        let started = self.greeted(&scribe, &agent, &spec, &door, seed.resumed);
         let (sandbox, client, words) = started.inspect_err(|failure| {
             // The failure itself is what the person hears of.
             servers.end();
@@ -100,11 +101,12 @@ impl Host {
     fn greeted(
         &self,
         scribe: &Scribe,
+        agent: &ResolvedAgent,
         spec: &SandboxSpec,
         door: &Door,
         resumed: bool,
     ) -> Result<(Sandbox, AcpClient, Words), Failure> {
-        let (sandbox, pipes) = self.launch(scribe, spec, door)?;
+        let (sandbox, pipes) = self.launch(scribe, agent, spec, door)?;
         let words = Words::read(pipes.stderr);
         let mut client = AcpClient::start(pipes.stdout, pipes.stdin).map_err(fail)?;
         let hello = client
@@ -148,7 +150,7 @@ impl Host {
         door: &Door,
     ) -> Result<SandboxSpec, Failure> {
         let dirs = self.product.home.session(&seed.session).map_err(|e| lasting(&e))?;
-        Ok(sandboxes::spec(Parts {
+        let mut spec = sandboxes::spec(Parts {
             session: &seed.session,
             agent,
             dirs: &dirs,
@@ -157,12 +159,15 @@ impl Host {
             trust: sandboxes::bundle(self.product.home.path()),
             command: Command::Builtin(vec!["__agent".into()]),
             env: agent_env(agent, model),
-        }))
+        });
+        probing::ask(agent, &mut spec).map_err(|e| lasting(&e))?;
+        Ok(spec)
     }
 
     fn launch(
         &self,
         scribe: &Scribe,
+        agent: &ResolvedAgent,
         spec: &SandboxSpec,
         door: &Door,
     ) -> Result<(Sandbox, sandbox::Pipes), Failure> {
@@ -170,6 +175,8 @@ impl Host {
         let start = |e| lasting(&product::start_failure(e));
         let prepared = self.product.spawner.prepare(spec, stdio).map_err(start)?;
         let report = prepared.report().clone();
+        let mode = self.product.spawner.facts().mode;
+        probing::judge(agent, &report, mode, scribe).map_err(|e| lasting(&e))?;
         let body = Body::SandboxStarted {
             plan_sha256: sha256_hex(&report.plan.sha256_input()),
             program: "nanoclaw __agent".into(),

@@ -76,6 +76,7 @@ pub(crate) const SANDBOX: Keys = Keys {
         "open_files",
         "turn_timeout",
         "limits",
+        "probe_on_start",
     ],
     later: &["disk", "require"],
 };

@@ -54,6 +54,8 @@ pub struct ResolvedAgent {
     pub limits: Limits,
     /// How long one turn may take.
     pub turn_timeout: Duration,
+    /// Whether the walls of each of its sandboxes are tried from inside before it is handed over.
+    pub probe_on_start: bool,
     /// Folders, in the order written.
     pub mounts: Vec<Mount>,
     /// Hosts, in the order written.
@@ -104,6 +106,7 @@ impl AgentFile {
             instructions: self.instructions_text(context)?,
             limits: self.sandbox.limits.clone(),
             turn_timeout: self.sandbox.turn_timeout,
+            probe_on_start: self.sandbox.probe_on_start,
             mounts: self.resolve_mounts(&context.mounts, &additions.mounts)?,
             egress: self.egress.clone(),
             env: self.env.clone(),
@@ -231,6 +234,7 @@ impl ResolvedAgent {
                 "tmp_bytes": self.limits.tmp_bytes,
             },
             "turn_timeout_ms": timeout,
+            "probe_on_start": self.probe_on_start,
             "mounts": self.mounts.iter().map(mount).collect::<Vec<_>>(),
             "egress": self.egress.iter().map(rule).collect::<Vec<_>>(),
             "env": self.env,

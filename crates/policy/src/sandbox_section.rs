@@ -33,11 +33,16 @@ const CPUS: std::ops::RangeInclusive<f64> = 0.01..=1024.0;
 pub(crate) struct SandboxSection {
     pub(crate) limits: Limits,
     pub(crate) turn_timeout: Duration,
+    pub(crate) probe_on_start: bool,
 }
 
 impl Default for SandboxSection {
     fn default() -> Self {
-        Self { limits: Limits::default(), turn_timeout: DEFAULT_TURN_TIMEOUT }
+        Self {
+            limits: Limits::default(),
+            turn_timeout: DEFAULT_TURN_TIMEOUT,
+            probe_on_start: false,
+        }
     }
 }
 
@@ -95,6 +100,8 @@ fn read_with(top: &Section<'_, '_>, keys: &Keys) -> Result<SandboxSection, Polic
     if let Some(at) = timeout {
         result.turn_timeout = at.value;
     }
+    let probe = section.boolean("probe_on_start", "probe_on_start = true")?;
+    result.probe_on_start = probe.is_some_and(|at| at.value);
     Ok(result)
 }
 

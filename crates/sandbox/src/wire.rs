@@ -90,6 +90,8 @@ pub(crate) struct Measured {
     pub(crate) root_read_only: bool,
     /// What it has read and written so far, if the kernel counts it.
     pub(crate) moved: Option<Moved>,
+    /// What the probe printed, if one was asked for.
+    pub(crate) probes: Option<String>,
 }
 
 /// Bytes that one thread has moved with `read`, `write` and their relatives

@@ -14,12 +14,13 @@ mod execute;
 mod identity;
 mod measure;
 mod mounts;
+mod probe;
 mod run;
 
 pub(crate) use door::NAME_PORT;
 pub(crate) use measure::namespaces;
 
-use crate::error::{StartError, StartErrorKind};
+use crate::error::{StartError, StartErrorKind as Kind};
 use crate::step::Step;
 use crate::wire::{self, Job, Order, Word};
 use std::io;
@@ -59,7 +60,7 @@ fn build(line: &OwnedFd) -> Result<run::Ready, (String, StartError)> {
     let image = crate::sys::inherit(IMAGE_FD).map_err(internal)?;
     let io = measure::own_io();
     let mut machine = execute::Machine::new(line);
-    let mut program = None;
+    let (mut program, mut probe) = (None, None);
     while program.is_none() {
         let (job, fds) = next_job(line).map_err(internal)?;
         machine.take(&job, fds).map_err(internal)?;
@@ -68,13 +69,24 @@ fn build(line: &OwnedFd) -> Result<run::Ready, (String, StartError)> {
                 program = Some(run::Program::new(argv, *builtin, cwd, environment));
                 continue;
             }
+            if let Step::Probe { argv } = step {
+                probe = Some((step.to_string(), argv.clone()));
+                continue;
+            }
             machine.step(step).map_err(|error| (step.to_string(), error))?;
         }
     }
     let Some(program) = program else {
         return Err(internal(io::Error::other("the plan runs nothing")));
     };
-    measure_and_wait(line, io).map_err(internal)?;
+    let probes = match probe {
+        None => None,
+        Some((step, argv)) => {
+            let said = probe::run(&image, &argv, &program);
+            Some(said.map_err(|e| (step, failed(Kind::Verification, "the probe", e)))?)
+        }
+    };
+    measure_and_wait(line, io, probes).map_err(internal)?;
     Ok(run::Ready { image, program, door: machine.door })
 }
 
@@ -87,8 +99,13 @@ fn next_job(line: &OwnedFd) -> io::Result<(Job, Vec<OwnedFd>)> {
     }
 }
 
-fn measure_and_wait(line: &OwnedFd, io: Option<std::fs::File>) -> io::Result<()> {
-    let measured = measure::measure(io.as_ref())?;
+fn measure_and_wait(
+    line: &OwnedFd,
+    io: Option<std::fs::File>,
+    probes: Option<String>,
+) -> io::Result<()> {
+    let mut measured = measure::measure(io.as_ref())?;
+    measured.probes = probes;
     drop(io);
     wire::send(line, &Word::Measured(measured), &[])?;
     let mut buffer = vec![0; wire::ORDER_MAX];
@@ -102,6 +119,6 @@ fn measure_and_wait(line: &OwnedFd, io: Option<std::fs::File>) -> io::Result<()>
 }
 
 /// An error of one step, with the general remedy.
-fn failed(kind: StartErrorKind, what: &str, e: impl std::fmt::Display) -> StartError {
+fn failed(kind: Kind, what: &str, e: impl std::fmt::Display) -> StartError {
     StartError::new(kind, format!("{what}: {e}"), "run `nanoclaw doctor` to see what is missing")
 }

@@ -147,7 +147,8 @@ impl Live {
                 self.body.witness.zero(m.moved);
                 let plan = self.plan.take()?;
                 let pid = u32::try_from(self.body.pid).unwrap_or(0);
-                let report = Box::new(Report { walls, limits, plan, pid });
+                let probes = m.probes.clone();
+                let report = Box::new(Report { walls, limits, plan, pid, probes });
                 Some(Answer::Prepared { id: self.id, report })
             }
             Err(error) => {

@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 pub mod attempt;
+pub mod probe;
 mod process;
 mod security;
 
