@@ -200,7 +200,7 @@ pub(super) const ACTS: &[(&str, Act)] = &[
     ("umount-denied", |_| call(libc::SYS_umount2, [at(c"/proc"), DETACH, 0, 0, 0, 0])),
     ("pivot-root-denied", |_| call(libc::SYS_pivot_root, [at(c"."), at(c"."), 0, 0, 0, 0])),
     ("chroot-denied", |_| call(libc::SYS_chroot, [at(c"/tmp"), 0, 0, 0, 0, 0])),
-    ("init-ptrace", |g| init_ptrace(g)),
+    ("init-ptrace", init_ptrace),
 ];
 
 const MS_REMOUNT: usize = 32;
@@ -236,13 +236,13 @@ fn init_ptrace(ground: &Ground) -> Answer {
 }
 
 /// The plain call of that name, ready to be made.
-pub(super) fn plain(name: &str) -> Option<impl Fn() -> Answer + 'static> {
+pub(super) fn plain(name: &str) -> Option<impl Fn() -> Answer + use<>> {
     let known = CALLS.iter().find(|c| c.name == name);
-    let old_name = OLD.iter().find(|n| **n == name);
+    let old_name = OLD.iter().copied().find(|n| *n == name);
     let found = known.is_some() || old_name.is_some();
     found.then_some(move || match (known, old_name) {
         (Some(c), _) => call(c.number, c.args),
-        (None, name) => old(name.copied().unwrap_or_default()),
+        (None, name) => old(name.unwrap_or_default()),
     })
 }
 

@@ -10,7 +10,7 @@ use rustix::fs::{
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub(super) const ACTS: &[(&str, Act)] = &[
@@ -201,7 +201,7 @@ fn node(kind: FileType, major: u32, minor: u32) -> Answer {
     of("the node was made", made)
 }
 
-fn set_gid(path: &PathBuf) -> Answer {
+fn set_gid(path: &Path) -> Answer {
     match File::open(path) {
         Ok(file) => of("fchmod did it", rustix::fs::fchmod(file, SET_GID)),
         Err(e) => Answer::Failed(e.to_string()),
@@ -223,7 +223,7 @@ fn born(kind: Option<FileType>) -> Answer {
 }
 
 /// `CAP_NET_RAW`, as the kernel keeps it with a file (linux/capability.h, revision 2).
-fn capability(path: &PathBuf) -> Answer {
+fn capability(path: &Path) -> Answer {
     const REVISION_2: u32 = 0x0200_0000;
     const NET_RAW: u32 = 1 << 13;
     let value: Vec<u8> =

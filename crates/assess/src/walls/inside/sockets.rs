@@ -199,7 +199,7 @@ fn door_direct(ground: &Ground) -> Answer {
             stream.set_read_timeout(Some(ANSWER_TIME))?;
             Ok(heard(stream))
         });
-        if relayed.as_ref().map_or(true, String::is_empty) {
+        if !relayed.is_ok_and(|said| !said.is_empty()) {
             return Answer::Failed("not even init reaches the door".into());
         }
     }

@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use sandbox::probe;
 use std::ffi::CStr;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How many of what was found are told: the first ones say enough.
 const TOLD_MAX: usize = 4;
@@ -73,7 +73,7 @@ pub(super) fn scratch(name: &str) -> PathBuf {
 }
 
 /// Makes an empty file there and hands it to `act`; it is removed whatever came of it.
-pub(super) fn with_file(name: &str, act: impl FnOnce(&PathBuf) -> Answer) -> Answer {
+pub(super) fn with_file(name: &str, act: impl FnOnce(&Path) -> Answer) -> Answer {
     let path = scratch(name);
     if let Err(e) = std::fs::write(&path, "") {
         return Answer::Failed(format!("{}: {e}", path.display()));

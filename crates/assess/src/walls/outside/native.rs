@@ -66,7 +66,13 @@ impl Backend for Native {
     }
 
     fn gaps(&self, limits: &[LimitState]) -> Vec<Gap> {
-        known_gaps(self.mode(), limits)
+        let mut gaps = known_gaps(self.mode(), limits);
+        if core_goes_to_a_program() {
+            let why = "the host's core_pattern is a program or a socket: the kernel hands it what \
+                       crashes, whatever the limit (core(5))";
+            gaps.push(("core-dump", why.to_owned()));
+        }
+        gaps
     }
 
     fn keeper(&self, first: u32) -> Option<u32> {
@@ -82,6 +88,12 @@ impl Backend for Native {
     fn tidy(&self) {
         sandbox::sweep();
     }
+}
+
+/// Whether the kernel gives core dumps to somebody, in place of writing files.
+fn core_goes_to_a_program() -> bool {
+    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+    pattern.starts_with(['|', '@'])
 }
 
 impl Boxed for Prepared {
