@@ -71,8 +71,8 @@ impl Board {
 
 fn row(wall: Wall, enforced_by: &'static str, findings: &[Finding]) -> Row {
     let own: Vec<&Finding> = findings.iter().filter(|f| f.wall == wall.name()).collect();
-    let count = |verdict| own.iter().filter(|f| f.verdict == verdict).count();
-    let of = |verdict| own.iter().filter(move |f| f.verdict == verdict);
+    let count = |verdict: Verdict| own.iter().filter(|f| f.verdict == verdict).count();
+    let of = |verdict: Verdict| own.iter().filter(move |f| f.verdict == verdict);
     let gap = |f: &&&Finding| (f.probe.to_owned(), f.gap.clone().unwrap_or_default());
     Row {
         wall: wall.name(),
