@@ -22,7 +22,7 @@ pub(crate) fn run(home: &Home, args: &ProbeArgs) -> Result<u8> {
     let (wish, heard) = (stop.clone(), Arc::clone(&signal));
     signals::watch(&[signals::INTERRUPT, signals::TERMINATE, signals::HANGUP], move |number| {
         // The first one counts.
-        drop(heard.compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst));
+        let _ = heard.compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst);
         wish.now();
     })?;
     match probed(home, args.quick, &stop) {
