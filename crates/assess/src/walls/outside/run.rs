@@ -155,7 +155,10 @@ impl Field<'_> {
         let (mut companion, mut other) = self.other()?;
         let ready = companion.lines_until(self.stop, STEP_TIME, |_| true)?;
         let ready: Option<Ready> = ready.last().and_then(|l| serde_json::from_str(l).ok());
-        let ready = ready.ok_or_else(|| io::Error::other("the other session is not ready"))?;
+        let Some(ready) = ready else {
+            let why = format!("the other session is not ready: {}", companion.complaint());
+            return Err(io::Error::other(why).into());
+        };
         other.pid = companion.report.pid;
         (other.tcp_port, other.uid_map) = (ready.tcp_port, ready.uid_map);
         let name = other.name.clone();
@@ -316,7 +319,7 @@ impl Waiting {
                 }
             }
         })?;
-        Ok(Session { running, report, stdin: Some(pipes.stdin), lines, _stderr: pipes.stderr })
+        Ok(Session { running, report, stdin: Some(pipes.stdin), lines, stderr: pipes.stderr })
     }
 }
 
@@ -326,8 +329,8 @@ struct Session {
     report: Report,
     stdin: Option<File>,
     lines: Receiver<String>,
-    /// Kept open, so that complaints inside do not fail.
-    _stderr: File,
+    /// Complaints from inside; few, so that nobody need read them meanwhile.
+    stderr: File,
 }
 
 impl Session {
@@ -360,6 +363,17 @@ impl Session {
 
     fn say(&mut self, text: &str) -> io::Result<()> {
         self.stdin.as_mut().map_or(Ok(()), |stdin| stdin.write_all(text.as_bytes()))
+    }
+
+    /// Ends it and says what it complained of last.
+    fn complaint(self) -> String {
+        let mut said = Vec::new();
+        if let Ok(stderr) = self.stderr.try_clone() {
+            self.end();
+            // What cannot be read says nothing.
+            drop(stderr.take(LINE_BYTES_MAX).read_to_end(&mut said));
+        }
+        String::from_utf8_lossy(&said).trim().to_owned()
     }
 
     /// Closes its input, on which it ends; what does not is killed.
