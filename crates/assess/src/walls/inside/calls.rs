@@ -189,20 +189,23 @@ pub(super) const ACTS: &[(&str, Act)] = &[
     ("seccomp-sweep", |_| sweep()),
     ("x32-killed", |_| x32()),
     ("i386-killed", |_| i386()),
-    ("mount-tmpfs-denied", |_| mount(c"none", c"/tmp", Some(c"tmpfs"), 0, None)),
-    ("mount-proc-denied", |_| mount(c"none", c"/tmp", Some(c"proc"), 0, Some(c"hidepid=no-such"))),
-    ("mount-bind-denied", |_| mount(c"/usr", c"/tmp", None, MS_BIND, None)),
-    ("mount-remount-denied", |_| mount(c"none", c"/", None, MS_REMOUNT | MS_BIND, None)),
-    ("mount-move-denied", |_| mount(c"/tmp", c"/usr", None, MS_MOVE, None)),
-    ("mount-overlay-denied", |_| mount(c"none", c"/usr", Some(c"overlay"), 0, Some(c"no-such"))),
-    ("mount-propagation-denied", |_| mount(c"none", c"/", None, MS_SHARED, None)),
-    ("release-agent-denied", |_| mount(c"none", c"/tmp", Some(c"cgroup"), 0, Some(c"no-such"))),
-    ("umount-denied", |_| call(libc::SYS_umount2, [at(c"/proc"), DETACH, 0, 0, 0, 0])),
-    ("pivot-root-denied", |_| call(libc::SYS_pivot_root, [at(c"."), at(c"."), 0, 0, 0, 0])),
+    ("mount-tmpfs-denied", |_| mount(c"none", GONE, Some(c"tmpfs"), 0, None)),
+    ("mount-proc-denied", |_| mount(c"none", GONE, Some(c"proc"), 0, None)),
+    ("mount-bind-denied", |_| mount(c"/usr", GONE, None, MS_BIND, None)),
+    ("mount-remount-denied", |_| mount(c"none", GONE, None, MS_REMOUNT | MS_BIND, None)),
+    ("mount-move-denied", |_| mount(c"/tmp", GONE, None, MS_MOVE, None)),
+    ("mount-overlay-denied", |_| mount(c"none", GONE, Some(c"overlay"), 0, None)),
+    ("mount-propagation-denied", |_| mount(c"none", GONE, None, MS_SHARED, None)),
+    ("release-agent-denied", |_| mount(c"none", GONE, Some(c"cgroup"), 0, None)),
+    ("umount-denied", |_| call(libc::SYS_umount2, [at(GONE), DETACH, 0, 0, 0, 0])),
+    ("pivot-root-denied", |_| call(libc::SYS_pivot_root, [at(GONE), at(GONE), 0, 0, 0, 0])),
     ("chroot-denied", |_| call(libc::SYS_chroot, [at(c"/tmp"), 0, 0, 0, 0, 0])),
     ("init-ptrace", init_ptrace),
 ];
 
+/// A place that there is not: without a filter the kernel gets as far as looking for it, and nothing
+/// is mounted, moved or taken away even where root runs this on a bare host.
+const GONE: Text = c"/no-such-folder-of-any-machine";
 const MS_REMOUNT: usize = 32;
 const MS_BIND: usize = 4_096;
 const MS_MOVE: usize = 8_192;
