@@ -27,6 +27,7 @@ mod source;
 mod suite;
 mod tarball;
 mod tidy;
+mod walls;
 
 use std::process::ExitCode;
 
@@ -123,6 +124,13 @@ const TASKS: &[Task] = &[
         summary: "the fuzz targets of the parsers, as long as asked",
         help: fuzz::HELP,
         act: fuzz::fuzz,
+    },
+    Task {
+        name: "walls",
+        summary: "try every wall and write the table of SPECIFICATION.md from that",
+        help: "cargo xtask walls [--check]\n\nAs root both columns are written; with --check nothing \
+               is, and a table that is not this run's is a failure.\n\nExample: cargo xtask walls",
+        act: walls::walls,
     },
     Task {
         name: "build-aarch64",

@@ -1,5 +1,6 @@
 //! The inner role `__probe NAME [key=value …]`: tries one act and prints one JSON line.
 
+use crate::walls::errno_name;
 use crate::{Observation, search};
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -87,28 +88,6 @@ fn plain(error: &io::Error) -> String {
         Some(code) => format!("{} ({words})", errno_name(code)),
         None => words.to_owned(),
     }
-}
-
-/// Names of the answers that walls give (errno(3)); others go by their number.
-fn errno_name(code: i32) -> String {
-    use rustix::io::Errno;
-    let known = [
-        (Errno::PERM, "EPERM"),
-        (Errno::NOENT, "ENOENT"),
-        (Errno::SRCH, "ESRCH"),
-        (Errno::AGAIN, "EAGAIN"),
-        (Errno::NOMEM, "ENOMEM"),
-        (Errno::ACCESS, "EACCES"),
-        (Errno::BUSY, "EBUSY"),
-        (Errno::NODEV, "ENODEV"),
-        (Errno::ROFS, "EROFS"),
-        (Errno::NOSYS, "ENOSYS"),
-        (Errno::NETUNREACH, "ENETUNREACH"),
-        (Errno::CONNREFUSED, "ECONNREFUSED"),
-        (Errno::TIMEDOUT, "ETIMEDOUT"),
-    ];
-    let found = known.iter().find(|(errno, _)| errno.raw_os_error() == code);
-    found.map_or_else(|| format!("errno {code}"), |(_, name)| (*name).to_owned())
 }
 
 fn read_file(path: &Path) -> Outcome {

@@ -11,6 +11,7 @@
 mod catalogue;
 mod inside;
 mod search;
+pub mod walls;
 
 pub use catalogue::{CATALOGUE, Principle, Probe};
 pub use inside::probe_main;

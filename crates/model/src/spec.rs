@@ -24,6 +24,10 @@ pub struct SandboxSpec {
     pub network: Network,
     /// The complete environment; nothing is inherited.
     pub env: BTreeMap<String, String>,
+    /// Arguments for our own binary, run inside after the last wall and before the command; what
+    /// it prints comes with the report of the prepared sandbox. Empty: nothing is run.
+    #[serde(default)]
+    pub probe: Vec<String>,
     /// What runs.
     pub command: Command,
     /// Working directory inside.

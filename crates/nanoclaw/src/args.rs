@@ -334,6 +334,32 @@ pub(crate) enum SandboxCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Try every wall from inside a real sandbox, and print what really holds
+    #[command(after_help = "Examples:
+  nanoclaw sandbox probe
+  nanoclaw sandbox probe --quick
+  nanoclaw sandbox probe --json | jq '.probes[] | select(.verdict != \"held\")'
+
+Over 200 probes in sandboxes of their own, beside another session, with baits on the host; seconds.
+--quick is what `[sandbox] probe_on_start = true` does to an agent's own sandbox before it gets it.
+What is known not to be enforced with this privilege is named, with the reason.
+
+Exit codes: 0 every wall holds as far as it is said to, 4 no sandbox can be made, 6 a wall is broken,
+128 + N stopped by signal N.")]
+    Probe(ProbeArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProbeArgs {
+    /// What makes the sandbox
+    #[arg(long, value_name = "BACKEND", default_value = "native")]
+    pub(crate) backend: String,
+    /// The fast ones only, in one sandbox that is never started
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// One JSON object: walls, limits, and every probe with what was expected and observed
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]

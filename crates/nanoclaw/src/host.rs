@@ -5,6 +5,7 @@
 use crate::crosscheck;
 use crate::failure::{self, Kind};
 use crate::operations::Reports;
+use crate::probing;
 use crate::product::{self, Product};
 use crate::rootfs::Root;
 use crate::sandboxes::{self, Parts, WORKSPACE_INSIDE};
@@ -85,7 +86,7 @@ impl Host {
         let door = self.door(seed, &agent, &model, tools)?;
         let spec = self.spec(seed, &agent, &model, &door, &root)?;
         opened(&scribe, &agent, &grants, seed.resumed)?;
-        let started = self.greeted(&scribe, &spec, &door, seed.resumed);
+        let started = self.greeted(&scribe, &agent, &spec, &door, seed.resumed);
         let (Alive { sandbox, reports }, client, words) = started.inspect_err(|failure| {
             // The failure itself is what the person hears of.
             servers.end();
@@ -115,11 +116,12 @@ impl Host {
     fn greeted(
         &self,
         scribe: &Scribe,
+        agent: &ResolvedAgent,
         spec: &SandboxSpec,
         door: &Door,
         resumed: bool,
     ) -> Result<(Alive, AcpClient, Words), Failure> {
-        let (alive, pipes) = self.launch(scribe, spec, door)?;
+        let (alive, pipes) = self.launch(scribe, agent, spec, door)?;
         let words = Words::read(pipes.stderr);
         let mut client = AcpClient::start(pipes.stdout, pipes.stdin).map_err(fail)?;
         let hello = client
@@ -170,7 +172,7 @@ impl Host {
         root: &Root,
     ) -> Result<SandboxSpec, Failure> {
         let dirs = self.product.home.session(&seed.session).map_err(|e| lasting(&e))?;
-        Ok(sandboxes::spec(Parts {
+        let mut spec = sandboxes::spec(Parts {
             session: &seed.session,
             agent,
             rootfs: root.fs(),
@@ -180,12 +182,15 @@ impl Host {
             trust: sandboxes::bundle(self.product.home.path()),
             command: Command::Builtin(vec!["__agent".into()]),
             env: agent_env(agent, model),
-        }))
+        });
+        probing::ask(agent, &mut spec).map_err(|e| lasting(&e))?;
+        Ok(spec)
     }
 
     fn launch(
         &self,
         scribe: &Scribe,
+        agent: &ResolvedAgent,
         spec: &SandboxSpec,
         door: &Door,
     ) -> Result<(Alive, sandbox::Pipes), Failure> {
@@ -193,6 +198,8 @@ impl Host {
         let start = |e| lasting(&product::start_failure(e));
         let mut prepared = self.product.spawner.prepare(spec, stdio).map_err(start)?;
         let report = prepared.report().clone();
+        let mode = self.product.spawner.facts().mode;
+        probing::judge(agent, &report, mode, scribe).map_err(|e| lasting(&e))?;
         let body = Body::SandboxStarted {
             plan_sha256: sha256_hex(&report.plan.sha256_input()),
             program: "nanoclaw __agent".into(),

@@ -13,6 +13,7 @@ mod gatekeeper;
 mod home;
 mod host;
 mod operations;
+mod probing;
 mod product;
 mod recordkeeper;
 mod removal;
@@ -30,6 +31,7 @@ mod words;
 mod world;
 
 use args::{AuditCommand, Cli, Command, ImageCommand, McpCommand, SandboxCommand, SecretCommand};
+use assess::walls;
 use clap::Parser;
 use failure::{Failure, Result};
 use home::Home;
@@ -44,6 +46,9 @@ fn main() -> ExitCode {
         Some("__agent") => return agent::agent_main(),
         Some(agent::MCP_ROLE) => return agent::mcp_main(),
         Some("__probe") => return assess::probe_main(&words[1..]),
+        Some(walls::WALLS_ROLE) => return walls::battery_main(&words[1..]),
+        Some(walls::ACCOMPLICE_ROLE) => return walls::accomplice_main(&words[1..]),
+        Some(walls::LINGER_ROLE) => return walls::linger_main(&words[1..]),
         // `--home DIR __recorder` and `--home DIR __gateway`, started by their first clients.
         Some("--home") if words.get(2).is_some_and(|w| w == recordkeeper::ROLE) => {
             return recordkeeper::main(&words[1]);
@@ -92,6 +97,7 @@ fn run_command(cli: Cli) -> Result<u8> {
         Command::Sandbox(SandboxCommand::Plan { agent, json }) => {
             commands::plan::run(&home()?, agent.as_deref(), json)
         }
+        Command::Sandbox(SandboxCommand::Probe(args)) => commands::probe::run(&home()?, &args),
         Command::Image(ImageCommand::Pull { reference, name, plain_http, json }) => {
             commands::image::pull(&home()?, &reference, name.as_deref(), plain_http, json)
         }

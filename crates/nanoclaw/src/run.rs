@@ -16,7 +16,7 @@ use crate::sandboxes::{self, Parts};
 use crate::scribe::{Scribe, inline, sha256_hex};
 use crate::servers::Open;
 use crate::watch::{self, Asking, Watch};
-use crate::{crosscheck, host, removal, signals, ui, world};
+use crate::{crosscheck, host, probing, removal, signals, ui, world};
 use gateway::control::Door;
 use gateway::{DoorGrant, TurnCell};
 use model::{
@@ -263,14 +263,14 @@ impl<'a> OneRun<'a> {
         })
     }
 
-    fn spec(&self, args: &RunArgs, workspace: Option<&Path>) -> SandboxSpec {
+    fn spec(&self, args: &RunArgs, workspace: Option<&Path>) -> Result<SandboxSpec> {
         let mut env = BTreeMap::new();
         if args.tty
             && let Ok(term) = std::env::var("TERM")
         {
             env.insert("TERM".to_owned(), term);
         }
-        sandboxes::spec(Parts {
+        let mut spec = sandboxes::spec(Parts {
             session: &self.scribe.session,
             agent: self.agent,
             rootfs: self.root.fs(),
@@ -280,7 +280,9 @@ impl<'a> OneRun<'a> {
             trust: sandboxes::bundle(self.product.home.path()),
             command: Command::Program(self.command.clone()),
             env,
-        })
+        });
+        probing::ask(self.agent, &mut spec)?;
+        Ok(spec)
     }
 
     fn go(self, args: &RunArgs, workspace: Option<&Path>, timeout: Option<Duration>) -> Result<u8> {
@@ -319,10 +321,12 @@ impl<'a> OneRun<'a> {
     ) -> Result<u8> {
         let own_input = !self.agent.stdin_secrets.is_empty();
         let (stdio, mut streams) = Streams::open(args.tty, own_input)?;
-        let spec = self.spec(args, workspace);
+        let spec = self.spec(args, workspace)?;
         let mut prepared =
             self.product.spawner.prepare(&spec, stdio).map_err(product::start_failure)?;
         let report = prepared.report();
+        let mode = self.product.spawner.facts().mode;
+        probing::judge(self.agent, report, mode, &self.scribe)?;
         let started = Body::SandboxStarted {
             plan_sha256: sha256_hex(&report.plan.sha256_input()),
             program: inline(&self.command.join(" ")).to_owned(),

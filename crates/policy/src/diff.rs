@@ -56,6 +56,9 @@ fn gained(old: &ResolvedAgent, new: &ResolvedAgent) -> Vec<String> {
         new.difference(old).map(|name| format!("{what} {name}")).collect()
     };
     lines.extend(names("tool", &old.tools, &new.tools));
+    if old.probe_on_start && !new.probe_on_start {
+        lines.push("sandboxes start without having their walls tried from inside".to_owned());
+    }
     let provided = new.provider_tools.difference(&old.provider_tools);
     lines.extend(provided.map(|tool| describe::provider_tool(tool)));
     lines.extend(

@@ -77,6 +77,7 @@ pub(crate) const SANDBOX: Keys = Keys {
         "turn_timeout",
         "limits",
         "witness",
+        "probe_on_start",
     ],
     later: &["disk", "require"],
 };

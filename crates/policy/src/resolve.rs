@@ -60,6 +60,8 @@ pub struct ResolvedAgent {
     pub turn_timeout: Duration,
     /// Whether the kernel reports what it executes and which connections it is refused.
     pub witness: bool,
+    /// Whether the walls of each of its sandboxes are tried from inside before it is handed over.
+    pub probe_on_start: bool,
     /// Folders, in the order written.
     pub mounts: Vec<Mount>,
     /// Hosts, in the order written.
@@ -116,6 +118,7 @@ impl AgentFile {
             limits: self.sandbox.limits.clone(),
             turn_timeout: self.sandbox.turn_timeout,
             witness: self.sandbox.witness,
+            probe_on_start: self.sandbox.probe_on_start,
             mounts: self.resolve_mounts(&context.mounts, &additions.mounts)?,
             egress: self.egress.clone(),
             env: self.env.clone(),
@@ -255,6 +258,7 @@ impl ResolvedAgent {
             },
             "turn_timeout_ms": timeout,
             "witness": self.witness,
+            "probe_on_start": self.probe_on_start,
             "mounts": self.mounts.iter().map(mount).collect::<Vec<_>>(),
             "egress": self.egress.iter().map(rule).collect::<Vec<_>>(),
             "env": self.env,

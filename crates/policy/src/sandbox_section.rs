@@ -39,6 +39,7 @@ pub(crate) struct SandboxSection {
     pub(crate) turn_timeout: Duration,
     /// Whether the kernel reports what it executes and which connections it is refused.
     pub(crate) witness: bool,
+    pub(crate) probe_on_start: bool,
 }
 
 impl Default for SandboxSection {
@@ -49,6 +50,7 @@ impl Default for SandboxSection {
             strictness: Strictness::Required,
             turn_timeout: DEFAULT_TURN_TIMEOUT,
             witness: true,
+            probe_on_start: false,
         }
     }
 }
@@ -109,6 +111,8 @@ fn read_with(top: &Section<'_, '_>, keys: &Keys) -> Result<SandboxSection, Polic
         result.turn_timeout = at.value;
     }
     result.witness = read_witness(&section)?;
+    let probe = section.boolean("probe_on_start", "probe_on_start = true")?;
+    result.probe_on_start = probe.is_some_and(|at| at.value);
     Ok(result)
 }
 

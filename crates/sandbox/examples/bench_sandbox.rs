@@ -78,6 +78,7 @@ fn spec(dir: &Path, network: Network) -> SandboxSpec {
         mounts: Vec::new(),
         network,
         env: [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into(),
+        probe: Vec::new(),
         command: Command::Builtin(vec!["__byte".into()]),
         cwd: "/workspace".into(),
         limits: Limits::default(),

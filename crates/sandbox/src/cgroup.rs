@@ -70,6 +70,16 @@ impl Parent {
         Ok(group)
     }
 
+    /// How many groups stand that begin with this name.
+    pub(crate) fn count(&self, name: &str) -> usize {
+        let prefix = format!("{PREFIX}{name}");
+        let groups = |dir: &PathBuf| {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+            entries.filter(|e| e.file_name().to_string_lossy().starts_with(&prefix)).count()
+        };
+        self.directories().into_iter().map(groups).sum()
+    }
+
     /// Removes the groups of spawners that are no more.
     pub(crate) fn sweep(&self, alive: impl Fn(&str) -> bool) {
         let still = freezer::place();

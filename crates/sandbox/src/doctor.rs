@@ -183,6 +183,7 @@ fn try_whole(spawner: &Spawner, dir: &Path) -> Check {
         mounts: Vec::new(),
         network: Network::None,
         env: std::collections::BTreeMap::new(),
+        probe: Vec::new(),
         command: Command::Program(vec!["true".into()]),
         cwd: "/workspace".into(),
         limits: Limits::default(),

@@ -56,11 +56,11 @@ pub use operation::{
 };
 pub use plan::{BINARY_INSIDE, DISK_OWNER, Plan, Sources, plan};
 pub use report::{Ended, NetworkCounts, Outcome, Report, Traffic, Usage};
-pub use seccomp::reachable_syscalls;
-pub use spawner::{spawner_main, sweep};
+pub use seccomp::{reachable_syscalls, refused_syscalls};
+pub use spawner::{groups_of, spawner_main, sweep};
 pub use step::{Bind, Owner, Step};
 /// What probes try from inside.
-pub use sys::attempt;
+pub use sys::{attempt, probe};
 
 /// `argv[1]` of the spawner process; `main` hands over to [`spawner_main`] before anything else.
 pub const SPAWNER_ROLE: &str = "__spawner";

@@ -425,6 +425,9 @@ fn confine(spec: &SandboxSpec, facts: &HostFacts, steps: &mut Vec<Step>) {
 }
 
 fn run(spec: &SandboxSpec, steps: &mut Vec<Step>) {
+    if !spec.probe.is_empty() {
+        steps.push(Step::Probe { argv: spec.probe.clone() });
+    }
     let (argv, builtin) = match &spec.command {
         Command::Builtin(argv) => (argv.clone(), true),
         Command::Program(argv) => (argv.clone(), false),

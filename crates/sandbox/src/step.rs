@@ -98,6 +98,8 @@ pub enum Step {
     Seccomp { reachable: usize, witness: bool },
     /// Read back what holds and report it; wait for the word to go.
     Verify,
+    /// Run our own image with these arguments and report what it prints.
+    Probe { argv: Vec<String> },
     /// Run the program.
     Run { argv: Vec<String>, builtin: bool, cwd: String, environment: Vec<(String, String)> },
 }
@@ -164,6 +166,10 @@ impl fmt::Display for Step {
                 f.write_str(if *witness { reported } else { "" })
             }
             Self::Verify => f.write_str("verify, report, wait"),
+            Self::Probe { argv } => {
+                let what: Vec<&str> = argv.iter().take(2).map(String::as_str).collect();
+                write!(f, "run own image {what:?} and report what it prints")
+            }
             Self::Run { argv, builtin, cwd, environment } => {
                 let names: Vec<&str> = environment.iter().map(|(n, _)| n.as_str()).collect();
                 let own = if *builtin { "own image " } else { "" };

@@ -101,7 +101,10 @@ pub(crate) enum Order {
 /// Init to spawner.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Word {
-    /// With the open counter of what it moves, if the kernel counts it.
+    /// Our own probe begins; with the listener, where operations are witnessed.
+    Probing,
+    /// With the open counter of what it moves, if the kernel counts it, then the listener, where
+    /// operations are witnessed and it has not gone out yet.
     Measured(Measured),
     Failed {
         step: String,
@@ -130,6 +133,8 @@ pub(crate) struct Measured {
     pub(crate) root_read_only: bool,
     /// What it has read and written so far, if the kernel counts it.
     pub(crate) moved: Option<Moved>,
+    /// What the probe printed, if one was asked for.
+    pub(crate) probes: Option<String>,
 }
 
 /// Bytes that one thread has moved with `read`, `write` and their relatives

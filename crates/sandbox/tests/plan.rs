@@ -46,6 +46,7 @@ fn spec() -> SandboxSpec {
             trust: Some("/state/trust.pem".into()),
         }),
         env: [("HOME".to_owned(), "/home/agent".to_owned())].into(),
+        probe: Vec::new(),
         command: Command::Program(vec!["bash".into(), "-l".into()]),
         cwd: "/workspace".into(),
         limits: Limits::default(),

@@ -8,5 +8,6 @@ pub(crate) mod manual;
 pub(crate) mod mcp;
 pub(crate) mod plan;
 pub(crate) mod policy;
+pub(crate) mod probe;
 pub(crate) mod secret;
 pub(crate) mod usage;

@@ -2,10 +2,10 @@
 
 use crate::failure::{Context, Failure, Kind, Result};
 use crate::home::{Home, SessionDirs};
-use crate::product;
 use crate::sandboxes::{self, Parts};
 use crate::scribe::sha256_hex;
 use crate::ui;
+use crate::{probing, product};
 use model::{Command, SessionId};
 use policy::{Additions, Runtime};
 use sandbox::HostFacts;
@@ -25,7 +25,7 @@ pub(crate) fn run(home: &Home, agent: Option<&str>, as_json: bool) -> Result<u8>
         Runtime::Builtin => Command::Builtin(vec!["__agent".into()]),
         Runtime::Command(argv) => Command::Program(argv.clone()),
     };
-    let spec = sandboxes::spec(Parts {
+    let mut spec = sandboxes::spec(Parts {
         session: &session,
         agent: &agent,
         rootfs: root.fs(),
@@ -36,6 +36,7 @@ pub(crate) fn run(home: &Home, agent: Option<&str>, as_json: bool) -> Result<u8>
         command,
         env: std::collections::BTreeMap::new(),
     });
+    probing::ask(&agent, &mut spec)?;
     let facts = HostFacts::gather(vec![home.path().to_owned()]);
     let sources = sandbox::check(&spec, &facts)
         .map_err(|e| Failure::new(Kind::Usage, e.cause).remedy(e.remedy))?;

@@ -31,6 +31,7 @@ mod login;
 mod network;
 mod plain_user;
 mod policy;
+mod probe;
 mod programs;
 mod provider;
 mod roles;

@@ -19,6 +19,7 @@ fn every_command_has_help_with_an_example() {
         "audit tail",
         "sandbox",
         "sandbox plan",
+        "sandbox probe",
         "image",
         "image pull",
         "image import",

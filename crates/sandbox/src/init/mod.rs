@@ -8,7 +8,7 @@
 //! 3. From `Verify` on it is as confined as the program: same identity, no capability, Landlock,
 //!    seccomp. It holds nothing that the program may not have.
 //! 4. Where operations are witnessed, the filter reports from `Seccomp` on, and the spawner answers
-//!    from `Measured` on: between the two nothing is called that is reported.
+//!    from `Probing` or `Measured` on: before that nothing is called that is reported.
 //! 5. Ends when the spawner's end of the line closes, whatever the program does.
 
 mod door;
@@ -16,12 +16,13 @@ mod execute;
 mod identity;
 mod measure;
 mod mounts;
+mod probe;
 mod run;
 
 pub(crate) use door::NAME_PORT;
 pub(crate) use measure::namespaces;
 
-use crate::error::{StartError, StartErrorKind};
+use crate::error::{StartError, StartErrorKind as Kind};
 use crate::step::Step;
 use crate::wire::{self, Job, Order, Word};
 use std::io;
@@ -61,7 +62,7 @@ fn build(line: &OwnedFd) -> Result<run::Ready, (String, StartError)> {
     let image = crate::sys::inherit(IMAGE_FD).map_err(internal)?;
     let io = measure::own_io();
     let mut machine = execute::Machine::new(line);
-    let mut program = None;
+    let (mut program, mut probe) = (None, None);
     while program.is_none() {
         let (job, fds) = next_job(line).map_err(internal)?;
         machine.take(&job, fds).map_err(internal)?;
@@ -70,13 +71,27 @@ fn build(line: &OwnedFd) -> Result<run::Ready, (String, StartError)> {
                 program = Some(run::Program::new(argv, *builtin, cwd, environment));
                 continue;
             }
+            if let Step::Probe { argv } = step {
+                probe = Some((step.to_string(), argv.clone()));
+                continue;
+            }
             machine.step(step).map_err(|error| (step.to_string(), error))?;
         }
     }
     let Some(program) = program else {
         return Err(internal(io::Error::other("the plan runs nothing")));
     };
-    measure_and_wait(line, io, machine.listener.take()).map_err(internal)?;
+    let probes = match probe {
+        None => None,
+        Some((step, argv)) => {
+            let listener = machine.listener.take();
+            wire::send(line, &Word::Probing, &descriptors(None, listener.as_ref())).map_err(internal)?;
+            drop(listener);
+            let said = probe::run(&image, &argv, &program);
+            Some(said.map_err(|e| (step, failed(Kind::Verification, "the probe", e)))?)
+        }
+    };
+    measure_and_wait(line, io, probes, machine.listener.take()).map_err(internal)?;
     Ok(run::Ready { image, program, door: machine.door })
 }
 
@@ -94,12 +109,12 @@ fn next_job(line: &OwnedFd) -> io::Result<(Job, Vec<OwnedFd>)> {
 fn measure_and_wait(
     line: &OwnedFd,
     io: Option<std::fs::File>,
+    probes: Option<String>,
     listener: Option<OwnedFd>,
 ) -> io::Result<()> {
-    let measured = measure::measure(io.as_ref())?;
-    let counter = io.as_ref().map(AsFd::as_fd);
-    let fds: Vec<BorrowedFd<'_>> =
-        counter.into_iter().chain(listener.as_ref().map(AsFd::as_fd)).collect();
+    let mut measured = measure::measure(io.as_ref())?;
+    measured.probes = probes;
+    let fds = descriptors(io.as_ref(), listener.as_ref());
     wire::send(line, &Word::Measured(measured), &fds)?;
     drop((io, listener));
     let mut buffer = vec![0; wire::ORDER_MAX];
@@ -112,7 +127,15 @@ fn measure_and_wait(
     }
 }
 
+/// What goes with a word, the listener last.
+fn descriptors<'a>(
+    io: Option<&'a std::fs::File>,
+    listener: Option<&'a OwnedFd>,
+) -> Vec<BorrowedFd<'a>> {
+    io.map(AsFd::as_fd).into_iter().chain(listener.map(AsFd::as_fd)).collect()
+}
+
 /// An error of one step, with the general remedy.
-fn failed(kind: StartErrorKind, what: &str, e: impl std::fmt::Display) -> StartError {
+fn failed(kind: Kind, what: &str, e: impl std::fmt::Display) -> StartError {
     StartError::new(kind, format!("{what}: {e}"), "run `nanoclaw doctor` to see what is missing")
 }

@@ -46,18 +46,32 @@ impl Program {
         }
     }
 
-    /// Becomes the program; returns the exit status when that fails.
-    fn exec(&self, image: &OwnedFd) -> i32 {
-        // A session of its own: no controlling terminal of the host, and a group for signals.
+    /// A session of its own: no controlling terminal of the host, and a group for signals.
+    fn settle(&self) -> io::Result<()> {
         let _ = rustix::process::setsid();
         if rustix::termios::isatty(io::stdin()) {
             let _ = rustix::process::ioctl_tiocsctty(io::stdin());
         }
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-        if let Err(e) = rustix::process::chdir(self.cwd.as_str()) {
+        rustix::process::chdir(self.cwd.as_str())?;
+        sys::reset_signals();
+        Ok(())
+    }
+
+    /// Becomes our own image with other arguments, in the program's place and environment; returns
+    /// the exit status when that fails.
+    pub(super) fn exec_own(&self, image: &OwnedFd, argv: &[CString]) -> i32 {
+        if self.settle().is_ok() {
+            sys::exec_fd(image.as_fd(), argv, &self.envp);
+        }
+        EXIT_NOT_EXECUTABLE
+    }
+
+    /// Becomes the program; returns the exit status when that fails.
+    fn exec(&self, image: &OwnedFd) -> i32 {
+        if let Err(e) = self.settle() {
             return complain(&format!("cannot enter {:?}: {e}", self.cwd), EXIT_NOT_EXECUTABLE);
         }
-        sys::reset_signals();
         let name = self.argv.first().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         if self.builtin {
             let e = sys::exec_fd(image.as_fd(), &self.argv, &self.envp);

@@ -132,5 +132,19 @@ pub fn reachable_syscalls() -> usize {
     *COUNT.get_or_init(|| rules().iter().filter(|(_, rule)| *rule != Rule::NotImplemented).count())
 }
 
+/// Every number up to `last` that the filter refuses whatever its arguments, with the error it
+/// answers: what a probe that tries all of them compares with.
+#[must_use]
+pub fn refused_syscalls(last: u32) -> Vec<(u32, i32)> {
+    let rules: std::collections::BTreeMap<u32, Rule> = rules().into_iter().collect();
+    (0..=last)
+        .filter_map(|number| match rules.get(&number) {
+            None => Some((number, libc::EPERM)),
+            Some(Rule::NotImplemented) => Some((number, libc::ENOSYS)),
+            Some(_) => None,
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests;

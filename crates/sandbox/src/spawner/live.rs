@@ -130,6 +130,12 @@ impl Live {
     /// Reads one word of init; what to tell the client, if anything.
     pub(super) fn hear(&mut self, buffer: &mut Vec<u8>, host: &[(String, u64)]) -> Option<Answer> {
         match wire::receive::<Word>(&self.body.line, buffer) {
+            Ok(Some((Word::Probing, fds))) if matches!(self.phase, Phase::Preparing { .. }) => {
+                if let Err(error) = self.listen(fds) {
+                    self.failed = Some(error);
+                    self.kill("its operations cannot be witnessed");
+                }
+            }
             Ok(Some((Word::Measured(measured), fds)))
                 if matches!(self.phase, Phase::Preparing { .. }) =>
             {
@@ -150,27 +156,34 @@ impl Live {
         None
     }
 
+    /// Takes the listener, the last of what came with a word, unless there is one already.
+    fn listen(&mut self, mut fds: Vec<OwnedFd>) -> Result<Option<OwnedFd>, StartError> {
+        if self.demand.witness && self.watch.is_none() {
+            self.watch = Some(Watch::new(fds.pop(), self.body.pid)?);
+        }
+        Ok(fds.pop())
+    }
+
     fn measured(
         &mut self,
         m: &wire::Measured,
-        mut fds: Vec<OwnedFd>,
+        fds: Vec<OwnedFd>,
         host: &[(String, u64)],
     ) -> Option<Answer> {
         let walls = verify::walls(&self.demand, m, host);
         let limits = verify::limits(&self.demand, m, self.body.group.as_ref(), self.body.pid);
-        // The listener is the last of them where there is one; `Watch::new` asks the kernel what it is.
-        let listener = if self.demand.witness { fds.pop() } else { None };
-        let io = fds.pop();
-        let watch = self.demand.witness.then(|| Watch::new(listener, self.body.pid)).transpose();
-        match walls.and_then(|w| Ok((w, limits?, watch?))) {
-            Ok((mut walls, limits, watch)) => {
+        match walls.and_then(|w| Ok((w, limits?, self.listen(fds)?))) {
+            Ok((mut walls, limits, io)) => {
                 self.phase = Phase::Waiting;
-                walls.push(verify::witness(watch.as_ref().map(Watch::reads)));
-                self.watch = watch;
+                walls.push(verify::witness(self.watch.as_ref().map(Watch::reads)));
+                if let Some(watch) = &mut self.watch {
+                    watch.report();
+                }
                 self.body.witness.zero(m.moved, io);
                 let plan = self.plan.take()?;
                 let pid = u32::try_from(self.body.pid).unwrap_or(0);
-                let report = Box::new(Report { walls, limits, plan, pid });
+                let probes = m.probes.clone();
+                let report = Box::new(Report { walls, limits, plan, pid, probes });
                 Some(Answer::Prepared { id: self.id, report })
             }
             Err(error) => {

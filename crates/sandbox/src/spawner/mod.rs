@@ -148,6 +148,13 @@ pub fn sweep() {
     }
 }
 
+/// Control groups that stand for sandboxes of the spawner with this pid, whatever their state; none
+/// where no control group can be used.
+#[must_use]
+pub fn groups_of(spawner: u32) -> usize {
+    Parent::find().map_or(0, |parent| parent.count(&format!("{spawner}-")))
+}
+
 /// A copy that nobody can change any more.
 fn seal(name: &str, from: &mut impl io::Read, kind: MemfdFlags) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | kind;

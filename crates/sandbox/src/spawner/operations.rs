@@ -77,6 +77,8 @@ pub(super) struct Watch {
     looks: Looks,
     counts: OperationCounts,
     reads: bool,
+    /// Whether what happens now is the session's: our own probe, before it, is not reported.
+    reports: bool,
 }
 
 impl Watch {
@@ -100,7 +102,13 @@ impl Watch {
             looks: Looks::default(),
             counts: OperationCounts::default(),
             reads: can_read(init),
+            reports: false,
         })
+    }
+
+    /// From here on calls are reported, not only answered.
+    pub(super) fn report(&mut self) {
+        self.reports = true;
     }
 
     /// Whether what calls name could be read when that was tried, in the memory of init, which is
@@ -136,6 +144,8 @@ impl Watch {
             return Reply::GoOn;
         };
         match called {
+            Called::Refuse { errno, .. } if !self.reports => Reply::Errno(errno.number()),
+            _ if !self.reports => Reply::GoOn,
             Called::Pass => Reply::GoOn,
             Called::Execute(asked) => self.execute(call, asked, way),
             Called::Refuse { call: name, target, errno, racy } => {

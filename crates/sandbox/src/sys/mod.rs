@@ -9,6 +9,7 @@
 
 pub mod attempt;
 mod notify;
+pub mod probe;
 mod process;
 mod security;
 

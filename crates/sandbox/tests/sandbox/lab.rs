@@ -74,6 +74,7 @@ impl Lab {
                 ("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into()),
                 ("HOME".into(), "/home/agent".into()),
             ]),
+            probe: Vec::new(),
             command: Command::Program(argv.iter().map(|a| (*a).to_owned()).collect()),
             cwd: "/workspace".into(),
             limits: Limits::default(),

@@ -12,12 +12,25 @@ pub(crate) const TESTS: &[Test] = &[
     ("streams_pass_through", streams),
     ("environment_is_exact", environment),
     ("builtin_runs_the_sealed_image", sealed),
+    ("a_probe_runs_before_the_program_and_its_failure_refuses_the_start", probe),
     ("tools_work", tools),
     ("pty_works", pty),
 ];
 
 /// What the test program does as a sandbox's own image.
 pub(crate) fn builtin(args: &[String]) -> ExitCode {
+    match args.first().map(String::as_str) {
+        // As a probe: says who it is, and can misbehave.
+        Some("say") => {
+            let id = rustix::process::getpid();
+            println!("pid {id}, {:?}", std::env::vars().collect::<Vec<_>>());
+            return ExitCode::SUCCESS;
+        }
+        Some("flood") => loop {
+            println!("{}", "x".repeat(1_000));
+        },
+        _ => {}
+    }
     let exe = std::fs::read_link("/proc/self/exe").unwrap();
     println!("{} {args:?}", exe.display());
     ExitCode::from(7)
@@ -55,6 +68,35 @@ fn environment(lab: &Lab) {
     assert_eq!(lab.run(&spec).ok(), "ONE=1\nTWO=a b\n");
     let spec = lab.sh("cat /proc/1/environ 2>/dev/null | wc -c");
     assert_eq!(lab.run(&spec).ok().trim(), "0");
+}
+
+/// What is asked to look at the walls runs in the program's place before it, and speaks to the
+/// report alone.
+fn probe(lab: &Lab) {
+    let asked = |words: &[&str]| {
+        let mut spec = lab.sh("echo ran");
+        spec.env = [("ONE".to_owned(), "1".to_owned())].into();
+        spec.probe = words.iter().map(|w| (*w).to_owned()).collect();
+        spec
+    };
+    let (stdio, mut pipes) = Stdio::piped().unwrap();
+    let prepared = lab.spawner.prepare(&asked(&["__builtin", "say"]), stdio).unwrap();
+    let said = prepared.report().probes.clone();
+    assert_eq!(said.as_deref(), Some("pid 2, [(\"ONE\", \"1\")]\n"));
+    let sandbox = prepared.start().unwrap();
+    let mut out = String::new();
+    std::io::Read::read_to_string(&mut pipes.stdout, &mut out).unwrap();
+    assert_eq!(out, "ran\n");
+    assert_eq!(sandbox.wait().outcome, Outcome::Exited(0));
+    for (words, why) in
+        [(["__builtin", "fail"], "wait status 0x700"), (["__builtin", "flood"], "bytes")]
+    {
+        let error = lab.refused(&asked(&words));
+        assert_eq!(error.kind, nanoclaw_sandbox::StartErrorKind::Verification, "{error}");
+        assert!(error.cause.contains(why), "{error}");
+    }
+    let silent = lab.spawner.prepare(&lab.sh("true"), Stdio::null().unwrap()).unwrap();
+    assert_eq!(silent.report().probes, None);
 }
 
 fn sealed(lab: &Lab) {
