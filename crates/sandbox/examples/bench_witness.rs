@@ -99,6 +99,7 @@ impl Bench {
             cwd: "/workspace".into(),
             limits,
             witness,
+            probe: Vec::new(),
         }
     }
 
