@@ -30,8 +30,12 @@ fn search(root: &Path) -> Result<(), SpecError> {
     };
     let mut pending: Vec<PathBuf> = vec![root.to_owned()];
     let mut seen = 0;
-    if fs::symlink_metadata(root).is_ok_and(|m| m.file_type().is_socket()) {
-        return refused(format!("{root:?} is a socket of the host"), REMEDY);
+    match fs::symlink_metadata(root) {
+        Ok(meta) if meta.file_type().is_socket() => {
+            return refused(format!("{root:?} is a socket of the host"), REMEDY);
+        }
+        Ok(meta) if meta.is_file() => return Ok(()),
+        _ => {}
     }
     while let Some(folder) = pending.pop() {
         let entries = match fs::read_dir(&folder) {

@@ -383,7 +383,7 @@ def load(flags):
     return libc.syscall(number, 1, flags, buffer), ctypes.get_errno()
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
 print(load(SECCOMP_FILTER_FLAG_NEW_LISTENER))
-print(load(0)[0])
+print(load(0)[0], flush=True)
 os.execv('/bin/true', ['true', 'seen'])
 ";
 
