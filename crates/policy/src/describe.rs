@@ -9,7 +9,8 @@ use crate::mounts;
 use crate::resolve::ResolvedAgent;
 use crate::units::{format_duration, format_size};
 use model::{
-    Effect, EgressRule, Injection, Limit, McpReach, McpServer, SecretUse, Sight, Strictness,
+    Backend, Effect, EgressRule, Injection, Limit, McpReach, McpServer, SecretUse, Sight,
+    Strictness,
 };
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ pub const LOUD: &str = "! ";
 
 /// Every grant of an agent, one line each.
 pub(crate) fn grants(agent: &ResolvedAgent) -> Vec<String> {
-    let mut lines: Vec<String> = agent.mounts.iter().map(mounts::describe).collect();
+    let mut lines: Vec<String> = backend(&agent.backend).into_iter().collect();
+    lines.extend(agent.mounts.iter().map(mounts::describe));
     lines.extend(agent.egress.iter().map(rule));
     lines.extend(agent.stdin_secrets.iter().map(|name| {
         format!(
@@ -60,6 +62,15 @@ pub(crate) fn grants(agent: &ResolvedAgent) -> Vec<String> {
     lines.extend(usd(budget.micro_usd_per_turn, "turn"));
     lines.extend(budget.tokens_per_day.map(|n| format!("models for up to {n} tokens a day")));
     lines
+}
+
+/// What makes the sandbox, where it is not NanoClaw itself: then another program with all rights
+/// over this machine is trusted as well.
+pub(crate) fn backend(backend: &Backend) -> Option<String> {
+    let (Backend::Docker(choice) | Backend::Podman(choice)) = backend else { return None };
+    let root = choice.image.as_ref().map_or("the host's /usr".into(), |i| format!("image {i}"));
+    let runtime = choice.runtime.as_ref().map(|r| format!(", runtime {r}")).unwrap_or_default();
+    Some(format!("sandbox by {}, root {root}{runtime}", backend.name()))
 }
 
 /// What a provider's own tool means.

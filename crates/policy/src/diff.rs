@@ -81,6 +81,10 @@ fn gained(old: &ResolvedAgent, new: &ResolvedAgent) -> Vec<String> {
     if let Some(model) = new.model.as_ref().filter(|_| new.model != old.model) {
         lines.push(format!("model {model}"));
     }
+    if new.backend != old.backend {
+        let native = || "sandbox by NanoClaw itself (native)".to_owned();
+        lines.push(describe::backend(&new.backend).unwrap_or_else(native));
+    }
     lines.extend(limits(old, new));
     lines
 }

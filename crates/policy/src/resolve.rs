@@ -7,7 +7,7 @@ use crate::describe;
 use crate::error::{Place, PolicyError, Problem};
 use crate::mounts::{self, MountContext};
 use crate::reader::At;
-use model::{AgentName, Budget, Effect, EgressRule, Limit, Limits, Mount, Strictness};
+use model::{AgentName, Backend, Budget, Effect, EgressRule, Limit, Limits, Mount, Strictness};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -50,6 +50,8 @@ pub struct ResolvedAgent {
     pub model: Option<String>,
     /// What it is told, if anything.
     pub instructions: Option<String>,
+    /// What makes its sandbox.
+    pub backend: Backend,
     /// The limits of its sandbox.
     pub limits: Limits,
     /// How long one turn may take.
@@ -102,6 +104,7 @@ impl AgentFile {
             runtime: self.runtime.clone(),
             model: self.model.as_ref().map(|at| at.value.clone()),
             instructions: self.instructions_text(context)?,
+            backend: self.sandbox.backend.clone(),
             limits: self.sandbox.limits.clone(),
             turn_timeout: self.sandbox.turn_timeout,
             mounts: self.resolve_mounts(&context.mounts, &additions.mounts)?,
@@ -215,7 +218,7 @@ impl ResolvedAgent {
             Runtime::Command(argv) => serde_json::json!({ "command": argv }),
         };
         let timeout = u64::try_from(self.turn_timeout.as_millis()).unwrap_or(u64::MAX);
-        serde_json::json!({
+        let mut all = serde_json::json!({
             "schema": crate::SCHEMA_VERSION,
             "name": self.name.as_str(),
             "description": self.description,
@@ -242,6 +245,16 @@ impl ResolvedAgent {
                 "micro_usd_per_turn": self.budget.micro_usd_per_turn,
                 "tokens_per_day": self.budget.tokens_per_day,
             },
-        })
+        });
+        // Left out where it is the default, so that digests of agents without it stay what they
+        // were.
+        if let Backend::Docker(choice) | Backend::Podman(choice) = &self.backend {
+            all["backend"] = serde_json::json!({
+                "engine": self.backend.name(),
+                "image": choice.image,
+                "runtime": choice.runtime,
+            });
+        }
+        all
     }
 }

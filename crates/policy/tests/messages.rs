@@ -36,7 +36,7 @@ const AGENT: &[(&str, &str)] = &[
     ("open_files too few", "schema = 1\n[sandbox]\nopen_files = 3\n"),
     ("limits unknown", "schema = 1\n[sandbox]\nlimits = 'soft'\n"),
     ("later: disk", "schema = 1\n[sandbox]\ndisk = '2GiB'\n"),
-    ("later: backend", "schema = 1\n[sandbox]\nbackend = 'docker'\n"),
+    ("later: backend", "schema = 1\n[sandbox]\nbackend = 'apple'\n"),
     ("unknown backend", "schema = 1\n[sandbox]\nbackend = 'chroot'\n"),
     ("later: rootfs image", "schema = 1\n[sandbox]\nrootfs = 'image:debian'\n"),
     ("later: runtime", "schema = 1\nruntime = 'claude-code'\n"),
