@@ -5,14 +5,17 @@
 //! Invariants:
 //! 1. One thread owns the receiving side and is the parent of the spawner process, so that the
 //!    spawner's parent-death signal means "the client is gone", not "some thread ended".
-//! 2. Dropping a `Prepared` or a `Sandbox` kills it.
+//! 2. Dropping a `Prepared` or a `Sandbox` kills it. What the spawner does not make, an engine
+//!    makes, the same way.
 //! 3. When the spawner is gone, every waiter is told; nobody waits for ever.
 
+use crate::backend::{Prepared, Run, Wait};
+use crate::engine::{EngineOptions, Engines};
 use crate::error::{StartError, StartErrorKind};
 use crate::facts::HostFacts;
 use crate::report::{Ended, Outcome, Report, Usage};
 use crate::wire::{self, Answer, BoxId, Request};
-use model::SandboxSpec;
+use model::{Backend, SandboxSpec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -35,6 +38,8 @@ pub struct SpawnerOptions {
     pub image: Option<PathBuf>,
     /// Directories that hold NanoClaw's own state; a grant that overlaps one is refused.
     pub private: Vec<PathBuf>,
+    /// Container engines.
+    pub engines: EngineOptions,
 }
 
 /// Namespaces by name, with the error that making one gave.
@@ -145,6 +150,7 @@ impl Link {
 pub struct Spawner {
     link: Arc<Link>,
     facts: Arc<HostFacts>,
+    engines: Arc<Engines>,
     _closer: Arc<Closer>,
 }
 
@@ -201,7 +207,9 @@ impl Spawner {
             .recv_timeout(READY_TIMEOUT)
             .map_err(|_| StartError::spawner("it did not become ready"))??;
         let closer = Arc::new(Closer(Arc::clone(&link)));
-        Ok(Self { link, facts: Arc::new(facts), _closer: closer })
+        let facts = Arc::new(facts);
+        let engines = Arc::new(Engines::new(options.engines, Arc::clone(&facts)));
+        Ok(Self { link, facts, engines, _closer: closer })
     }
 
     /// What the spawner found on this host.
@@ -226,6 +234,13 @@ impl Spawner {
     /// When the spec is refused, the host lacks something required, or what was measured is not
     /// what was asked for. Nothing is left behind then.
     pub fn prepare(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Prepared, StartError> {
+        match spec.backend {
+            Backend::Native => self.native(spec, stdio),
+            Backend::Docker(_) | Backend::Podman(_) => self.engines.prepare(spec, stdio),
+        }
+    }
+
+    fn native(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Prepared, StartError> {
         let id = {
             let mut board = self.link.board();
             board.next += 1;
@@ -245,7 +260,7 @@ impl Spawner {
         let report = self.link.wait(id, Some(PREPARE_TIMEOUT), |s| s.prepared.take())??;
         // Last, for what is searched for may appear at any time; a refusal ends what was built.
         crate::sockets::refuse(spec)?;
-        Ok(Prepared { handle, report })
+        Ok(Prepared::new(report, Box::new(handle)))
     }
 }
 
@@ -314,98 +329,59 @@ impl Drop for Handle {
     }
 }
 
-/// A sandbox that is built, measured and waiting. Dropping it ends it.
-#[derive(Debug)]
-pub struct Prepared {
-    handle: Handle,
-    report: Report,
-}
-
-impl Prepared {
-    /// What was measured. Put it on record before calling [`Prepared::start`].
-    #[must_use]
-    pub fn report(&self) -> &Report {
-        &self.report
-    }
-
-    /// Lets the program run.
-    ///
-    /// # Errors
-    /// When the spawner is gone.
-    pub fn start(self) -> Result<Sandbox, StartError> {
-        self.handle.spawner.link.send(&Request::Start { id: self.handle.id })?;
-        Ok(Sandbox { handle: self.handle, report: self.report })
+impl Wait for Handle {
+    fn start(self: Box<Self>) -> Result<Box<dyn Run>, StartError> {
+        self.spawner.link.send(&Request::Start { id: self.id })?;
+        Ok(self)
     }
 }
 
-/// A running sandbox. Dropping it kills everything in it.
-#[derive(Debug)]
-pub struct Sandbox {
-    handle: Handle,
-    report: Report,
+/// Why the native backend does not pause.
+fn no_pause() -> StartError {
+    StartError::new(
+        StartErrorKind::Unsupported,
+        "a native sandbox cannot be paused in this version",
+        "end it and start it again: its folders stay",
+    )
 }
 
-impl Sandbox {
-    /// What was measured before it started.
-    #[must_use]
-    pub fn report(&self) -> &Report {
-        &self.report
-    }
-
-    /// Waits until it has ended and nothing of it is left. May be called from several threads
-    /// and again afterwards. A spawner that is gone counts as killed.
-    #[must_use]
-    pub fn wait(&self) -> Ended {
-        self.ended(None).unwrap_or_else(|e| Ended {
-            outcome: Outcome::Killed(e.cause),
-            usage: Usage::default(),
-            traffic: None,
-        })
-    }
-
-    /// As [`Sandbox::wait`], but at most so long; `None` when it still runs.
-    #[must_use]
-    pub fn wait_timeout(&self, limit: Duration) -> Option<Ended> {
-        match self.ended(Some(limit)) {
+impl Run for Handle {
+    fn ended(&self, limit: Option<Duration>) -> Option<Ended> {
+        let link = &self.spawner.link;
+        match link.wait(self.id, limit, |s| s.ended.clone()) {
             Ok(ended) => Some(ended),
-            Err(_) if self.handle.spawner.link.board().gone.is_some() => Some(self.wait()),
+            Err(e) if limit.is_none() || link.board().gone.is_some() => {
+                let outcome = Outcome::Killed(e.cause);
+                Some(Ended { outcome, usage: Usage::default(), traffic: None })
+            }
             Err(_) => None,
         }
     }
 
-    fn ended(&self, limit: Option<Duration>) -> Result<Ended, StartError> {
-        self.handle.spawner.link.wait(self.handle.id, limit, |s| s.ended.clone())
+    fn signal(&self, signal: i32) -> Result<(), StartError> {
+        self.spawner.link.send(&Request::Signal { id: self.id, signal })
     }
 
-    /// Sends a signal to the program's process group; ignored when it has ended.
-    ///
-    /// # Errors
-    /// When the spawner is gone.
-    pub fn signal(&self, signal: i32) -> Result<(), StartError> {
-        self.handle.spawner.link.send(&Request::Signal { id: self.handle.id, signal })
+    fn kill(&self) -> Result<(), StartError> {
+        self.spawner.link.send(&Request::Kill { id: self.id })
     }
 
-    /// Kills everything in it at once.
-    ///
-    /// # Errors
-    /// When the spawner is gone (and with it the sandbox).
-    pub fn kill(&self) -> Result<(), StartError> {
-        self.handle.spawner.link.send(&Request::Kill { id: self.handle.id })
-    }
-
-    /// What it has used so far; the totals once it has ended.
-    ///
-    /// # Errors
-    /// When the spawner is gone or does not answer.
-    pub fn usage(&self) -> Result<Usage, StartError> {
-        let id = self.handle.id;
-        let link = &self.handle.spawner.link;
+    fn usage(&self) -> Result<Usage, StartError> {
+        let (id, link) = (self.id, &self.spawner.link);
         if let Some(state) = link.board().states.get_mut(&id) {
             state.usage = None;
         }
         link.send(&Request::Usage { id })?;
         let pick = |s: &mut State| s.usage.take().or_else(|| s.ended.as_ref().map(|e| e.usage));
         link.wait(id, Some(USAGE_TIMEOUT), pick)
+    }
+
+    fn pause(&self) -> Result<(), StartError> {
+        Err(no_pause())
+    }
+
+    fn resume(&self) -> Result<(), StartError> {
+        Err(no_pause())
     }
 }
 

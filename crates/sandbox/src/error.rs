@@ -84,6 +84,10 @@ pub enum StartErrorKind {
     Busy,
     /// The spawner is gone or spoke nonsense.
     Spawner,
+    /// The container engine is absent, unfit, or failed.
+    Engine,
+    /// This backend cannot do what was asked.
+    Unsupported,
 }
 
 /// A sandbox that did not start. Nothing of it is left.

@@ -13,15 +13,17 @@
 //!    the start. There is no "continue without".
 //! 3. Only the spawner process starts sandboxes; it is single-threaded and holds no secret.
 //! 4. A sandbox ends with its session's handle, with the client process and with the spawner.
-//! 5. `unsafe` stands in `sys` only.
+//! 5. `unsafe` stands in `sys` only. Async code stands in `engine::http` only.
 //! 6. The steps that every plan begins with may be carried out ahead of time, by a process that
 //!    then serves one sandbox. Walls and limits are measured in that very process, after the
 //!    last step, exactly as without.
 
+mod backend;
 mod cgroup;
 mod check;
 mod client;
 mod doctor;
+mod engine;
 mod error;
 mod facts;
 #[doc(hidden)]
@@ -38,9 +40,11 @@ mod step;
 mod sys;
 mod wire;
 
+pub use backend::{Prepared, Sandbox};
 pub use check::check;
-pub use client::{Pipes, Prepared, Sandbox, Spawner, SpawnerOptions, Stdio};
+pub use client::{Pipes, Spawner, SpawnerOptions, Stdio};
 pub use doctor::{Check, Status, inspect};
+pub use engine::{Container, EngineOptions, Scratch};
 pub use error::{SpecError, SpecErrorKind, StartError, StartErrorKind};
 pub use facts::{HostEntry, HostFacts, Ladder, Mode, Rung};
 pub use init::init_main;

@@ -11,7 +11,7 @@
 
 use crate::facts::{HostEntry, HostFacts, Mode, Rung};
 use crate::step::{Bind, Owner, Step};
-use model::{Access, Command, DoorSpec, Network, SandboxSpec, Workspace};
+use model::{Access, Backend, Command, DoorSpec, Network, SandboxSpec, Workspace};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -42,6 +42,23 @@ const RESOLVER: &str = "nameserver 127.0.0.1\noptions timeout:5 attempts:2\n";
 /// Where OpenSSL, GnuTLS, Go and their users look: Debian's name, the BSDs', Red Hat's.
 const CUSTOMARY_BUNDLES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt"];
+/// Where programs look up who answers questions for names.
+const RESOLVER_FILE: &str = "/etc/resolv.conf";
+/// The sandbox's own files in `/etc`. A constant machine id: the host's own is an identifier that
+/// nothing inside needs.
+const ETC_FILES: [(&str, &str); 6] = [
+    (
+        "/etc/passwd",
+        "root:x:0:0:root:/:/usr/sbin/nologin\n\
+         agent:x:1000:1000:agent:/home/agent:/bin/sh\n\
+         nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+    ),
+    ("/etc/group", "root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n"),
+    ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
+    ("/etc/hostname", "sandbox\n"),
+    ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
+    ("/etc/machine-id", "00000000000000000000000000000001\n"),
+];
 const DEVICES: [&str; 6] =
     ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
 
@@ -74,9 +91,22 @@ impl fmt::Display for Plan {
 /// What was found of the sources a spec names: who owns them on disk.
 pub type Sources = BTreeMap<PathBuf, Owner>;
 
-/// Turns a checked spec into steps. Use [`crate::check`] first; `sources` come from it.
+/// Turns a checked spec into steps. Use [`crate::check`] first; `sources` come from it. For a
+/// container engine the first step is the container, as a rootful engine of this machine would be
+/// asked for it, and the others are what its first process does.
 #[must_use]
 pub fn plan(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources) -> Plan {
+    match &spec.backend {
+        Backend::Native => native(spec, facts, sources),
+        Backend::Docker(_) | Backend::Podman(_) => {
+            let inside = crate::engine::identity(facts.mode);
+            crate::engine::translate(spec, facts, &native(spec, facts, sources), inside)
+        }
+    }
+}
+
+/// All steps that NanoClaw itself carries out.
+pub(crate) fn native(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources) -> Plan {
     let mut steps = common(facts, spec.limits.tmp_bytes);
     session(spec, facts, sources, &mut steps);
     steps.extend([Step::Pivot, Step::SealRoot]);
@@ -182,21 +212,7 @@ fn entries(entries: &[HostEntry], steps: &mut Vec<Step>) {
 }
 
 fn etc(facts: &HostFacts, steps: &mut Vec<Step>) {
-    // A constant machine id: the host's own is an identifier that nothing inside needs.
-    let files: [(&str, &str); 6] = [
-        (
-            "/etc/passwd",
-            "root:x:0:0:root:/:/usr/sbin/nologin\n\
-             agent:x:1000:1000:agent:/home/agent:/bin/sh\n\
-             nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
-        ),
-        ("/etc/group", "root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n"),
-        ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
-        ("/etc/hostname", "sandbox\n"),
-        ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
-        ("/etc/machine-id", "00000000000000000000000000000001\n"),
-    ];
-    for (path, contents) in files {
+    for (path, contents) in ETC_FILES {
         steps.push(Step::File { path: path.into(), contents: contents.into() });
     }
     entries(&facts.etc, steps);
@@ -267,7 +283,7 @@ fn session(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources, steps: &mut
         Network::Door(_) => RESOLVER,
         Network::None => "",
     };
-    steps.push(Step::File { path: "/etc/resolv.conf".into(), contents: contents.into() });
+    steps.push(Step::File { path: RESOLVER_FILE.into(), contents: contents.into() });
     if let Network::Door(door) = &spec.network {
         steps.push(strict(&door.socket, DoorSpec::INSIDE, true));
         if let Some(Step::Bind(bundle)) = door.trust.as_ref().map(|p| strict(p, "", true)) {

@@ -95,6 +95,11 @@ pub enum Step {
     Landlock { abi: u32, write: Vec<String>, devices: Vec<String>, scopes: bool },
     /// The allow-list of system calls.
     Seccomp { reachable: usize },
+    /// A container of an engine: everything that it is asked for.
+    Container(Box<crate::engine::Container>),
+    /// Look at these places, to be compared with what was mounted there, and at these paths, which
+    /// should show nothing.
+    Look { places: Vec<String>, hidden: Vec<String> },
     /// Read back what holds and report it; wait for the word to go.
     Verify,
     /// Run the program.
@@ -159,6 +164,15 @@ impl fmt::Display for Step {
             }
             Self::Seccomp { reachable } => {
                 write!(f, "seccomp allow-list, {reachable} system calls reachable")
+            }
+            Self::Container(container) => container.fmt(f),
+            Self::Look { places, hidden } => {
+                write!(
+                    f,
+                    "look at {}; nothing to be seen at {}",
+                    places.join(", "),
+                    hidden.join(", ")
+                )
             }
             Self::Verify => f.write_str("verify, report, wait"),
             Self::Run { argv, builtin, cwd, environment } => {

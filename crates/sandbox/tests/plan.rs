@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use model::{
-    Access, AgentName, Command, DoorSpec, Limits, Mount, Network, RootFs, SandboxSpec, SessionId,
-    Workspace,
+    Access, AgentName, Backend, Command, DoorSpec, Limits, Mount, Network, RootFs, SandboxSpec,
+    SessionId, Workspace,
 };
 use nanoclaw_sandbox::{HostEntry, HostFacts, Ladder, Mode, Owner, Rung, Sources, plan};
 use std::path::PathBuf;
@@ -31,6 +31,7 @@ fn spec() -> SandboxSpec {
     SandboxSpec {
         session: SessionId::parse("s1").unwrap(),
         agent: AgentName::parse("triage").unwrap(),
+        backend: Backend::Native,
         rootfs: RootFs::HostUsr,
         workspace: Workspace::User("/home/u/project".into()),
         home: "/state/home".into(),

@@ -23,13 +23,32 @@ pub(super) struct Machine<'l> {
     caller: (u32, u32),
     mappings: HashMap<Owner, OwnedFd>,
     root: Option<Root>,
+    /// The program of system calls, until it is loaded.
+    filter: Option<OwnedFd>,
+    /// An engine made the walls around this process, and started it.
+    contained: bool,
     pub(super) door: Option<Door>,
+    /// What was seen inside.
+    pub(super) places: Vec<wire::Place>,
+    /// What can be seen and should not be.
+    pub(super) shown: Vec<String>,
 }
 
 impl<'l> Machine<'l> {
-    pub(super) fn new(line: &'l OwnedFd) -> Self {
+    pub(super) fn new(line: &'l OwnedFd, filter: OwnedFd, contained: bool) -> Self {
         rustix::process::umask(rustix::fs::Mode::empty());
-        Self { line, identity: 0, caller: (0, 0), mappings: HashMap::new(), root: None, door: None }
+        Self {
+            line,
+            identity: 0,
+            caller: (0, 0),
+            mappings: HashMap::new(),
+            root: None,
+            filter: Some(filter),
+            contained,
+            door: None,
+            places: Vec::new(),
+            shown: Vec::new(),
+        }
     }
 
     /// Takes over a job's numbers and, when they came, the standard streams and mappings.
@@ -78,6 +97,14 @@ impl<'l> Machine<'l> {
                 crate::landlock::restrict(*abi, write, devices, *scopes, &terminals)
                     .map_err(|e| tell(io::Error::other(e)))
             }
+            Step::Look { places, hidden } => {
+                self.places = super::measure::places(places).map_err(tell)?;
+                self.shown = super::measure::shown(hidden);
+                Ok(())
+            }
+            Step::Seccomp { .. } => {
+                self.filter.take().ok_or_else(twice).and_then(load_filter).map_err(tell)
+            }
             step => self.plain(step).map_err(tell),
         }
     }
@@ -112,8 +139,7 @@ impl<'l> Machine<'l> {
             Step::ResourceLimit { name, value } => super::identity::limit(name, *value),
             Step::DropCapabilities => super::identity::drop_capabilities(),
             Step::NoNewPrivileges => Ok(rustix::thread::set_no_new_privs(true)?),
-            Step::Seccomp { .. } => load_filter(),
-            Step::Verify => super::identity::seal(),
+            Step::Verify => super::identity::seal(!self.contained),
             Step::Namespaces { .. } => Ok(()),
             mount => self.tree()?.step(mount),
         }
@@ -133,9 +159,13 @@ impl<'l> Machine<'l> {
     }
 }
 
+fn twice() -> io::Error {
+    io::Error::other("the plan loads a filter twice")
+}
+
 /// Loads the filter that the spawner built: the file is shared, so it is read by position.
-fn load_filter() -> io::Result<()> {
-    let file = fs::File::from(sys::inherit(super::FILTER_FD)?);
+fn load_filter(file: OwnedFd) -> io::Result<()> {
+    let file = fs::File::from(file);
     let size = usize::try_from(file.metadata()?.len()).unwrap_or(0);
     let mut bytes = vec![0; size];
     file.read_exact_at(&mut bytes, 0)?;
@@ -154,7 +184,8 @@ fn kind_of(step: &Step) -> Kind {
         Step::Landlock { .. } => Kind::Landlock,
         Step::Seccomp { .. } => Kind::Seccomp,
         Step::Listen { .. } | Step::Names | Step::DoorPort { .. } | Step::Loopback => Kind::Door,
-        Step::Verify => Kind::Verification,
+        Step::Verify | Step::Look { .. } => Kind::Verification,
+        Step::Container(_) => Kind::Engine,
         Step::Bind(bind) | Step::Trust(bind) if bind.owner.is_some() => Kind::IdMap,
         _ => Kind::Mount,
     }

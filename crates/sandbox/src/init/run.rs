@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// As a shell says it: found, but not executable.
 const EXIT_NOT_EXECUTABLE: i32 = 126;
@@ -93,16 +93,25 @@ pub(super) struct Ready {
     pub(super) image: OwnedFd,
     pub(super) program: Program,
     pub(super) door: Option<Door>,
+    /// Started by an engine, whose accounts of a container end with its first process.
+    pub(super) contained: bool,
 }
 
 impl Ready {
     /// Starts the program and stays until it has ended. Returning ends the PID namespace and so
     /// everything left in it.
     pub(super) fn run(self, line: OwnedFd) -> ExitCode {
+        let contained = self.contained;
         match self.supervise(&line) {
             Ok(status) => {
+                if contained {
+                    sys::kill_others();
+                }
                 // If nobody listens any more, nobody needs to know.
                 let _ = wire::send(&line, &Word::Finished { status }, &[]);
+                if contained {
+                    stay(&line);
+                }
                 let code = if libc::WIFSIGNALED(status) {
                     128 + libc::WTERMSIG(status)
                 } else {
@@ -159,6 +168,22 @@ impl Ready {
             if let Some(door) = &mut door {
                 door.turn(events.get(2..).unwrap_or_default());
             }
+        }
+    }
+}
+
+/// How long the other side may take to read what the kernel counted.
+const STAY: Duration = Duration::from_secs(5);
+
+/// Waits until the line ends: the counters of a container are gone with its first process.
+fn stay(line: &OwnedFd) {
+    let until = Instant::now() + STAY;
+    let mut buffer = vec![0; wire::ORDER_MAX];
+    while Instant::now() < until {
+        let mut fds = [PollFd::new(line, PollFlags::IN)];
+        let readable = poll(&mut fds, Some(&left(until))).is_ok_and(|n| n > 0);
+        if readable && !matches!(wire::receive::<Order>(line, &mut buffer), Ok(Some(_))) {
+            return;
         }
     }
 }

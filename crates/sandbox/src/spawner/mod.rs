@@ -22,6 +22,9 @@ mod verify;
 mod watchdog;
 mod witness;
 
+pub(crate) use live::own_folders;
+pub(crate) use witness::Witness;
+
 use crate::cgroup::Parent;
 use crate::error::{StartError, StartErrorKind};
 use crate::facts::{HostFacts, Mode};
@@ -81,18 +84,12 @@ fn serve() -> io::Result<()> {
     // that died before this line has closed the control socket, which ends the loop as well.
     rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    let mut exe = std::fs::File::open("/proc/self/exe")?;
-    // Kernels before 6.3 do not know the flag that asks for an executable one.
-    let image = seal("nanoclaw", &mut exe, MemfdFlags::EXEC).or_else(|_| {
-        exe.rewind()?;
-        seal("nanoclaw", &mut exe, MemfdFlags::empty())
-    })?;
-    let filter = crate::seccomp::encode(&crate::seccomp::program());
+    let image = sealed_image()?;
     let mut shop = Shop {
         control,
         image,
         null,
-        filter: seal("filter", &mut &*filter, MemfdFlags::empty())?,
+        filter: sealed_filter()?,
         facts: HostFacts::gather(Vec::new()),
         parent: Parent::find(),
         slots: slots::Slots::new(),
@@ -114,7 +111,7 @@ fn serve() -> io::Result<()> {
 }
 
 /// `<pid>-<start time>`: unique on this machine since boot.
-fn own_name() -> io::Result<String> {
+pub(crate) fn own_name() -> io::Result<String> {
     let pid = rustix::process::getpid().as_raw_nonzero();
     let start = start_time("self").ok_or_else(|| io::Error::other("odd /proc/self/stat"))?;
     Ok(format!("{pid}-{start}"))
@@ -126,15 +123,34 @@ fn start_time(pid: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(AFTER_COMMAND)?.parse().ok()
 }
 
+/// Whether the process that [`own_name`] named still runs.
+pub(crate) fn alive(owner: &str) -> bool {
+    let Some((pid, start)) = owner.split_once('-') else { return false };
+    start_time(pid).is_some_and(|now| now.to_string() == start)
+}
+
 /// Removes control groups that dead spawners left behind. Called at every spawner's start; safe
 /// to call at any time, for live spawners are recognised.
 pub fn sweep() {
     if let Some(parent) = Parent::find() {
-        parent.sweep(|owner| {
-            let Some((pid, start)) = owner.split_once('-') else { return false };
-            start_time(pid).is_some_and(|now| now.to_string() == start)
-        });
+        parent.sweep(alive);
     }
+}
+
+/// Our own executable, as a file that nobody can change.
+pub(crate) fn sealed_image() -> io::Result<OwnedFd> {
+    let mut exe = std::fs::File::open("/proc/self/exe")?;
+    // Kernels before 6.3 do not know the flag that asks for an executable one.
+    seal("nanoclaw", &mut exe, MemfdFlags::EXEC).or_else(|_| {
+        exe.rewind()?;
+        seal("nanoclaw", &mut exe, MemfdFlags::empty())
+    })
+}
+
+/// The program of system calls, as a file that nobody can change.
+pub(crate) fn sealed_filter() -> io::Result<OwnedFd> {
+    let filter = crate::seccomp::encode(&crate::seccomp::program());
+    seal("filter", &mut &*filter, MemfdFlags::empty())
 }
 
 /// A copy that nobody can change any more.
@@ -336,7 +352,12 @@ const PREPARE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What a box has come to, in the words of its end. `oom_kills` is what its control group counts:
 /// a kill that nobody ordered, in a group where the kernel killed for memory, was one of those.
-fn outcome(finished: Option<i32>, status: i32, killed: Option<&str>, oom_kills: u64) -> Outcome {
+pub(crate) fn outcome(
+    finished: Option<i32>,
+    status: i32,
+    killed: Option<&str>,
+    oom_kills: u64,
+) -> Outcome {
     let last = finished.unwrap_or(status);
     let signal = libc::WIFSIGNALED(last).then(|| libc::WTERMSIG(last));
     match (killed, finished, signal) {

@@ -26,7 +26,7 @@ const TX_PACKETS: usize = 9;
 
 /// The open counters of one sandbox.
 #[derive(Debug)]
-pub(super) struct Witness {
+pub(crate) struct Witness {
     pid: i32,
     interfaces: Option<File>,
     protocols: Option<File>,
@@ -36,7 +36,7 @@ pub(super) struct Witness {
 
 impl Witness {
     /// Of a sandbox whose first process this is, in a network namespace of its own already.
-    pub(super) fn of(pid: i32) -> Self {
+    pub(crate) fn of(pid: i32) -> Self {
         let open = |name| File::open(format!("/proc/{pid}/net/{name}")).ok();
         Self {
             pid,
@@ -48,12 +48,12 @@ impl Witness {
     }
 
     /// From here on its first process reads and writes nothing but the door.
-    pub(super) fn zero(&mut self, moved: Option<Moved>) {
+    pub(crate) fn zero(&mut self, moved: Option<Moved>) {
         self.zero = moved;
     }
 
     /// All counts; the first process must not have been reaped.
-    pub(super) fn traffic(&self) -> Traffic {
+    pub(crate) fn traffic(&self) -> Traffic {
         let moved = self.zero.zip(moved(self.pid));
         Traffic {
             door_up: moved.and_then(|(zero, now)| now.written.checked_sub(zero.written)),

@@ -1,7 +1,8 @@
 //! A place to make sandboxes in.
 
 use model::{
-    AgentName, Command, DoorSpec, Limits, Network, RootFs, SandboxSpec, SessionId, Workspace,
+    AgentName, Backend, Command, DoorSpec, Limits, Network, RootFs, SandboxSpec, SessionId,
+    Workspace,
 };
 use nanoclaw_sandbox::{Ended, Mode, Outcome, Spawner, SpawnerOptions, StartError, Stdio};
 use std::collections::BTreeMap;
@@ -42,7 +43,8 @@ impl Lab {
     pub(crate) fn new(name: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("nanoclaw-{name}-{}", std::process::id()));
         std::fs::create_dir_all(dir.join("state")).unwrap();
-        let options = SpawnerOptions { image: None, private: vec![dir.join("state")] };
+        let options =
+            SpawnerOptions { private: vec![dir.join("state")], ..SpawnerOptions::default() };
         let spawner = Spawner::launch(options).unwrap();
         Self { dir, spawner, count: AtomicU32::new(0) }
     }
@@ -65,6 +67,7 @@ impl Lab {
         SandboxSpec {
             session: SessionId::parse(&format!("s{number}")).unwrap(),
             agent: AgentName::parse("tester").unwrap(),
+            backend: Backend::Native,
             rootfs: RootFs::HostUsr,
             workspace: Workspace::Session(state.join("workspace")),
             home: state.join("home"),
