@@ -30,7 +30,7 @@ use crate::wire::{self, Job, Measured, Order, Word};
 use crate::{Prepared, Sources, Stdio};
 use model::{SandboxSpec, Workspace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, Mode as FileMode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{CWD, Gid, Mode as FileMode, OFlags, ResolveFlags, Uid, openat2};
 use rustix::net::{SocketFlags, accept_with, sockopt};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::BTreeMap;
@@ -79,6 +79,9 @@ pub(super) fn prepare(
         return Err(engine_error("the plan makes no container", "report this defect"));
     };
     let container = Container::clone(container);
+    if facts.mode == Mode::Root {
+        own_terminals(&stdio, owner)?;
+    }
     let files = files(&container, engine.facts.kind)?;
     let image = image(engine, &container)?;
     let (body, inspected) = start(engine, spec, &container, &image)?;
@@ -112,6 +115,20 @@ const AGAIN: &str = "try again; if it repeats, look at what the engine itself lo
 /// Whether this machine has anything to swap to; the first line of the file is a heading.
 fn has_swap() -> bool {
     std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
+}
+
+/// A terminal of the session is the session's: else `/dev/stdout` could not be opened inside.
+fn own_terminals(stdio: &Stdio, owner: Owner) -> Result<(), StartError> {
+    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+    for stream in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
+        if rustix::termios::isatty(stream) {
+            rustix::fs::fchown(stream, Some(uid), Some(gid)).map_err(|e| {
+                let cause = format!("the terminal cannot be given to the session: {e}");
+                StartError::new(Kind::Identity, cause, "leave -t out")
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// Without a mapping of ids, folders must belong to who the program is.
