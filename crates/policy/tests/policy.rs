@@ -376,11 +376,11 @@ fn every_published_key_is_recognised() {
     for (table, lines) in [
         ("", "description = 'x'|runtime = 'builtin'|runtime = 'codex'|runtime = 'acp'|model = 'c'"),
         ("", "workspace = 'session'|workspace = 'agent'|instructions = 'x'"),
+        ("[sandbox]", "backend = 'native'|backend = 'podman'|backend = 'apple'|rootfs = 'image:x'"),
         (
             "[sandbox]",
-            "backend = 'native'|backend = 'podman'|backend = 'apple'|rootfs = 'host-usr'|rootfs = 'image:x'",
+            "rootfs = 'host-usr'|memory = '1GiB'|cpus = 1.0|pids = 256|disk = '2GiB'|turn_timeout = '10min'",
         ),
-        ("[sandbox]", "memory = '1GiB'|cpus = 1.0|pids = 256|disk = '2GiB'|turn_timeout = '10min'"),
         ("[sandbox]", "limits = 'fallback'|require = ['landlock>=6']"),
         ("[[egress]]\nhost = 'a.org'", "methods = ['GET']|paths = ['/repos/**']|secret = 'github'"),
         ("[[egress]]\nhost = 'a.org'", "max_upload_per_day = '1MiB'|tls = 'tunnel'|private = true"),

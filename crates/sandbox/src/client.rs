@@ -264,6 +264,12 @@ impl Spawner {
     }
 }
 
+/// Refuses a spec that is too large to be passed on.
+pub(crate) fn bounded(spec: &SandboxSpec) -> Result<(), StartError> {
+    let bytes = wire::encode(spec).map_err(|_| too_large())?;
+    if bytes.len() > crate::check::SPEC_BYTES_MAX { Err(too_large()) } else { Ok(()) }
+}
+
 fn too_large() -> StartError {
     StartError::new(
         StartErrorKind::Spec(crate::SpecErrorKind::Size),

@@ -38,8 +38,9 @@ pub struct Scratch {
     pub mode: u32,
 }
 
-/// Everything that an engine is asked for. Always also: no network, a read-only root, no capability,
-/// no new privileges, our system-call profile, namespaces of its own, no restart, no log.
+/// Everything that an engine is asked for. Always also: no network, a read-only root, no
+/// capability, no new privileges, our system-call profile, namespaces of its own, no restart and
+/// no log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
     /// `docker` or `podman`, as it was asked for.

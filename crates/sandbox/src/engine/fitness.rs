@@ -5,7 +5,8 @@
 //! Invariants:
 //! 1. Pure but for reading the environment.
 //! 2. An engine that runs on another kernel, or cannot limit what it starts, is refused before
-//!    anything is made. What it says of itself is believed only to refuse: what it made is measured.
+//!    anything is made. What it says of itself is believed only to refuse; what it made is
+//!    measured.
 
 use super::api::{Info, Version};
 use crate::error::{StartError, StartErrorKind};

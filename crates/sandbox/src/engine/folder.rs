@@ -5,7 +5,7 @@
 //! a killed process left is found by the next one (`leftovers`), with the engines to ask.
 //!
 //! Invariants:
-//! 1. The folder is the owner's alone; single files and sockets in it are mounted, never the folder.
+//! 1. The folder is the owner's alone; single files and sockets in it are mounted, never it whole.
 //! 2. Only what belongs to processes that are gone is ever removed.
 
 use super::root;
@@ -18,6 +18,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Whose home a container belongs to.
 pub(super) const HOME_LABEL: &str = "io.nanoclaw.home";
@@ -52,9 +53,14 @@ impl Drop for Line {
     }
 }
 
-/// `<boot>-<pid>-<start time>`: this process, and no other since the machine exists.
+/// Folders that this process has made.
+static MADE: AtomicU64 = AtomicU64::new(1);
+
+/// `<boot>-<pid>-<start time>-<number>`: one folder of this process, and of no other since the
+/// machine exists.
 fn starter() -> io::Result<String> {
-    Ok(format!("{}-{}", boot()?, crate::spawner::own_name()?))
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    Ok(format!("{}-{}-{number}", boot()?, crate::spawner::own_name()?))
 }
 
 /// The first part of the kernel's name for this boot.
@@ -65,7 +71,11 @@ fn boot() -> io::Result<String> {
 
 /// Whether the process that [`starter`] named still runs.
 pub(super) fn alive(starter: &str) -> bool {
-    let Some((then, owner)) = starter.split_once('-') else { return false };
+    let parts = starter.split_once('-').and_then(|(boot, rest)| {
+        let (owner, _) = rest.rsplit_once('-')?;
+        Some((boot, owner))
+    });
+    let Some((then, owner)) = parts else { return false };
     boot().is_ok_and(|now| now == then) && crate::spawner::alive(owner)
 }
 
@@ -189,7 +199,7 @@ mod tests {
         assert!(leftovers(&home).is_empty());
         // As another process of the same number, or of another boot, would have left it.
         let (boot, owner) = mine.starter().split_once('-').unwrap();
-        for dead in [format!("{boot}-{}", owner.replace('-', "-9")), format!("00-{owner}")] {
+        for dead in [format!("{boot}-{}", owner.replacen('-', "-9", 1)), format!("00-{owner}")] {
             fs::create_dir(home.join(&dead)).unwrap();
             let note = fs::read_dir(&mine.path)
                 .unwrap()

@@ -28,7 +28,7 @@ use crate::report::Report;
 use crate::step::{Owner, Step};
 use crate::wire::{self, Job, Measured, Order, Word};
 use crate::{Prepared, Sources, Stdio};
-use model::{SandboxSpec, Workspace};
+use model::{DoorSpec, SandboxSpec, Workspace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Gid, Mode as FileMode, OFlags, ResolveFlags, Uid, openat2};
 use rustix::net::{SocketFlags, accept_with, sockopt};
@@ -62,6 +62,7 @@ pub(super) fn prepare(
     stdio: Stdio,
 ) -> Result<Prepared, StartError> {
     let facts = &engine.shop.facts;
+    crate::client::bounded(spec)?;
     let mut sources = crate::check(spec, facts)?;
     if facts.landlock_abi == 0 {
         let cause = "the kernel has no Landlock";
@@ -82,7 +83,7 @@ pub(super) fn prepare(
     if facts.mode == Mode::Root {
         own_terminals(&stdio, owner)?;
     }
-    let files = files(&container, engine.facts.kind)?;
+    let files = files(&container, engine.facts.kind, owner)?;
     let image = image(engine, &container)?;
     let (body, inspected) = start(engine, spec, &container, &image)?;
     let measured = work(&body, &plan, &stdio)?;
@@ -142,8 +143,8 @@ fn fits(spec: &SandboxSpec, sources: &Sources, owner: Owner) -> Result<(), Start
     let granted = spec.mounts.iter().filter(|m| m.access == model::Access::Write);
     let written = [&spec.home, workspace].into_iter().chain(granted.map(|m| &m.source));
     for path in written {
-        if sources.get(path).is_some_and(|o| *o != owner) {
-            let whose = sources.get(path).map_or(0, |o| o.uid);
+        // The group may be another: who owns a folder may do with it what he likes.
+        if let Some(whose) = sources.get(path).map(|o| o.uid).filter(|uid| *uid != owner.uid) {
             let cause = format!(
                 "{path:?} belongs to uid {whose}, and in a container the program is uid {}",
                 owner.uid
@@ -157,7 +158,7 @@ fn fits(spec: &SandboxSpec, sources: &Sources, owner: Owner) -> Result<(), Start
 }
 
 /// Which files will be mounted, opened without following any link.
-fn files(container: &Container, dialect: Dialect) -> Result<Files, StartError> {
+fn files(container: &Container, dialect: Dialect, owner: Owner) -> Result<Files, StartError> {
     let mut files = Files::new();
     for bind in container.watched() {
         let odd = |text: &str| text.contains(PODMAN_SEPARATORS);
@@ -173,6 +174,14 @@ fn files(container: &Container, dialect: Dialect) -> Result<Files, StartError> {
             let cause = format!("the source {:?} cannot be opened: {e}", bind.source);
             StartError::new(Kind::Spec(SpecErrorKind::Symlink), cause, "name the real path")
         })?;
+        // Everybody may use the door and read the certificates, or the program could not: its id
+        // is not mapped to theirs.
+        let own = [DoorSpec::INSIDE, DoorSpec::TRUST_INSIDE].contains(&bind.target.as_str());
+        let need = if bind.target == DoorSpec::INSIDE { 0o006 } else { 0o004 };
+        if own && stat.st_uid != owner.uid && stat.st_mode & need != need {
+            let cause = format!("{:?} is closed to uid {}", bind.source, owner.uid);
+            return Err(engine_error(cause, "report this defect"));
+        }
         files.insert(bind.target.clone(), (stat.st_dev, stat.st_ino));
     }
     let own = rustix::fs::stat("/proc/self/exe").map(|s| (s.st_dev, s.st_ino));
@@ -255,7 +264,7 @@ fn start(
         ]),
         hard: shop.hard,
     };
-    let name = format!("nanoclaw-{}-{}-{number}", spec.session, std::process::id());
+    let name = format!("nanoclaw-{}-{}-{number}", spec.session, shop.folder.starter());
     let request = request::body(container, &engine.facts, &occasion);
     let id = engine.api.create(&name, &request)?;
     let mut body = Body::new(Arc::clone(engine), id);

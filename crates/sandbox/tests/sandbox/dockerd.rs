@@ -1,5 +1,5 @@
-//! Real engines of Debian's packages, each started with a data folder of its own: what every backend
-//! must keep, and what only containers have.
+//! Real engines of Debian's packages, each started with a data folder of its own: what every
+//! backend must keep, and what only containers have.
 //!
 //! They need root. Without the engine's program they skip by name, and fail in CI.
 

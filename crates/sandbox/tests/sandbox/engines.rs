@@ -223,13 +223,16 @@ fn orphans(lab: &Lab) {
     let boot = boot.split('-').next().unwrap().to_owned();
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let start = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap().to_owned();
-    let living = format!("{boot}-{}-{start}", std::process::id());
-    let dead = format!("{boot}-{}-1", std::process::id());
-    let of = move |id: &str, starter: &str| json!({ "Id": id, "Labels": { "io.nanoclaw.starter": starter } });
+    let living = format!("{boot}-{}-{start}-1", std::process::id());
+    let dead = format!("{boot}-{}-1-1", std::process::id());
+    let of = |id: &str, starter: &str| {
+        let labels = json!({ "io.nanoclaw.starter": starter });
+        json!({ "Id": id, "Labels": labels })
+    };
     let listed = json!([
         of("living", &living),
         of("dead", &dead),
-        of("earlier-boot", &format!("00000000-{}-{start}", std::process::id())),
+        of("earlier-boot", &format!("00000000-{}-{start}-1", std::process::id())),
         { "Id": "nobody's", "Labels": {} },
     ]);
     let engine = engine(lab, "orphans", move |call| {

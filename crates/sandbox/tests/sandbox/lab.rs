@@ -40,6 +40,10 @@ pub(crate) fn set_mode(path: &Path, mode: u32) {
 
 /// A door to the socket at `socket`, with these ports.
 pub(crate) fn door(socket: PathBuf, ports: &[u16]) -> Network {
+    if socket.exists() {
+        // As the gateway does it.
+        set_mode(&socket, 0o666);
+    }
     Network::Door(DoorSpec { socket, port: 8080, ports: ports.to_vec(), trust: None })
 }
 
