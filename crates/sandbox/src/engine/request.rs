@@ -82,6 +82,7 @@ fn host_config(container: &Container, facts: &Facts, occasion: &Occasion) -> Val
     let shared = container.scratch.iter().find(|s| s.path == "/dev/shm");
     let mut config = json!({
         "AutoRemove": true,
+        "Init": false,
         "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
         "LogConfig": { "Type": "none", "Config": {} },
         "NetworkMode": "none",

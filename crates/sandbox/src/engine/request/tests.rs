@@ -117,6 +117,7 @@ fn every_wall_is_asked_for_by_name() {
         ("ReadonlyPaths", json!(["/proc/sys"])),
         ("Runtime", json!("crun")),
         ("AutoRemove", json!(true)),
+        ("Init", json!(false)),
         ("Devices", json!([])),
     ] {
         assert_eq!(config[key], value, "{key}");
