@@ -93,8 +93,8 @@ pub(super) fn judge(
             "{name} runs its containers on another kernel ({} {}) than this one ({kernel})",
             info.os_type, info.kernel_version
         );
-        let remedy = "use an engine that runs on this machine and not in a virtual one: the door \
-                      is a socket of this machine";
+        let remedy = "use an engine that runs on this machine and not in a virtual one, for the \
+                      door is a socket of this machine, or `backend = \"native\"`";
         return refuse(StartErrorKind::Engine, cause, remedy);
     }
     let rootless = has("name=rootless");
