@@ -101,6 +101,7 @@ impl Bench {
             cwd: "/workspace".into(),
             limits,
             witness,
+            probe: Vec::new(),
         }
     }
 

@@ -348,7 +348,7 @@ fn full(lab: &Lab) {
     // Afterwards there is room again.
     let last = executed(&all).pop().unwrap();
     assert_eq!(last.path, "/bin/true");
-    let at = |wanted: &dyn Fn(&Operation) -> bool| all.iter().rposition(|o| wanted(o)).unwrap();
+    let at = |wanted: &dyn Fn(&Operation) -> bool| all.iter().rposition(wanted).unwrap();
     let gap = at(&|o| matches!(o, Operation::Lost { .. }));
     assert!(gap < at(&|o| matches!(o, Operation::Executed(_))), "told before what came after it");
 }

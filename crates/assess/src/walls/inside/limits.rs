@@ -98,7 +98,7 @@ fn tmpfs_bomb(limit: u64) -> Answer {
 }
 
 fn inodes() -> Answer {
-    match rustix::fs::statvfs(&std::env::temp_dir()) {
+    match rustix::fs::statvfs(std::env::temp_dir()) {
         Err(e) => Answer::Failed(e.to_string()),
         // Some file systems count none and have no bound.
         Ok(stat) => {

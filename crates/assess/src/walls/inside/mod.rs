@@ -61,6 +61,8 @@ impl Born {
 }
 
 type Act = fn(&Ground) -> Answer;
+/// An act, with what it needs of the table of plain calls.
+type Attempt = Box<dyn Fn(&Ground) -> Answer>;
 
 /// Every act, by the name of its probe.
 const ACTS: &[&[(&str, Act)]] = &[
@@ -74,9 +76,9 @@ const ACTS: &[&[(&str, Act)]] = &[
 ];
 
 /// What carries out the probe of that name, if it is tried inside.
-fn act(name: &str) -> Option<Box<dyn Fn(&Ground) -> Answer>> {
+fn act(name: &str) -> Option<Attempt> {
     if let Some((_, act)) = ACTS.iter().copied().flatten().find(|(n, _)| *n == name) {
-        return Some(Box::new(*act) as Box<dyn Fn(&Ground) -> Answer>);
+        return Some(Box::new(*act) as Attempt);
     }
     let plain = calls::plain(name)?;
     Some(Box::new(move |_: &Ground| plain()))

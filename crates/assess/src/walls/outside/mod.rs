@@ -107,6 +107,8 @@ impl Place {
             mounts: Vec::new(),
             network: Network::None,
             env: environment(),
+            // As a session has it, where nothing else is asked for.
+            witness: true,
             probe: Vec::new(),
             command: Command::Builtin(words),
             cwd: "/workspace".into(),

@@ -101,7 +101,15 @@ impl Boxed for Prepared {
         self.report()
     }
 
-    fn start(self: Box<Self>) -> Result<Box<dyn Running>, StartError> {
+    fn start(mut self: Box<Self>) -> Result<Box<dyn Running>, StartError> {
+        if let Some(operations) = self.operations() {
+            // They are no session's: taken, so that there is room, and kept nowhere.
+            std::thread::spawn(move || {
+                while let Some(batch) = operations.next_batch() {
+                    operations.taken(&batch);
+                }
+            });
+        }
         Ok(Box::new((*self).start()?))
     }
 }
