@@ -20,8 +20,8 @@ pub const ARGV_MAX: usize = 128;
 /// A process asked for a program to be executed, and was let go on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Execution {
-    /// Counted by the spawner over all its sandboxes, from 1; in containers by who serves them, from
-    /// 2^32 + 1.
+    /// Counted by the spawner over all its sandboxes, from 1; in containers by who serves them,
+    /// from 2^32 + 1.
     pub number: u64,
     /// The process inside.
     pub pid: u32,

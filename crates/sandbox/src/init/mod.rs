@@ -11,9 +11,9 @@
 //! 2. Executes exactly the plan's steps, in order; the first failure ends it.
 //! 3. From `Verify` on it is as confined as the program: same identity, no capability, Landlock,
 //!    seccomp. It holds nothing that the program may not have.
-//! 4. Where operations are witnessed, the filter reports from `Seccomp` on, and whoever has the other
-//!    end of the line answers from `Probing` or `Measured` on: before that nothing is called that is
-//!    reported.
+//! 4. Where operations are witnessed, the filter reports from `Seccomp` on, and whoever has the
+//!    other end of the line answers from `Probing` or `Measured` on: before that nothing is called
+//!    that is reported.
 //! 5. Ends when the other end of the line closes, whatever the program does.
 
 mod door;

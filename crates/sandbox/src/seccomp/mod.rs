@@ -67,8 +67,8 @@ const PAIRS: &[u32] = &[1];
 /// machine does, `PR_SET_PTRACER` opens a process to another.
 const PRCTLS: &[u32] = &[35, 33, 26, 0x5961_6d61];
 
-/// Kinds of sockets of the Internet that see or make whole packets: `SOCK_RAW`, and `SOCK_PACKET`, a
-/// way to `AF_PACKET` from before there was one, which musl does not name.
+/// Kinds of sockets of the Internet that see or make whole packets: `SOCK_RAW`, and `SOCK_PACKET`,
+/// a way to `AF_PACKET` from before there was one, which musl does not name.
 const RAW_KINDS: [u32; 2] = [libc::SOCK_RAW as u32, 10];
 /// Bits of the kind of a socket; the rest of the argument is flags.
 const SOCKET_KINDS: u32 = 0xf;
