@@ -9,6 +9,7 @@
 //! 2. Nothing listens on, or connects to, anything but loopback.
 //! 3. A missing tool skips by name outside CI and fails in CI ([`need`]).
 
+mod fake_engine;
 mod fake_model;
 pub mod fuzz;
 mod need;
@@ -16,6 +17,7 @@ mod rng;
 mod sink;
 mod temp_dir;
 
+pub use fake_engine::{EngineAnswer, EngineCall, FakeEngine, good_info, good_version};
 pub use fake_model::{FakeLogin, FakeModel, LoginPlan, Options, Seen};
 pub use need::need;
 pub use rng::Rng;

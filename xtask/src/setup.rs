@@ -42,6 +42,9 @@ const BUILD_TOOLS: &[Tool] =
 const TEST_TOOLS: &[Tool] = &[
     Tool { present: || on_path("bwrap").is_some(), package: "bubblewrap" },
     Tool { present: || on_path("curl").is_some(), package: "curl" },
+    // Engines that the tests start themselves, with data folders of their own.
+    Tool { present: || on_path("dockerd").is_some() || sbin("dockerd"), package: "docker.io" },
+    Tool { present: || on_path("podman").is_some(), package: "podman" },
     Tool { present: || on_path("file").is_some(), package: "file" },
     Tool { present: || on_path("git").is_some(), package: "git" },
     Tool { present: || on_path("gnome-keyring-daemon").is_some(), package: "gnome-keyring" },
@@ -186,6 +189,8 @@ fn cannot_install(packages: &str, has_apt: bool, is_root: bool) -> Option<Failur
 fn apt(repo: &Repo, arguments: &[&str]) -> Outcome {
     let mut command = repo.command("apt-get");
     command.arg("-y").args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+    // invoke-rc.d(8): in this run level no service is started because its package was installed.
+    command.env("RUNLEVEL", "1");
     command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
     run(&mut command)
 }

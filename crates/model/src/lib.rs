@@ -34,7 +34,7 @@ pub use record::{
     RecordSink, RecordSinkExt, RequestLine, SaltedDigest, Sha256Hex, WallState,
 };
 pub use spec::{
-    Access, Command, DoorSpec, Limit, Limits, Mount, Network, RootFs, SandboxSpec, Strictness,
-    Workspace,
+    Access, Backend, Command, DoorSpec, EngineChoice, Limit, Limits, Mount, Network, RootFs,
+    SandboxSpec, Strictness, Workspace,
 };
 pub use tools::{HostTools, McpProgram, McpReach, McpServer, ToolGrant};

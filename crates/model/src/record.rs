@@ -127,7 +127,7 @@ pub enum Body {
     /// reads it again (`racy`), so this is what was asked for, not proof of what ran; that is
     /// `process_image` of the same number.
     ProcessExec {
-        /// Counted by the process that starts sandboxes, from 1.
+        /// Counted by the process that starts sandboxes, from 1; in containers from 2^32 + 1.
         exec: u64,
         /// Its process id inside the sandbox.
         pid: u32,

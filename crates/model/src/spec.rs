@@ -12,6 +12,9 @@ pub struct SandboxSpec {
     pub session: SessionId,
     /// Which agent runs in it.
     pub agent: AgentName,
+    /// What makes it.
+    #[serde(default)]
+    pub backend: Backend,
     /// What is its `/`.
     pub rootfs: RootFs,
     /// What is its `/workspace`.
@@ -36,6 +39,41 @@ pub struct SandboxSpec {
     pub limits: Limits,
     /// Whether what it executes, and which connections it is refused, is reported from the kernel.
     pub witness: bool,
+}
+
+/// What makes a sandbox.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// NanoClaw itself, with the kernel's own means.
+    #[default]
+    Native,
+    /// A container of this machine's Docker.
+    Docker(EngineChoice),
+    /// A container of this machine's Podman.
+    Podman(EngineChoice),
+}
+
+impl Backend {
+    /// As people write it and records say it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Docker(_) => "docker",
+            Self::Podman(_) => "podman",
+        }
+    }
+}
+
+/// What a container engine is to use instead of its own defaults.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineChoice {
+    /// An image that the engine has already, by digest: `sha256:…` (its id) or `name@sha256:…`.
+    /// Without one the root is the host's `/usr`. Nothing is ever pulled.
+    pub image: Option<String>,
+    /// A runtime that the engine knows by this name (`crun`, `runsc`).
+    pub runtime: Option<String>,
 }
 
 /// The root file system.

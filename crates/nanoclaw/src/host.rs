@@ -241,7 +241,7 @@ pub(crate) fn opened(
 ) -> Result<u64, Failure> {
     let body = Body::SessionOpened {
         resumed,
-        backend: "native".into(),
+        backend: agent.backend.name().into(),
         policy_sha256: sha256_hex(&agent.policy_bytes),
         grants: agent.grants_text.iter().chain(servers).map(|g| inline(g).to_owned()).collect(),
     };

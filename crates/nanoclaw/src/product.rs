@@ -8,7 +8,7 @@ use crate::watch::Watch;
 use gateway::control::{ControlClient, Programs, Settings, Tracked, Watcher};
 use model::{AgentName, McpProgram, McpServer, ModelConfig, RecordSink};
 use policy::{Additions, AgentFile, Config, MountContext, ResolveContext, ResolvedAgent, load};
-use sandbox::{Spawner, SpawnerOptions, StartError, StartErrorKind};
+use sandbox::{EngineOptions, Spawner, SpawnerOptions, StartError, StartErrorKind};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,7 +38,11 @@ impl Product {
         }
         crate::run::sweep(&home);
         // 2. The spawner, before anything that a sandbox must not inherit.
-        let options = SpawnerOptions { image: None, private: vec![home.path().to_owned()] };
+        let options = SpawnerOptions {
+            private: vec![home.path().to_owned()],
+            engines: EngineOptions::of(home.path().join("run/engine")),
+            ..SpawnerOptions::default()
+        };
         let spawner = Spawner::launch(options).map_err(start_failure)?;
         // 3. The recorder, for nothing happens without a record.
         let recorder = Arc::new(recorder(&home, role)?);

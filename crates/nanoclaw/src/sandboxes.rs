@@ -2,7 +2,7 @@
 
 use crate::home::SessionDirs;
 use model::{
-    AgentName, Command, DoorSpec, Effect, EgressRule, McpProgram, Mount, Network, RootFs,
+    AgentName, Backend, Command, DoorSpec, Effect, EgressRule, McpProgram, Mount, Network, RootFs,
     SandboxSpec, SessionId, Workspace,
 };
 use policy::ResolvedAgent;
@@ -74,6 +74,7 @@ pub(crate) fn spec(parts: Parts<'_>) -> SandboxSpec {
     SandboxSpec {
         session: parts.session.clone(),
         agent: parts.agent.name.clone(),
+        backend: parts.agent.backend.clone(),
         rootfs: parts.rootfs,
         workspace,
         home: parts.dirs.home.clone(),
@@ -122,6 +123,7 @@ pub(crate) fn server_spec(parts: ServerParts<'_>) -> SandboxSpec {
     SandboxSpec {
         session: parts.session.clone(),
         agent: parts.agent.clone(),
+        backend: Backend::Native,
         rootfs: RootFs::HostUsr,
         workspace: Workspace::Session(parts.dirs.workspace.clone()),
         home: parts.dirs.home.clone(),

@@ -9,7 +9,7 @@ use crate::mounts;
 use crate::resolve::ResolvedAgent;
 use crate::units::{format_duration, format_size};
 use model::{
-    Effect, EgressRule, ImageRef, Injection, Limit, McpReach, McpServer, SecretUse, Sight,
+    Backend, Effect, EgressRule, ImageRef, Injection, Limit, McpReach, McpServer, SecretUse, Sight,
     Strictness,
 };
 use std::time::Duration;
@@ -19,7 +19,8 @@ pub const LOUD: &str = "! ";
 
 /// Every grant of an agent, one line each.
 pub(crate) fn grants(agent: &ResolvedAgent) -> Vec<String> {
-    let mut lines: Vec<String> = agent.image.iter().map(image).collect();
+    let mut lines: Vec<String> = backend(&agent.backend).into_iter().collect();
+    lines.extend(agent.image.iter().map(image));
     if let Runtime::Command(argv) = &agent.runtime {
         let shown: Vec<String> = argv.iter().map(|item| shown(item)).collect();
         lines.push(format!("runs {}", shown.join(" ")));
@@ -73,6 +74,15 @@ pub(crate) fn grants(agent: &ResolvedAgent) -> Vec<String> {
 fn shown(item: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,+%".contains(c);
     if !item.is_empty() && item.chars().all(plain) { item.to_owned() } else { format!("{item:?}") }
+}
+
+/// What makes the sandbox, where it is not NanoClaw itself: then another program with all rights
+/// over this machine is trusted as well.
+pub(crate) fn backend(backend: &Backend) -> Option<String> {
+    let (Backend::Docker(choice) | Backend::Podman(choice)) = backend else { return None };
+    let root = choice.image.as_ref().map_or("the host's /usr".into(), |i| format!("image {i}"));
+    let runtime = choice.runtime.as_ref().map(|r| format!(", runtime {r}")).unwrap_or_default();
+    Some(format!("sandbox by {}, root {root}{runtime}", backend.name()))
 }
 
 /// What a provider's own tool means.

@@ -15,7 +15,7 @@ use crate::egress_section::{overlap, ports_overlap};
 use crate::path::Pattern;
 use crate::resolve::ResolvedAgent;
 use crate::units::{format_duration, format_size};
-use model::{Access, AskTerms, Effect, EgressRule, HostPattern, Mount, Sight, Strictness};
+use model::{Access, AskTerms, Backend, Effect, EgressRule, HostPattern, Mount, Sight, Strictness};
 use std::collections::BTreeSet;
 use std::path::Path as FilePath;
 
@@ -86,10 +86,16 @@ fn gained(old: &ResolvedAgent, new: &ResolvedAgent) -> Vec<String> {
         lines.push(format!("model {model}"));
     }
     if new.image != old.image {
-        lines.push(match &new.image {
-            Some(image) => describe::image(image),
-            None => "root file system: the host's /usr, read-only".to_owned(),
-        });
+        match &new.image {
+            Some(image) => lines.push(describe::image(image)),
+            // What an engine's root is stands in the line of the backend.
+            None if new.backend != Backend::Native => {}
+            None => lines.push("root file system: the host's /usr, read-only".to_owned()),
+        }
+    }
+    if new.backend != old.backend {
+        let native = || "sandbox by NanoClaw itself (native)".to_owned();
+        lines.push(describe::backend(&new.backend).unwrap_or_else(native));
     }
     lines.extend(limits(old, new));
     lines

@@ -67,6 +67,8 @@ pub(crate) const INSTRUCTIONS: Keys = Keys { known: &["file"], later: &[] };
 pub(crate) const SANDBOX: Keys = Keys {
     known: &[
         "backend",
+        "engine_image",
+        "engine_runtime",
         "rootfs",
         "memory",
         "cpus",

@@ -7,7 +7,9 @@ use crate::describe;
 use crate::error::{Place, PolicyError, Problem};
 use crate::mounts::{self, MountContext};
 use crate::reader::At;
-use model::{AgentName, Budget, Effect, EgressRule, ImageRef, Limit, Limits, Mount, Strictness};
+use model::{
+    AgentName, Backend, Budget, Effect, EgressRule, ImageRef, Limit, Limits, Mount, Strictness,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -52,7 +54,10 @@ pub struct ResolvedAgent {
     pub model: Option<String>,
     /// What it is told, if anything.
     pub instructions: Option<String>,
-    /// The image that is its sandbox's root file system; without one it is the host's `/usr`.
+    /// What makes its sandbox.
+    pub backend: Backend,
+    /// The image that is its sandbox's root file system; without one it is the host's `/usr`. For
+    /// the native backend only.
     pub image: Option<ImageRef>,
     /// The limits of its sandbox.
     pub limits: Limits,
@@ -114,6 +119,7 @@ impl AgentFile {
             runtime: self.runtime.clone(),
             model: self.model.as_ref().map(|at| at.value.clone()),
             instructions: self.instructions_text(context)?,
+            backend: self.sandbox.backend.clone(),
             image: self.sandbox.image.clone(),
             limits: self.sandbox.limits.clone(),
             turn_timeout: self.sandbox.turn_timeout,
@@ -271,8 +277,17 @@ impl ResolvedAgent {
                 "tokens_per_day": self.budget.tokens_per_day,
             },
         });
+        // Left out where they are the default, so that digests of agents without them stay what
+        // they were.
         if let Some(image) = &self.image {
             all["image"] = serde_json::json!(image.to_string());
+        }
+        if let Backend::Docker(choice) | Backend::Podman(choice) = &self.backend {
+            all["backend"] = serde_json::json!({
+                "engine": self.backend.name(),
+                "image": choice.image,
+                "runtime": choice.runtime,
+            });
         }
         all
     }

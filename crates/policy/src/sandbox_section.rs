@@ -4,7 +4,7 @@ use crate::error::{PolicyError, Problem, quote};
 use crate::keys::{self, Keys};
 use crate::reader::{At, Section};
 use crate::units::{parse_duration, parse_size};
-use model::{ImageRef, Limit, Limits, Strictness};
+use model::{Backend, EngineChoice, ImageRef, Limit, Limits, Strictness};
 use std::time::Duration;
 
 /// How long a turn may take when nothing is written.
@@ -31,6 +31,8 @@ const CPUS: std::ops::RangeInclusive<f64> = 0.01..=1024.0;
 /// What `[sandbox]` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SandboxSection {
+    /// What makes it.
+    pub(crate) backend: Backend,
     /// The image that is its root file system; without one it is the host's `/usr`.
     pub(crate) image: Option<ImageRef>,
     pub(crate) limits: Limits,
@@ -45,6 +47,7 @@ pub(crate) struct SandboxSection {
 impl Default for SandboxSection {
     fn default() -> Self {
         Self {
+            backend: Backend::Native,
             image: None,
             limits: Limits::default(),
             strictness: Strictness::Required,
@@ -54,6 +57,12 @@ impl Default for SandboxSection {
         }
     }
 }
+
+/// Longest name of an image or runtime: engines take no longer ones.
+const ENGINE_NAME_MAX: usize = 255;
+
+/// What an image's digest looks like behind its name.
+const DIGEST: &str = "sha256:";
 
 /// Memory from text, with its least value.
 pub(crate) fn parse_memory_bytes(text: &str) -> Result<u64, Problem> {
@@ -78,8 +87,8 @@ pub(crate) fn read_limits(top: &Section<'_, '_>, keys: &Keys) -> Result<Limits, 
 fn read_with(top: &Section<'_, '_>, keys: &Keys) -> Result<SandboxSection, PolicyError> {
     let mut result = SandboxSection::default();
     let Some(section) = top.section("sandbox", keys)? else { return Ok(result) };
-    one_of(&section, "backend", "native", &["docker", "podman", "apple", "kubernetes"])?;
-    result.image = read_rootfs(&section)?;
+    result.backend = read_backend(&section)?;
+    result.image = read_rootfs(&section, &result.backend)?;
     let strictness = read_strictness(&section)?;
     result.strictness = strictness;
     let set = |limit: &mut Limit, found: Option<u64>| {
@@ -111,13 +120,16 @@ fn read_with(top: &Section<'_, '_>, keys: &Keys) -> Result<SandboxSection, Polic
         result.turn_timeout = at.value;
     }
     result.witness = read_witness(&section)?;
-    let probe = section.boolean("probe_on_start", "probe_on_start = true")?;
-    result.probe_on_start = probe.is_some_and(|at| at.value);
+    result.probe_on_start = read_probe(&section, &result.backend)?;
     Ok(result)
 }
 
 /// An image is pinned by the digest of its manifest: a name alone may mean another one tomorrow.
-fn read_rootfs(section: &Section<'_, '_>) -> Result<Option<ImageRef>, PolicyError> {
+/// Engines have images of their own, and could not be told to use a tree of ours unchanged.
+fn read_rootfs(
+    section: &Section<'_, '_>,
+    backend: &Backend,
+) -> Result<Option<ImageRef>, PolicyError> {
     let found = section.parsed("rootfs", "rootfs = \"host-usr\"", |text| match text {
         "host-usr" => Ok(None),
         _ => match text.strip_prefix("image:").map(ImageRef::parse) {
@@ -134,7 +146,98 @@ fn read_rootfs(section: &Section<'_, '_>) -> Result<Option<ImageRef>, PolicyErro
             )),
         },
     })?;
-    Ok(found.and_then(|at| at.value))
+    match found {
+        Some(At { place, value: Some(_) }) if *backend != Backend::Native => {
+            let name = backend.name();
+            let why = format!("names an image of NanoClaw's own store, which {name} does not use");
+            let remedy = format!(
+                "name one that {name} has in `engine_image`, or write `backend = \"native\"`"
+            );
+            Err(Problem::bad("rootfs", why, remedy).at(&place))
+        }
+        found => Ok(found.and_then(|at| at.value)),
+    }
+}
+
+/// The probes know what a native sandbox must answer. What a container must is not written down
+/// yet, and a battery whose answers nobody judges proves nothing.
+fn read_probe(section: &Section<'_, '_>, backend: &Backend) -> Result<bool, PolicyError> {
+    match section.boolean("probe_on_start", "probe_on_start = true")? {
+        Some(At { place, value: true }) if *backend != Backend::Native => {
+            let name = backend.name();
+            Err(Problem::bad(
+                "probe_on_start",
+                format!("tries the walls of native sandboxes, not yet those made by {name}"),
+                "remove it, or write `backend = \"native\"`",
+            )
+            .at(&place))
+        }
+        found => Ok(found.is_some_and(|at| at.value)),
+    }
+}
+
+/// `backend`, with what only a container engine can be told.
+fn read_backend(section: &Section<'_, '_>) -> Result<Backend, PolicyError> {
+    let image = section.parsed("engine_image", "engine_image = \"sha256:…\"", engine_image)?;
+    let runtime = section.parsed("engine_runtime", "engine_runtime = \"crun\"", engine_runtime)?;
+    let told = image.as_ref().or(runtime.as_ref()).map(|at| at.place.clone());
+    let choice =
+        EngineChoice { image: image.map(|at| at.value), runtime: runtime.map(|at| at.value) };
+    let found = section.parsed("backend", "backend = \"native\"", |text| match text {
+        "native" => Ok(Backend::Native),
+        "docker" => Ok(Backend::Docker(choice.clone())),
+        "podman" => Ok(Backend::Podman(choice.clone())),
+        "apple" | "kubernetes" => {
+            Err(Problem::NotEnforced { what: format!("backend = {}", quote(text)) })
+        }
+        _ => Err(Problem::bad(
+            "backend",
+            format!("is {}", quote(text)),
+            "write \"native\", \"docker\" or \"podman\"",
+        )),
+    })?;
+    let backend = found.map_or(Backend::Native, |at| at.value);
+    match told {
+        Some(place) if backend == Backend::Native => Err(Problem::bad(
+            "engine_image and engine_runtime",
+            "say nothing to the native backend",
+            "remove them, or write `backend = \"docker\"`",
+        )
+        .at(&place)),
+        _ => Ok(backend),
+    }
+}
+
+/// An image by digest: a name alone may mean another image tomorrow.
+fn engine_image(text: &str) -> Result<String, Problem> {
+    let (name, digest) = match text.rsplit_once('@') {
+        Some((name, digest)) => (Some(name), digest),
+        None => (None, text),
+    };
+    let hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+    let digest_ok =
+        digest.strip_prefix(DIGEST).is_some_and(|d| d.len() == 64 && d.chars().all(hex));
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-/:".contains(c);
+    let name_ok = name.is_none_or(|n| n.starts_with(|c: char| c.is_ascii_alphanumeric()))
+        && name.is_none_or(|n| n.chars().all(plain));
+    if digest_ok && name_ok && text.len() <= ENGINE_NAME_MAX {
+        return Ok(text.to_owned());
+    }
+    Err(Problem::bad(
+        "engine_image",
+        format!("is {}, not an image's digest", quote(text)),
+        "write \"sha256:<64 hex digits>\" or \"name@sha256:…\", as `docker image inspect` shows it",
+    ))
+}
+
+fn engine_runtime(text: &str) -> Result<String, Problem> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let first = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if first && text.chars().all(plain) && text.len() <= ENGINE_NAME_MAX {
+        return Ok(text.to_owned());
+    }
+    let why = format!("is {}, not a runtime's name", quote(text));
+    Err(Problem::bad("engine_runtime", why, "write the name the engine knows it by, e.g. \"crun\""))
 }
 
 /// A key with one accepted value; values of the schema without a mechanism are refused by name.

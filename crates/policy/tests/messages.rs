@@ -37,10 +37,29 @@ const AGENT: &[(&str, &str)] = &[
     ("limits unknown", "schema = 1\n[sandbox]\nlimits = 'soft'\n"),
     ("witness unknown", "schema = 1\n[sandbox]\nwitness = 'no'\n"),
     ("later: disk", "schema = 1\n[sandbox]\ndisk = '2GiB'\n"),
-    ("later: backend", "schema = 1\n[sandbox]\nbackend = 'docker'\n"),
+    ("later: backend", "schema = 1\n[sandbox]\nbackend = 'apple'\n"),
     ("unknown backend", "schema = 1\n[sandbox]\nbackend = 'chroot'\n"),
     ("rootfs image not pinned", "schema = 1\n[sandbox]\nrootfs = 'image:debian'\n"),
     ("rootfs unknown", "schema = 1\n[sandbox]\nrootfs = 'debian'\n"),
+    (
+        "rootfs image with an engine",
+        concat!(
+            "schema = 1\n[sandbox]\nbackend = 'docker'\nrootfs = 'image:debian@sha256:",
+            "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef'\n"
+        ),
+    ),
+    ("probes with an engine", "schema = 1\n[sandbox]\nbackend = 'podman'\nprobe_on_start = true\n"),
+    (
+        "engine image without an engine",
+        concat!(
+            "schema = 1\n[sandbox]\nengine_image = 'debian@sha256:",
+            "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef'\n"
+        ),
+    ),
+    (
+        "engine image not pinned",
+        "schema = 1\n[sandbox]\nbackend = 'docker'\nengine_image = 'debian:12'\n",
+    ),
     ("later: runtime", "schema = 1\nruntime = 'claude-code'\n"),
     ("unknown runtime", "schema = 1\nruntime = 'python'\n"),
     ("later: shared workspace", "schema = 1\nworkspace = 'agent'\n"),

@@ -525,8 +525,9 @@ fn every_published_key_is_recognised() {
     for (table, lines) in [
         ("", "description = 'x'|runtime = 'builtin'|runtime = 'codex'|runtime = 'acp'|model = 'c'"),
         ("", "workspace = 'session'|workspace = 'agent'|instructions = 'x'"),
-        ("[sandbox]", "backend = 'native'|backend = 'podman'|rootfs = 'host-usr'"),
-        ("[sandbox]", "memory = '1GiB'|cpus = 1.0|pids = 256|disk = '2GiB'|turn_timeout = '10min'"),
+        ("[sandbox]", "backend = 'native'|backend = 'podman'|backend = 'apple'"),
+        ("[sandbox]", "rootfs = 'host-usr'|probe_on_start = true|turn_timeout = '10min'"),
+        ("[sandbox]", "memory = '1GiB'|cpus = 1.0|pids = 256|disk = '2GiB'"),
         ("[sandbox]", "limits = 'fallback'|witness = 'off'|require = ['landlock>=6']"),
         ("[[egress]]\nhost = 'a.org'", "methods = ['GET']|paths = ['/repos/**']|secret = 'github'"),
         ("[[egress]]\nhost = 'a.org'", "max_upload_per_day = '1MiB'|tls = 'tunnel'|private = true"),
@@ -544,4 +545,31 @@ fn every_published_key_is_recognised() {
         }
     }
     assert_eq!(refused.len(), 7, "{refused:?}");
+}
+
+/// A container engine is named with what only it can be told; an image by digest alone.
+#[test]
+fn an_engine_is_named_with_an_image_by_digest() {
+    let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
+    let text = |image: &str| {
+        format!(
+            "schema = 1\n[sandbox]\nbackend = 'docker'\nengine_image = '{image}'\n\
+             engine_runtime = 'crun'\n"
+        )
+    };
+    let agent = resolve(&text(&digest), &Additions::default());
+    let choice = model::EngineChoice { image: Some(digest.clone()), runtime: Some("crun".into()) };
+    assert_eq!(agent.backend, model::Backend::Docker(choice));
+    assert!(agent.grants_text[0].starts_with("sandbox by docker, root image sha256:01"));
+    let plain = resolve("schema = 1\n", &Additions::default());
+    assert_ne!(plain.policy_bytes, agent.policy_bytes);
+    assert_eq!(plain.backend, model::Backend::Native);
+    assert!(AgentFile::parse("x.toml", &text(&format!("debian@{digest}"))).is_ok());
+    for bad in ["debian", "debian:12", "sha256:12", "-x@sha256:00", &digest.to_uppercase()] {
+        let error = AgentFile::parse("x.toml", &text(bad)).expect_err(bad).to_string();
+        assert!(error.contains("not an image's digest"), "{error}");
+    }
+    let alone = "schema = 1\n[sandbox]\nengine_runtime = 'crun'\n";
+    let error = AgentFile::parse("x.toml", alone).expect_err("native").to_string();
+    assert!(error.contains("say nothing to the native backend"), "{error}");
 }

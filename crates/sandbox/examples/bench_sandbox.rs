@@ -10,7 +10,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use model::{
-    AgentName, Command, DoorSpec, Limits, Network, RootFs, SandboxSpec, SessionId, Workspace,
+    AgentName, Backend, Command, DoorSpec, Limits, Network, RootFs, SandboxSpec, SessionId,
+    Workspace,
 };
 use nanoclaw_sandbox::{Spawner, SpawnerOptions, Stdio, floor};
 use std::ffi::CString;
@@ -72,6 +73,7 @@ fn spec(dir: &Path, network: Network) -> SandboxSpec {
     SandboxSpec {
         session: SessionId::parse("bench").unwrap(),
         agent: AgentName::parse("bench").unwrap(),
+        backend: Backend::Native,
         rootfs: RootFs::HostUsr,
         workspace: Workspace::Session(dir.join("state/workspace")),
         home: dir.join("state/home"),
@@ -160,7 +162,11 @@ impl Floor {
 
 fn bench(runs: usize, dir: &Path, image: Option<PathBuf>) -> Vec<Series> {
     let mut floor = Floor::new(dir);
-    let options = SpawnerOptions { image: image.clone(), private: vec![dir.join("state")] };
+    let options = SpawnerOptions {
+        image: image.clone(),
+        private: vec![dir.join("state")],
+        ..SpawnerOptions::default()
+    };
     let spare = Spawner::launch(options.clone()).unwrap();
     let cold = Spawner::launch_without_spares(options).unwrap();
     let socket = dir.join("door");

@@ -78,7 +78,8 @@ impl Bench {
                 std::fs::write(dir.join(folder).join(format!("f{n}.c")), text).unwrap();
             }
         }
-        let options = SpawnerOptions { image: None, private: vec![dir.join("state")] };
+        let private = vec![dir.join("state")];
+        let options = SpawnerOptions { private, ..SpawnerOptions::default() };
         Self { dir, spawner: Spawner::launch(options).unwrap() }
     }
 
@@ -89,6 +90,7 @@ impl Bench {
         SandboxSpec {
             session: SessionId::parse("bench").unwrap(),
             agent: AgentName::parse("bench").unwrap(),
+            backend: model::Backend::Native,
             rootfs: RootFs::HostUsr,
             workspace: Workspace::Session(self.dir.join("state/workspace")),
             home: self.dir.join("state/home"),

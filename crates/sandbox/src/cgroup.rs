@@ -62,7 +62,7 @@ impl Parent {
     /// Makes one group with limits and reads them back.
     pub(crate) fn create(&self, name: &str, limits: &Limits) -> io::Result<Group> {
         let name = format!("{PREFIX}{name}");
-        let mut group = Group { name, memory: None, cpu: None, pids: None, v2: None, still: None };
+        let mut group = Group { name, ..Group::default() };
         if let Err(e) = group.make(self).and_then(|()| group.limit(limits)) {
             group.remove();
             return Err(e);
@@ -150,18 +150,20 @@ fn enabled(dir: &Path) -> bool {
     possible && (has() || (fs::write(&file, "+memory +cpu +pids").is_ok() && has()))
 }
 
-fn find_v1(own: &str, info: &str) -> Option<Parent> {
+/// The directory of the v1 controller `name` in which the process is that `own` tells of.
+fn directory_v1(own: &str, info: &str, name: &str) -> Option<PathBuf> {
+    let has = |text: &str| text.split(',').any(|c| c == name);
+    let path = own.lines().find_map(|l| {
+        let mut parts = l.splitn(3, ':').skip(1);
+        has(parts.next()?).then(|| parts.next())?
+    })?;
     let list = mounts(info, "cgroup");
-    let controller = |name: &str| -> Option<PathBuf> {
-        let has = |text: &str| text.split(',').any(|c| c == name);
-        let path = own.lines().find_map(|l| {
-            let mut parts = l.splitn(3, ':').skip(1);
-            has(parts.next()?).then(|| parts.next())?
-        })?;
-        let (root, point, _) = list.iter().find(|(_, _, options)| has(options))?;
-        let dir = below(point, root, path);
-        writable(&dir).then_some(dir)
-    };
+    let (root, point, _) = list.iter().find(|(_, _, options)| has(options))?;
+    Some(below(point, root, path))
+}
+
+fn find_v1(own: &str, info: &str) -> Option<Parent> {
+    let controller = |name: &str| directory_v1(own, info, name).filter(|dir| writable(dir));
     let (memory, cpu, pids) = (controller("memory"), controller("cpu"), controller("pids"));
     if memory.is_none() && cpu.is_none() && pids.is_none() {
         return None;
@@ -170,7 +172,7 @@ fn find_v1(own: &str, info: &str) -> Option<Parent> {
 }
 
 /// The control groups of one sandbox. v1 has up to three directories, v2 one.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Group {
     /// The last part of every directory's path; no other group has it.
     name: String,
@@ -181,6 +183,21 @@ pub(crate) struct Group {
     v2: Option<PathBuf>,
     /// One of v2 without limits, made when the sandbox was first to stand still.
     still: Option<PathBuf>,
+    /// v1's account of CPU time; only of groups that somebody else made.
+    accounts: Option<PathBuf>,
+}
+
+/// Limits as the kernel's files have them; `None` where there is no file, or no limit in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// Bytes.
+    pub(crate) memory: Option<u64>,
+    /// Bytes of swap beyond the memory.
+    pub(crate) swap: Option<u64>,
+    /// Thousandths of a CPU.
+    pub(crate) cpu_milli: Option<u64>,
+    /// Tasks.
+    pub(crate) pids: Option<u64>,
 }
 
 fn set(dir: &Path, file: &str, value: &str) -> io::Result<()> {
@@ -228,8 +245,14 @@ fn field(dir: Option<&PathBuf>, file: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
+/// v1 says "no limit" with the largest multiple of a page.
+fn limited(bytes: Option<u64>) -> Option<u64> {
+    const NONE: u64 = i64::MAX as u64 - 0xffff;
+    bytes.filter(|b| *b < NONE)
+}
+
 /// The kernel rounds memory limits down to whole pages.
-fn whole_pages(bytes: u64) -> u64 {
+pub(crate) fn whole_pages(bytes: u64) -> u64 {
     let page = rustix::param::page_size() as u64;
     (bytes / page) * page
 }
@@ -240,6 +263,51 @@ fn quota(milli: u64) -> u64 {
 }
 
 impl Group {
+    /// The groups of a process, made by somebody else: to be read only.
+    pub(crate) fn of(pid: i32) -> io::Result<Self> {
+        let own = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let info = fs::read_to_string("/proc/self/mountinfo")?;
+        let v1 = |name| directory_v1(&own, &info, name).filter(|dir| dir.is_dir());
+        let v2 = || {
+            let path = own.lines().find_map(|l| l.strip_prefix("0::"))?;
+            let list = mounts(&info, "cgroup2");
+            let (root, point, _) = list.first()?;
+            Some(below(point, root, path)).filter(|dir| dir.is_dir())
+        };
+        Ok(Self {
+            name: String::new(),
+            memory: v1("memory"),
+            cpu: v1("cpu"),
+            pids: v1("pids"),
+            v2: v2(),
+            still: None,
+            accounts: v1("cpuacct"),
+        })
+    }
+
+    /// The limits that it holds, as the kernel's own files say.
+    pub(crate) fn held(&self) -> Held {
+        let v2 = self.v2.as_ref();
+        let memory = limited(number(self.memory.as_ref(), "memory.limit_in_bytes"))
+            .or_else(|| number(v2, "memory.max"));
+        let with_swap = limited(number(self.memory.as_ref(), "memory.memsw.limit_in_bytes"));
+        let beyond = with_swap.zip(memory).map(|(both, alone)| both.saturating_sub(alone));
+        let per = |quota: u64, period: u64| (quota * 1_000).checked_div(period);
+        let v1_cpu = number(self.cpu.as_ref(), "cpu.cfs_quota_us")
+            .zip(number(self.cpu.as_ref(), "cpu.cfs_period_us"));
+        let v2_cpu = || {
+            let text = fs::read_to_string(v2?.join("cpu.max")).ok()?;
+            let (quota, period) = text.trim().split_once(' ')?;
+            Some((quota.parse().ok()?, period.parse().ok()?))
+        };
+        Held {
+            memory,
+            swap: beyond.or_else(|| number(v2, "memory.swap.max")),
+            cpu_milli: v1_cpu.or_else(v2_cpu).and_then(|(quota, period)| per(quota, period)),
+            pids: number(self.pids.as_ref(), "pids.max").or_else(|| number(v2, "pids.max")),
+        }
+    }
+
     fn make(&mut self, parent: &Parent) -> io::Result<()> {
         let name = &self.name;
         let child = |parent: &PathBuf| -> io::Result<PathBuf> {
@@ -330,7 +398,9 @@ impl Group {
 
     /// CPU time so far, where the group counts it.
     pub(crate) fn cpu(&self) -> Option<Duration> {
-        field(self.v2.as_ref(), "cpu.stat", "usage_usec").map(Duration::from_micros)
+        number(self.accounts.as_ref(), "cpuacct.usage").map(Duration::from_nanos).or_else(|| {
+            field(self.v2.as_ref(), "cpu.stat", "usage_usec").map(Duration::from_micros)
+        })
     }
 
     /// Removes the directories; they are empty or about to be.

@@ -7,7 +7,7 @@
 use crate::error::{SpecError, SpecErrorKind as Kind};
 use crate::facts::{HostFacts, Kind as FileKind, Source};
 use crate::plan::Sources;
-use model::{Access, Command, DoorSpec, Network, RootFs, SandboxSpec, Workspace};
+use model::{Access, Backend, Command, DoorSpec, Network, RootFs, SandboxSpec, Workspace};
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
@@ -70,6 +70,7 @@ const RESERVED_TARGETS: [&str; 16] = [
 /// # Errors
 /// The first rule it breaks, with what to do about it.
 pub fn check(spec: &SandboxSpec, facts: &HostFacts) -> Result<Sources, SpecError> {
+    root(spec)?;
     limits(spec)?;
     command(spec)?;
     environment(spec)?;
@@ -112,6 +113,22 @@ pub fn check(spec: &SandboxSpec, facts: &HostFacts) -> Result<Sources, SpecError
         sources.image = crate::image::view(tree, &own, &crate::facts::BUNDLES)?;
     }
     Ok(sources)
+}
+
+/// A tree of our own store is bound piece by piece around the sandbox's places; an engine would be
+/// asked for something else than was looked at.
+fn root(spec: &SandboxSpec) -> Result<(), SpecError> {
+    match (&spec.rootfs, &spec.backend) {
+        (RootFs::HostUsr, _) | (RootFs::Image { .. }, Backend::Native) => Ok(()),
+        (RootFs::Image { image, .. }, Backend::Docker(_) | Backend::Podman(_)) => {
+            let name = spec.backend.name();
+            let cause = format!("{name} does not use the image {image} of NanoClaw's own store");
+            let remedy = format!(
+                "name one that {name} has in `engine_image`, or write `backend = \"native\"`"
+            );
+            Err(SpecError::new(Kind::Backend, cause, remedy))
+        }
+    }
 }
 
 fn limits(spec: &SandboxSpec) -> Result<(), SpecError> {

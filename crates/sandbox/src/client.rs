@@ -5,7 +5,8 @@
 //! Invariants:
 //! 1. One thread owns the receiving side and is the parent of the spawner process, so that the
 //!    spawner's parent-death signal means "the client is gone", not "some thread ended".
-//! 2. Dropping a `Prepared` or a `Sandbox` kills it.
+//! 2. Dropping a `Prepared` or a `Sandbox` kills it. What the spawner does not make, an engine
+//!    makes, the same way.
 //! 3. Reports are queued here, and never more than the spawner's window lets on their way.
 //! 4. When the spawner is gone, every waiter is told; nobody waits for ever.
 
@@ -15,17 +16,18 @@ mod stdio;
 pub use operations::Operations;
 pub use stdio::{Pipes, Stdio};
 
+use crate::backend::{Prepared, Run, Serve, Wait};
+use crate::engine::{EngineOptions, Engines};
 use crate::error::{PauseError, StartError, StartErrorKind};
 use crate::facts::HostFacts;
 use crate::operation::Operation;
 use crate::report::{Ended, Outcome, Report, Usage};
 use crate::wire::{self, Answer, BoxId, Request};
-use model::SandboxSpec;
+use model::{Backend, SandboxSpec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::time::{Duration, Instant};
 
@@ -44,6 +46,8 @@ pub struct SpawnerOptions {
     pub image: Option<PathBuf>,
     /// Directories that hold NanoClaw's own state; a grant that overlaps one is refused.
     pub private: Vec<PathBuf>,
+    /// Container engines.
+    pub engines: EngineOptions,
 }
 
 /// Namespaces by name, with the error that making one gave.
@@ -172,6 +176,7 @@ impl Link {
 pub struct Spawner {
     link: Arc<Link>,
     facts: Arc<HostFacts>,
+    engines: Arc<Engines>,
     _closer: Arc<Closer>,
 }
 
@@ -228,7 +233,9 @@ impl Spawner {
             .recv_timeout(READY_TIMEOUT)
             .map_err(|_| StartError::spawner("it did not become ready"))??;
         let closer = Arc::new(Closer(Arc::clone(&link)));
-        Ok(Self { link, facts: Arc::new(facts), _closer: closer })
+        let facts = Arc::new(facts);
+        let engines = Arc::new(Engines::new(options.engines, Arc::clone(&facts)));
+        Ok(Self { link, facts, engines, _closer: closer })
     }
 
     /// What the spawner found on this host.
@@ -253,6 +260,13 @@ impl Spawner {
     /// When the spec is refused, the host lacks something required, or what was measured is not
     /// what was asked for. Nothing is left behind then.
     pub fn prepare(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Prepared, StartError> {
+        match spec.backend {
+            Backend::Native => self.native(spec, stdio),
+            Backend::Docker(_) | Backend::Podman(_) => self.engines.prepare(spec, stdio),
+        }
+    }
+
+    fn native(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Prepared, StartError> {
         let (sender, receiver) = spec.witness.then(mpsc::channel).unzip();
         let id = {
             let mut board = self.link.board();
@@ -261,7 +275,7 @@ impl Spawner {
             board.states.insert(id, State { operations: sender, ..State::default() });
             id
         };
-        let handle = Handle { spawner: self.clone(), id };
+        let handle = Handle { spawner: self.clone(), id, pause: Mutex::new(()) };
         let request = Request::Prepare { id, spec: Box::new(spec.clone()) };
         let bytes = wire::encode(&request).map_err(|_| too_large())?;
         if bytes.len() > crate::check::SPEC_BYTES_MAX {
@@ -273,9 +287,18 @@ impl Spawner {
         let report = self.link.wait(id, Some(PREPARE_TIMEOUT), |s| s.prepared.take())??;
         // Last, for what is searched for may appear at any time; a refusal ends what was built.
         crate::sockets::refuse(spec)?;
-        let operations = receiver.map(|from| Operations::new(self.clone(), id, from));
-        Ok(Prepared { handle, report, operations })
+        let operations = receiver.map(|from| {
+            let tally = Tally { spawner: self.clone(), id };
+            Operations::new(from, Box::new(tally))
+        });
+        Ok(Prepared::new(report, operations, Box::new(handle)))
     }
+}
+
+/// Refuses a spec that is too large to be passed on.
+pub(crate) fn bounded(spec: &SandboxSpec) -> Result<(), StartError> {
+    let bytes = wire::encode(spec).map_err(|_| too_large())?;
+    if bytes.len() > crate::check::SPEC_BYTES_MAX { Err(too_large()) } else { Ok(()) }
 }
 
 fn too_large() -> StartError {
@@ -336,6 +359,8 @@ use std::os::unix::process::CommandExt as _;
 struct Handle {
     spawner: Spawner,
     id: BoxId,
+    /// Held by who pauses or resumes: one at a time.
+    pause: Mutex<()>,
 }
 
 impl Drop for Handle {
@@ -346,106 +371,56 @@ impl Drop for Handle {
     }
 }
 
-/// A sandbox that is built, measured and waiting. Dropping it ends it.
+/// Tells the spawner what is on record.
 #[derive(Debug)]
-pub struct Prepared {
-    handle: Handle,
-    report: Report,
-    operations: Option<Operations>,
+struct Tally {
+    spawner: Spawner,
+    id: BoxId,
 }
 
-impl Prepared {
-    /// What was measured. Put it on record before calling [`Prepared::start`].
-    #[must_use]
-    pub fn report(&self) -> &Report {
-        &self.report
+impl Serve for Tally {
+    fn taken(&self, count: usize) {
+        // A spawner that is gone needs no room.
+        let _ = self.spawner.link.send(&Request::Taken { id: self.id, count });
     }
 
-    /// Reports of what it will execute and be refused; once, and `None` where the spec does not
-    /// want them. They must be taken: what is not on record makes no room for more, and what cannot
-    /// be reported is not executed.
-    #[must_use]
-    pub fn operations(&mut self) -> Option<Operations> {
-        self.operations.take()
-    }
-
-    /// Lets the program run.
-    ///
-    /// # Errors
-    /// When the spawner is gone.
-    pub fn start(self) -> Result<Sandbox, StartError> {
-        self.handle.spawner.link.send(&Request::Start { id: self.handle.id })?;
-        let marks = AtomicU64::new(0);
-        Ok(Sandbox { handle: self.handle, report: self.report, pause: Mutex::new(()), marks })
+    fn kill(&self) {
+        // A spawner that is gone has killed it already.
+        let _ = self.spawner.link.send(&Request::Kill { id: self.id });
     }
 }
 
-/// A running sandbox. Dropping it kills everything in it.
-#[derive(Debug)]
-pub struct Sandbox {
-    handle: Handle,
-    report: Report,
-    /// Held by who pauses or resumes: one at a time.
-    pause: Mutex<()>,
-    marks: AtomicU64,
+impl Wait for Handle {
+    fn start(self: Box<Self>) -> Result<Box<dyn Run>, StartError> {
+        self.spawner.link.send(&Request::Start { id: self.id })?;
+        Ok(self)
+    }
 }
 
-impl Sandbox {
-    /// What was measured before it started.
-    #[must_use]
-    pub fn report(&self) -> &Report {
-        &self.report
-    }
-
-    /// Waits until it has ended and nothing of it is left. May be called from several threads
-    /// and again afterwards. A spawner that is gone counts as killed.
-    #[must_use]
-    pub fn wait(&self) -> Ended {
-        self.ended(None).unwrap_or_else(|e| Ended {
-            outcome: Outcome::Killed(e.cause),
-            usage: Usage::default(),
-            traffic: None,
-            operations: None,
-        })
-    }
-
-    /// As [`Sandbox::wait`], but at most so long; `None` when it still runs.
-    #[must_use]
-    pub fn wait_timeout(&self, limit: Duration) -> Option<Ended> {
-        match self.ended(Some(limit)) {
+impl Run for Handle {
+    fn ended(&self, limit: Option<Duration>) -> Option<Ended> {
+        let link = &self.spawner.link;
+        match link.wait(self.id, limit, |s| s.ended.clone()) {
             Ok(ended) => Some(ended),
-            Err(_) if self.handle.spawner.link.board().gone.is_some() => Some(self.wait()),
+            Err(e) if limit.is_none() || link.board().gone.is_some() => {
+                let outcome = Outcome::Killed(e.cause);
+                let usage = Usage::default();
+                Some(Ended { outcome, usage, traffic: None, operations: None })
+            }
             Err(_) => None,
         }
     }
 
-    fn ended(&self, limit: Option<Duration>) -> Result<Ended, StartError> {
-        self.handle.spawner.link.wait(self.handle.id, limit, |s| s.ended.clone())
+    fn signal(&self, signal: i32) -> Result<(), StartError> {
+        self.spawner.link.send(&Request::Signal { id: self.id, signal })
     }
 
-    /// Sends a signal to the program's process group; ignored when it has ended.
-    ///
-    /// # Errors
-    /// When the spawner is gone.
-    pub fn signal(&self, signal: i32) -> Result<(), StartError> {
-        self.handle.spawner.link.send(&Request::Signal { id: self.handle.id, signal })
+    fn kill(&self) -> Result<(), StartError> {
+        self.spawner.link.send(&Request::Kill { id: self.id })
     }
 
-    /// Kills everything in it at once.
-    ///
-    /// # Errors
-    /// When the spawner is gone (and with it the sandbox).
-    pub fn kill(&self) -> Result<(), StartError> {
-        self.handle.spawner.link.send(&Request::Kill { id: self.handle.id })
-    }
-
-    /// What it has used so far; the totals once it has ended.
-    ///
-    /// # Errors
-    /// When the spawner is gone or does not answer.
-    pub fn usage(&self) -> Result<Usage, StartError> {
-        let id = self.handle.id;
-        let link = &self.handle.spawner.link;
+    fn usage(&self) -> Result<Usage, StartError> {
+        let (id, link) = (self.id, &self.spawner.link);
         if let Some(state) = link.board().states.get_mut(&id) {
             state.usage = None;
         }
@@ -454,38 +429,23 @@ impl Sandbox {
         link.wait(id, Some(USAGE_TIMEOUT), pick)
     }
 
-    /// Asks for an [`Operation::Mark`] of the number returned, behind everything that was reported
-    /// before.
-    ///
-    /// # Errors
-    /// When the spawner is gone.
-    pub fn mark(&self) -> Result<u64, StartError> {
-        let number = self.marks.fetch_add(1, Ordering::Relaxed) + 1;
-        self.handle.spawner.link.send(&Request::Mark { id: self.handle.id, number })?;
-        Ok(number)
+    fn mark(&self, number: u64) -> Result<(), StartError> {
+        self.spawner.link.send(&Request::Mark { id: self.id, number })
     }
 
-    /// Stops every process in it where it stands, until [`Sandbox::resume`]; it can be killed
-    /// meanwhile. Returns when all stand.
-    ///
-    /// # Errors
-    /// When this host has no cgroup v2 for it, when something in it does not stop, or when the
-    /// spawner is gone. It then runs on.
-    pub fn pause(&self) -> Result<(), PauseError> {
+    fn pause(&self) -> Result<(), PauseError> {
         self.freeze(true)
     }
 
-    /// Lets it run on after [`Sandbox::pause`].
-    ///
-    /// # Errors
-    /// When the spawner is gone.
-    pub fn resume(&self) -> Result<(), PauseError> {
+    fn resume(&self) -> Result<(), PauseError> {
         self.freeze(false)
     }
+}
 
+impl Handle {
     fn freeze(&self, frozen: bool) -> Result<(), PauseError> {
         let _one = self.pause.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (id, link) = (self.handle.id, &self.handle.spawner.link);
+        let (id, link) = (self.id, &self.spawner.link);
         if let Some(state) = link.board().states.get_mut(&id) {
             state.frozen = None;
         }

@@ -3,7 +3,9 @@
 use crate::client::{Spawner, SpawnerOptions, Stdio};
 use crate::error::StartErrorKind;
 use crate::facts::{HostFacts, LANDLOCK_VETTED, Mode, Rung};
-use model::{AgentName, Command, Limits, Network, RootFs, SandboxSpec, SessionId, Workspace};
+use model::{
+    AgentName, Backend, Command, Limits, Network, RootFs, SandboxSpec, SessionId, Workspace,
+};
 use std::fs;
 use std::path::Path;
 
@@ -177,6 +179,7 @@ fn try_whole(spawner: &Spawner, dir: &Path) -> Check {
     let spec = SandboxSpec {
         session,
         agent,
+        backend: Backend::Native,
         rootfs: RootFs::HostUsr,
         workspace: Workspace::Session(dir.join("workspace")),
         home: dir.join("home"),

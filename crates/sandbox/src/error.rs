@@ -28,6 +28,8 @@ pub enum SpecErrorKind {
     Environment,
     /// The whole description is too large.
     Size,
+    /// Only another backend can do what was asked.
+    Backend,
 }
 
 /// A `SandboxSpec` that is refused before anything starts.
@@ -84,6 +86,8 @@ pub enum StartErrorKind {
     Busy,
     /// The spawner is gone or spoke nonsense.
     Spawner,
+    /// The container engine is absent, unfit, or failed.
+    Engine,
 }
 
 /// A sandbox that did not start. Nothing of it is left.

@@ -12,19 +12,21 @@
 //! 1. Policy decides, this crate carries out: it never reads policy, keys, logs or a database.
 //! 2. Fail closed: a step that fails, or a measurement that differs from what was asked, ends
 //!    the start. There is no "continue without".
-//! 3. Only the spawner process starts sandboxes; it is single-threaded and holds no secret.
+//! 3. Only the spawner process starts native sandboxes; it is single-threaded and holds no secret.
 //! 4. A sandbox ends with its session's handle, with the client process and with the spawner.
-//! 5. `unsafe` stands in `sys` only.
+//! 5. `unsafe` stands in `sys` only. Async code stands in `engine::http` only.
 //! 6. What a sandbox executes and which connections it is refused is reported by the kernel,
 //!    whatever the program says; what cannot be reported is not executed.
 //! 7. The steps that every plan begins with may be carried out ahead of time, by a process that
 //!    then serves one sandbox. Walls and limits are measured in that very process, after the
 //!    last step, exactly as without.
 
+mod backend;
 mod cgroup;
 mod check;
 mod client;
 mod doctor;
+mod engine;
 mod error;
 mod facts;
 #[doc(hidden)]
@@ -43,9 +45,11 @@ mod step;
 mod sys;
 mod wire;
 
+pub use backend::{Prepared, Sandbox};
 pub use check::check;
-pub use client::{Operations, Pipes, Prepared, Sandbox, Spawner, SpawnerOptions, Stdio};
+pub use client::{Operations, Pipes, Spawner, SpawnerOptions, Stdio};
 pub use doctor::{Check, Status, inspect};
+pub use engine::{Container, EngineOptions, Scratch};
 pub use error::{PauseError, SpecError, SpecErrorKind, StartError, StartErrorKind};
 pub use facts::{HostEntry, HostFacts, Ladder, Mode, Rung};
 pub use image::{ImageEntry, ImageView};

@@ -1,4 +1,5 @@
-//! What the kernel reports of a sandbox while it runs: plain data, from the spawner to the client.
+//! What the kernel reports of a sandbox while it runs: plain data, from whoever answers its calls
+//! (the spawner; for a container the client itself) to whoever takes reports.
 //!
 //! What is said of memory (path, arguments, working directory, addresses) was read from outside at
 //! the entry of the call. Another thread of the same process may change it before the kernel reads
@@ -19,7 +20,8 @@ pub const ARGV_MAX: usize = 128;
 /// A process asked for a program to be executed, and was let go on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Execution {
-    /// Counted by the spawner over all its sandboxes, from 1.
+    /// Counted by the spawner over all its sandboxes, from 1; in containers by who serves them,
+    /// from 2^32 + 1.
     pub number: u64,
     /// The process inside.
     pub pid: u32,

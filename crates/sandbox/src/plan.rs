@@ -12,7 +12,7 @@
 use crate::facts::{HostEntry, HostFacts, Mode, Rung};
 use crate::image::{ImageEntry, ImageView};
 use crate::step::{Bind, Owner, Step};
-use model::{Access, Command, DoorSpec, Network, RootFs, SandboxSpec, Workspace};
+use model::{Access, Backend, Command, DoorSpec, Network, RootFs, SandboxSpec, Workspace};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -104,9 +104,22 @@ impl<const N: usize> From<[(PathBuf, Owner); N]> for Sources {
     }
 }
 
-/// Turns a checked spec into steps. Use [`crate::check`] first; `sources` come from it.
+/// Turns a checked spec into steps. Use [`crate::check`] first; `sources` come from it. For a
+/// container engine the first step is the container, as a rootful engine of this machine would be
+/// asked for it, and the others are what its first process does.
 #[must_use]
 pub fn plan(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources) -> Plan {
+    match &spec.backend {
+        Backend::Native => native(spec, facts, sources),
+        Backend::Docker(_) | Backend::Podman(_) => {
+            let inside = crate::engine::identity(facts.mode);
+            crate::engine::translate(spec, facts, &native(spec, facts, sources), inside)
+        }
+    }
+}
+
+/// All steps that NanoClaw itself carries out.
+pub(crate) fn native(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources) -> Plan {
     let mut steps = match &spec.rootfs {
         RootFs::HostUsr => common(facts, spec.limits.tmp_bytes),
         RootFs::Image { tree, .. } => imaged(spec, tree, facts, sources),

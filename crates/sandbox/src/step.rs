@@ -94,8 +94,13 @@ pub enum Step {
     /// File rights by Landlock: read everything, write only here.
     Landlock { abi: u32, write: Vec<String>, devices: Vec<String>, scopes: bool },
     /// The allow-list of system calls. With `witness` what is executed and which connections are
-    /// refused is reported to the spawner.
+    /// refused is reported to whoever has the other end of the line.
     Seccomp { reachable: usize, witness: bool },
+    /// A container of an engine: everything that it is asked for.
+    Container(Box<crate::engine::Container>),
+    /// Look at these places, to be compared with what was mounted there, and at these paths, which
+    /// should show nothing.
+    Look { places: Vec<String>, hidden: Vec<String> },
     /// Read back what holds and report it; wait for the word to go.
     Verify,
     /// Run our own image with these arguments and report what it prints.
@@ -164,6 +169,15 @@ impl fmt::Display for Step {
                 write!(f, "seccomp allow-list, {reachable} system calls reachable")?;
                 let reported = ", executions and refused connections reported";
                 f.write_str(if *witness { reported } else { "" })
+            }
+            Self::Container(container) => container.fmt(f),
+            Self::Look { places, hidden } => {
+                write!(
+                    f,
+                    "look at {}; nothing to be seen at {}",
+                    places.join(", "),
+                    hidden.join(", ")
+                )
             }
             Self::Verify => f.write_str("verify, report, wait"),
             Self::Probe { argv } => {

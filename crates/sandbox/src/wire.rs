@@ -96,6 +96,8 @@ pub(crate) enum Order {
     Join(Vec<PathBuf>),
     Go,
     Signal(i32),
+    /// To a first process that an engine started: our sealed executable and filter come with it.
+    Kit,
 }
 
 /// Init to spawner.
@@ -135,6 +137,22 @@ pub(crate) struct Measured {
     pub(crate) moved: Option<Moved>,
     /// What the probe printed, if one was asked for.
     pub(crate) probes: Option<String>,
+    /// What stands at the places it was told to look at.
+    #[serde(default)]
+    pub(crate) places: Vec<Place>,
+    /// Of the paths that should show nothing, those that show something.
+    #[serde(default)]
+    pub(crate) shown: Vec<String>,
+}
+
+/// What stands at one place inside, as stat(2) and statvfs(3) tell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    pub(crate) path: String,
+    /// Device and inode: which file of the machine it is.
+    pub(crate) file: (u64, u64),
+    /// The mount cannot be written through.
+    pub(crate) read_only: bool,
 }
 
 /// Bytes that one thread has moved with `read`, `write` and their relatives

@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used)]
 
 use model::{
-    Access, AgentName, Command, DoorSpec, Limits, Mount, Network, RootFs, SandboxSpec, SessionId,
-    Workspace,
+    Access, AgentName, Backend, Command, DoorSpec, EngineChoice, ImageRef, Limits, Mount, Network,
+    RootFs, SandboxSpec, SessionId, Workspace,
 };
-use nanoclaw_sandbox::{HostEntry, HostFacts, Ladder, Mode, Owner, Rung, Sources, plan};
+use nanoclaw_sandbox::{
+    HostEntry, HostFacts, Ladder, Mode, Owner, Rung, Sources, SpecErrorKind, check, plan,
+};
 use std::path::PathBuf;
 
 fn facts(mode: Mode) -> HostFacts {
@@ -31,6 +33,7 @@ fn spec() -> SandboxSpec {
     SandboxSpec {
         session: SessionId::parse("s1").unwrap(),
         agent: AgentName::parse("triage").unwrap(),
+        backend: Backend::Native,
         rootfs: RootFs::HostUsr,
         workspace: Workspace::User("/home/u/project".into()),
         home: "/state/home".into(),
@@ -65,6 +68,19 @@ fn sources() -> Sources {
 fn printed_plan_of_root_mode() {
     let text = plan(&spec(), &facts(Mode::Root), &sources()).to_string();
     assert_eq!(text, include_str!("snapshots/plan-root.txt"), "{text}");
+}
+
+#[test]
+fn an_image_of_our_own_store_is_for_the_native_backend() {
+    let image = ImageRef::parse(&format!("debian@sha256:{}", "ab".repeat(32))).unwrap();
+    let rootfs = RootFs::Image { image, tree: "/state/tree".into() };
+    for backend in [Backend::Docker, Backend::Podman] {
+        let backend = backend(EngineChoice::default());
+        let spec = SandboxSpec { backend, rootfs: rootfs.clone(), ..spec() };
+        let error = check(&spec, &facts(Mode::User)).unwrap_err();
+        assert_eq!(error.kind, SpecErrorKind::Backend);
+        assert!(error.remedy.contains("engine_image"), "{error}");
+    }
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod audit;
 mod binary;
 mod bypass;
 mod crash;
+mod engines;
 mod folders;
 mod gateway;
 mod genai;

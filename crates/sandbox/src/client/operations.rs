@@ -1,25 +1,24 @@
 //! Reports of one sandbox, as their taker sees them.
 
-use super::{BoxId, Spawner};
+use crate::backend::Serve;
 use crate::operation::Operation;
-use crate::wire::Request;
 use std::sync::mpsc;
 
 /// Reports taken at once at most: what is on its way of one sandbox is bounded anyway.
 const BATCH_MAX: usize = 128;
 
-/// What the kernel reports of one sandbox, in order. Take it from [`super::Prepared::operations`]
+/// What the kernel reports of one sandbox, in order. Take it from [`crate::Prepared::operations`]
 /// and read it on a thread of its own until the end.
 #[derive(Debug)]
 pub struct Operations {
-    spawner: Spawner,
-    id: BoxId,
     from: mpsc::Receiver<Operation>,
+    server: Box<dyn Serve>,
 }
 
 impl Operations {
-    pub(super) fn new(spawner: Spawner, id: BoxId, from: mpsc::Receiver<Operation>) -> Self {
-        Self { spawner, id, from }
+    /// What comes from `from`, where `server` wants to know what was taken.
+    pub(crate) fn new(from: mpsc::Receiver<Operation>, server: Box<dyn Serve>) -> Self {
+        Self { from, server }
     }
 
     /// Waits for the next reports, one or more; `None` when the sandbox has ended and all were
@@ -34,14 +33,12 @@ impl Operations {
     pub fn taken(&self, batch: &[Operation]) {
         let count = batch.iter().filter(|o| !matches!(o, Operation::Mark(_))).count();
         if count > 0 {
-            // A spawner that is gone needs no room.
-            let _ = self.spawner.link.send(&Request::Taken { id: self.id, count });
+            self.server.taken(count);
         }
     }
 
     /// Ends the sandbox: what it does cannot be put on record.
     pub fn kill(&self) {
-        // A spawner that is gone has killed it already.
-        let _ = self.spawner.link.send(&Request::Kill { id: self.id });
+        self.server.kill();
     }
 }

@@ -23,13 +23,22 @@ pub(super) struct Machine<'l> {
     caller: (u32, u32),
     mappings: HashMap<Owner, OwnedFd>,
     root: Option<Root>,
+    /// The program of system calls, until it is loaded.
+    filter: Option<OwnedFd>,
+    /// An engine made the walls around this process, and started it.
+    contained: bool,
     pub(super) door: Option<Door>,
-    /// Where reported calls are answered: the spawner's, as soon as it is told what was measured.
+    /// Where reported calls are answered: goes over the line with the next word, and stays nowhere
+    /// here.
     pub(super) listener: Option<OwnedFd>,
+    /// What was seen inside.
+    pub(super) places: Vec<wire::Place>,
+    /// What can be seen and should not be.
+    pub(super) shown: Vec<String>,
 }
 
 impl<'l> Machine<'l> {
-    pub(super) fn new(line: &'l OwnedFd) -> Self {
+    pub(super) fn new(line: &'l OwnedFd, filter: OwnedFd, contained: bool) -> Self {
         rustix::process::umask(rustix::fs::Mode::empty());
         Self {
             line,
@@ -37,8 +46,12 @@ impl<'l> Machine<'l> {
             caller: (0, 0),
             mappings: HashMap::new(),
             root: None,
+            filter: Some(filter),
+            contained,
             door: None,
             listener: None,
+            places: Vec::new(),
+            shown: Vec::new(),
         }
     }
 
@@ -77,7 +90,8 @@ impl<'l> Machine<'l> {
             Step::Names => self.door().and_then(Door::answer_names).map_err(tell),
             Step::DoorPort { port } => self.door().and_then(|d| d.bind_port(*port)).map_err(tell),
             Step::Seccomp { witness, .. } => {
-                self.listener = load_filter(*witness).map_err(tell)?;
+                let filter = self.filter.take().ok_or_else(twice);
+                self.listener = filter.and_then(|f| load_filter(f, *witness)).map_err(tell)?;
                 Ok(())
             }
             Step::Landlock { abi, write, devices, scopes } => {
@@ -91,6 +105,11 @@ impl<'l> Machine<'l> {
                     .collect();
                 crate::landlock::restrict(*abi, write, devices, *scopes, &terminals)
                     .map_err(|e| tell(io::Error::other(e)))
+            }
+            Step::Look { places, hidden } => {
+                self.places = super::measure::places(places).map_err(tell)?;
+                self.shown = super::measure::shown(hidden);
+                Ok(())
             }
             step => self.plain(step).map_err(tell),
         }
@@ -126,7 +145,7 @@ impl<'l> Machine<'l> {
             Step::ResourceLimit { name, value } => super::identity::limit(name, *value),
             Step::DropCapabilities => super::identity::drop_capabilities(),
             Step::NoNewPrivileges => Ok(rustix::thread::set_no_new_privs(true)?),
-            Step::Verify => super::identity::seal(),
+            Step::Verify => super::identity::seal(!self.contained),
             Step::Namespaces { .. } => Ok(()),
             mount => self.tree()?.step(mount),
         }
@@ -146,11 +165,15 @@ impl<'l> Machine<'l> {
     }
 }
 
-/// Loads the filter that the spawner built: the file is shared, so it is read by position. The
-/// descriptor of one that reports is returned. From here to the spawner's taking it over nothing
-/// may be called that is reported, for nobody would answer.
-fn load_filter(witness: bool) -> io::Result<Option<OwnedFd>> {
-    let file = fs::File::from(sys::inherit(super::FILTER_FD)?);
+fn twice() -> io::Error {
+    io::Error::other("the plan loads a filter twice")
+}
+
+/// Loads one of the filters that came with the first process: the file is shared, so it is read by
+/// position. The descriptor of one that reports is returned. From here to its being taken over at
+/// the other end of the line nothing may be called that is reported, for nobody would answer.
+fn load_filter(file: OwnedFd, witness: bool) -> io::Result<Option<OwnedFd>> {
+    let file = fs::File::from(file);
     let size = usize::try_from(file.metadata()?.len()).unwrap_or(0);
     let mut bytes = vec![0; size];
     file.read_exact_at(&mut bytes, 0)?;
@@ -173,7 +196,8 @@ fn kind_of(step: &Step) -> Kind {
         Step::Landlock { .. } => Kind::Landlock,
         Step::Seccomp { .. } => Kind::Seccomp,
         Step::Listen { .. } | Step::Names | Step::DoorPort { .. } | Step::Loopback => Kind::Door,
-        Step::Verify => Kind::Verification,
+        Step::Verify | Step::Look { .. } => Kind::Verification,
+        Step::Container(_) => Kind::Engine,
         Step::Bind(bind) | Step::Trust(bind) if bind.owner.is_some() => Kind::IdMap,
         _ => Kind::Mount,
     }

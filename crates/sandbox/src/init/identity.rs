@@ -92,10 +92,13 @@ pub(super) fn limit(name: &str, value: u64) -> io::Result<()> {
     Ok(setrlimit(resource, Rlimit { current: Some(hard), maximum: Some(hard) })?)
 }
 
-/// The last changes before measuring: unreadable to others, and gone when the spawner goes.
-pub(super) fn seal() -> io::Result<()> {
+/// The last changes before measuring: unreadable to others, and gone when the spawner goes. Below
+/// an engine the parent is the engine's, and the kernel takes the end of any one of its threads for
+/// the parent's: there the line alone tells.
+pub(super) fn seal(with_parent: bool) -> io::Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     // After the last change of uid, which would have cleared it. That the spawner is still there
     // shows on the line: its end closes with it.
-    Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
+    let signal = with_parent.then_some(Signal::KILL);
+    Ok(rustix::process::set_parent_process_death_signal(signal)?)
 }

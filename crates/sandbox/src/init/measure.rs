@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 
 const NAMESPACES: [&str; 7] = ["mnt", "pid", "net", "ipc", "uts", "user", "cgroup"];
-const STATUS: [&str; 11] = [
+const STATUS: [&str; 12] = [
     "CapInh",
     "CapPrm",
     "CapEff",
@@ -14,6 +14,7 @@ const STATUS: [&str; 11] = [
     "CapAmb",
     "NoNewPrivs",
     "Seccomp",
+    "Seccomp_filters",
     "Uid",
     "Gid",
     "Groups",
@@ -76,6 +77,8 @@ pub(super) fn measure(io: Option<&fs::File>) -> io::Result<Measured> {
         // Last: from here on nothing is read or written but the door.
         moved: io.and_then(moved),
         probes: None,
+        places: Vec::new(),
+        shown: Vec::new(),
     })
 }
 
@@ -90,4 +93,35 @@ fn limits() -> Vec<(String, u64)> {
 fn root_flag() -> io::Result<bool> {
     let flags = rustix::fs::statvfs("/")?.f_flag;
     Ok(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+}
+
+/// What stands at these places; a missing one is an error. No link is followed at the end.
+pub(super) fn places(paths: &[String]) -> io::Result<Vec<wire::Place>> {
+    let look = |path: &String| {
+        let tell = |e: rustix::io::Errno| io::Error::new(e.kind(), format!("{path}: {e}"));
+        let stat = rustix::fs::lstat(path.as_str()).map_err(tell)?;
+        let flags = rustix::fs::statvfs(path.as_str()).map_err(tell)?.f_flag;
+        Ok(wire::Place {
+            path: path.clone(),
+            file: (stat.st_dev, stat.st_ino),
+            read_only: flags.contains(rustix::fs::StatVfsMountFlags::RDONLY),
+        })
+    };
+    paths.iter().map(look).collect()
+}
+
+/// Those of these paths that show something: a folder with an entry, a file with a byte.
+pub(super) fn shown(paths: &[String]) -> Vec<String> {
+    use std::io::Read as _;
+    let shows = |path: &&String| match fs::metadata(path) {
+        Err(_) => false,
+        Ok(meta) if meta.is_dir() => {
+            fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
+        }
+        Ok(meta) if meta.is_file() => {
+            fs::File::open(path).and_then(|mut file| file.read(&mut [0])).is_ok_and(|n| n > 0)
+        }
+        Ok(_) => false,
+    };
+    paths.iter().filter(shows).cloned().collect()
 }

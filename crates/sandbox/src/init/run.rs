@@ -113,14 +113,20 @@ pub(super) struct Ready {
     pub(super) image: OwnedFd,
     pub(super) program: Program,
     pub(super) door: Option<Door>,
+    /// Started by an engine, whose accounts of a container end with its first process.
+    pub(super) contained: bool,
 }
 
 impl Ready {
     /// Starts the program and stays until it has ended. Returning ends the PID namespace and so
     /// everything left in it.
     pub(super) fn run(self, line: OwnedFd) -> ExitCode {
+        let contained = self.contained;
         match self.supervise(&line) {
             Ok(status) => {
+                if contained {
+                    sys::kill_others();
+                }
                 // If nobody listens any more, nobody needs to know.
                 if wire::send(&line, &Word::Finished { status }, &[]).is_ok() {
                     await_kill(&line);
@@ -185,8 +191,9 @@ impl Ready {
     }
 }
 
-/// The spawner reads what the kernel counted of this process, which it may not show of one that has
-/// ended, and kills it. Returns when the spawner is gone.
+/// The other side reads what the kernel counted of this process, which it may not show of one that
+/// has ended, and what a container's control groups say, which are gone with it; then it kills this
+/// process or lets go of the line. Returns when the line has ended.
 fn await_kill(line: &OwnedFd) {
     let mut buffer = vec![0; wire::ORDER_MAX];
     while let Ok(Some(_)) = wire::receive::<Order>(line, &mut buffer) {}

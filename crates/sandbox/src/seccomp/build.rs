@@ -1,6 +1,6 @@
 //! From rules to BPF.
 
-use super::{NEW_NAMESPACES, Rule, THREAD};
+use super::{NEW_NAMESPACES, RAW_KINDS, Rule, SOCKET_KINDS, THREAD};
 use libc::sock_filter;
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
@@ -98,11 +98,7 @@ fn socket(refuse: u32) -> Vec<sock_filter> {
     const INET6: u32 = libc::AF_INET6 as u32;
     const NETLINK: u32 = libc::AF_NETLINK as u32;
     const ROUTE: u32 = libc::NETLINK_ROUTE as u32;
-    const RAW: u32 = libc::SOCK_RAW as u32;
-    /// A way to `AF_PACKET` from before there was one; musl does not name it.
-    const PACKET: u32 = 10;
-    /// The rest of the argument is flags.
-    const TYPES: u32 = 0xf;
+    let [raw, packet] = RAW_KINDS;
     vec![
         argument(0),
         jump(JUMP_EQUAL, UNIX, 10, 0),
@@ -112,9 +108,9 @@ fn socket(refuse: u32) -> Vec<sock_filter> {
         argument(2),
         jump(JUMP_EQUAL, ROUTE, 5, 4),
         argument(1),
-        op(AND, TYPES),
-        jump(JUMP_EQUAL, RAW, 1, 0),
-        jump(JUMP_EQUAL, PACKET, 0, 1),
+        op(AND, SOCKET_KINDS),
+        jump(JUMP_EQUAL, raw, 1, 0),
+        jump(JUMP_EQUAL, packet, 0, 1),
         op(RETURN, refuse),
         op(RETURN, ALLOW),
     ]

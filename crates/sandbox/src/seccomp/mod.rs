@@ -16,10 +16,12 @@
 //!    would outlive the sandbox.
 
 mod build;
+mod oci;
 mod role;
 mod table;
 
 pub(crate) use build::{decode, encode, program_of};
+pub(crate) use oci::profile as oci_profile;
 pub(crate) use role::rules as role_rules;
 
 use libc::c_long;
@@ -65,28 +67,34 @@ const PAIRS: &[u32] = &[1];
 /// machine does, `PR_SET_PTRACER` opens a process to another.
 const PRCTLS: &[u32] = &[35, 33, 26, 0x5961_6d61];
 
+/// Kinds of sockets of the Internet that see or make whole packets: `SOCK_RAW`, and `SOCK_PACKET`,
+/// a way to `AF_PACKET` from before there was one, which musl does not name.
+const RAW_KINDS: [u32; 2] = [libc::SOCK_RAW as u32, 10];
+/// Bits of the kind of a socket; the rest of the argument is flags.
+const SOCKET_KINDS: u32 = 0xf;
+
 /// Calls allowed only with some arguments.
-const FILTERED: &[(c_long, Rule)] = &[
-    (libc::SYS_clone, Rule::NoBits(0, NEW_NAMESPACES)),
-    (libc::SYS_socket, Rule::Socket),
-    (libc::SYS_socketpair, Rule::OneOf(0, PAIRS)),
-    (libc::SYS_ioctl, Rule::NoneOf(1, IOCTLS)),
-    (libc::SYS_prctl, Rule::NoneOf(0, PRCTLS)),
-    (libc::SYS_personality, Rule::OneOf(0, PERSONALITIES)),
-    (libc::SYS_fchmod, Rule::NoBits(1, SET_ID_BITS)),
-    (libc::SYS_fchmodat, Rule::NoBits(2, SET_ID_BITS)),
-    (FCHMODAT2, Rule::NoBits(2, SET_ID_BITS)),
-    (libc::SYS_openat, Rule::NoBits(3, SET_ID_BITS)),
+const FILTERED: &[(table::Call, Rule)] = &[
+    (("SYS_clone", libc::SYS_clone), Rule::NoBits(0, NEW_NAMESPACES)),
+    (("SYS_socket", libc::SYS_socket), Rule::Socket),
+    (("SYS_socketpair", libc::SYS_socketpair), Rule::OneOf(0, PAIRS)),
+    (("SYS_ioctl", libc::SYS_ioctl), Rule::NoneOf(1, IOCTLS)),
+    (("SYS_prctl", libc::SYS_prctl), Rule::NoneOf(0, PRCTLS)),
+    (("SYS_personality", libc::SYS_personality), Rule::OneOf(0, PERSONALITIES)),
+    (("SYS_fchmod", libc::SYS_fchmod), Rule::NoBits(1, SET_ID_BITS)),
+    (("SYS_fchmodat", libc::SYS_fchmodat), Rule::NoBits(2, SET_ID_BITS)),
+    (("SYS_fchmodat2", FCHMODAT2), Rule::NoBits(2, SET_ID_BITS)),
+    (("SYS_openat", libc::SYS_openat), Rule::NoBits(3, SET_ID_BITS)),
     // Only FIFOs, sockets and plain files can be made without privilege anyway.
-    (libc::SYS_mknodat, Rule::NoBits(2, SET_ID_BITS)),
+    (("SYS_mknodat", libc::SYS_mknodat), Rule::NoBits(2, SET_ID_BITS)),
     #[cfg(target_arch = "x86_64")]
-    (libc::SYS_chmod, Rule::NoBits(1, SET_ID_BITS)),
+    (("SYS_chmod", libc::SYS_chmod), Rule::NoBits(1, SET_ID_BITS)),
     #[cfg(target_arch = "x86_64")]
-    (libc::SYS_open, Rule::NoBits(2, SET_ID_BITS)),
+    (("SYS_open", libc::SYS_open), Rule::NoBits(2, SET_ID_BITS)),
     #[cfg(target_arch = "x86_64")]
-    (libc::SYS_creat, Rule::NoBits(1, SET_ID_BITS)),
+    (("SYS_creat", libc::SYS_creat), Rule::NoBits(1, SET_ID_BITS)),
     #[cfg(target_arch = "x86_64")]
-    (libc::SYS_mknod, Rule::NoBits(1, SET_ID_BITS)),
+    (("SYS_mknod", libc::SYS_mknod), Rule::NoBits(1, SET_ID_BITS)),
 ];
 /// The same number on every architecture (Linux 6.6).
 const FCHMODAT2: c_long = 452;
@@ -100,11 +108,16 @@ const REPORTED: &[(c_long, Rule)] = &[
     (libc::SYS_socket, Rule::ReportedSocket),
 ];
 
+/// Every call with its rule, as written.
+fn written() -> impl Iterator<Item = (table::Call, Rule)> {
+    let allowed = table::COMMON.iter().chain(table::ARCHITECTURE).map(|c| (*c, Rule::Allow));
+    let missing = table::NOT_IMPLEMENTED.iter().map(|c| (*c, Rule::NotImplemented));
+    allowed.chain(missing).chain(FILTERED.iter().copied())
+}
+
 /// Every call that has a rule, sorted by number, each once.
 pub(crate) fn rules() -> Vec<(u32, Rule)> {
-    let allowed = table::COMMON.iter().chain(table::ARCHITECTURE).map(|n| (*n, Rule::Allow));
-    let missing = table::NOT_IMPLEMENTED.iter().map(|n| (*n, Rule::NotImplemented));
-    sorted(allowed.chain(missing).chain(FILTERED.iter().copied()))
+    sorted(written().map(|((_, number), rule)| (number, rule)))
 }
 
 /// As [`rules`], where operations are witnessed.

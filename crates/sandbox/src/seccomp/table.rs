@@ -4,8 +4,16 @@
 
 use libc::*;
 
+/// A call by the name that engines know it by, and its number here.
+pub(super) type Call = (&'static str, c_long);
+
+/// Names once: the number is the constant's, the name its own spelling.
+macro_rules! calls {
+    ($($call:ident),* $(,)?) => { &[$((stringify!($call), $call),)*] };
+}
+
 /// Allowed whatever the arguments, on every architecture.
-pub(super) const COMMON: &[c_long] = &[
+pub(super) const COMMON: &[Call] = calls![
     // files and directories
     SYS_read,
     SYS_write,
@@ -250,7 +258,7 @@ pub(super) const COMMON: &[c_long] = &[
 
 /// The older spellings that only x86_64 has.
 #[cfg(target_arch = "x86_64")]
-pub(super) const ARCHITECTURE: &[c_long] = &[
+pub(super) const ARCHITECTURE: &[Call] = calls![
     SYS_stat,
     SYS_lstat,
     SYS_access,
@@ -286,9 +294,9 @@ pub(super) const ARCHITECTURE: &[c_long] = &[
 ];
 /// aarch64 has no older spellings.
 #[cfg(target_arch = "aarch64")]
-pub(super) const ARCHITECTURE: &[c_long] = &[];
+pub(super) const ARCHITECTURE: &[Call] = calls![];
 
 /// Programs probe for these and fall back when they are "not implemented": `clone3` and
 /// `openat2` hide their flags from a filter, `io_uring` goes round it.
-pub(super) const NOT_IMPLEMENTED: &[c_long] =
-    &[SYS_clone3, SYS_openat2, SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register];
+pub(super) const NOT_IMPLEMENTED: &[Call] =
+    calls![SYS_clone3, SYS_openat2, SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register];

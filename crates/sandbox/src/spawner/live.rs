@@ -57,7 +57,7 @@ impl Live {
         }
         verify::strict(&spec.limits, &shop.facts)?;
         if shop.facts.mode == Mode::Root {
-            own_folders(spec, &mut sources, shop)?;
+            own_folders(spec, &mut sources, &shop.facts.private)?;
         }
         let plan = crate::plan(spec, &shop.facts, &sources);
         let (body, ahead) = match pool::take(shop, &plan.steps, &spec.limits) {
@@ -70,7 +70,7 @@ impl Live {
             Err(e) => {
                 live.kill("it could not be given its work");
                 let (outbox, executions) = (&mut shop.outbox, &mut shop.executions);
-                live.bury(&mut shop.slots, &mut Way { id, outbox, executions });
+                live.bury(&mut shop.slots, &mut Way::Client { id, outbox, executions });
                 Err(e)
             }
         }
@@ -350,10 +350,10 @@ fn millis(time: std::time::Duration) -> u64 {
 }
 
 /// Home and session workspace get their fixed owner on disk.
-fn own_folders(
+pub(crate) fn own_folders(
     spec: &SandboxSpec,
     sources: &mut crate::Sources,
-    shop: &Shop,
+    private: &[std::path::PathBuf],
 ) -> Result<(), StartError> {
     let mut folders = vec![&spec.home];
     if let Workspace::Session(path) = &spec.workspace {
@@ -361,7 +361,7 @@ fn own_folders(
     }
     for path in folders {
         if let Some(owner) = sources.owners.get_mut(path) {
-            *owner = adopt::adopt(path, *owner, &shop.facts.private).map_err(|e| {
+            *owner = adopt::adopt(path, *owner, private).map_err(|e| {
                 let cause = format!("the session's folder {path:?} cannot be taken over: {e}");
                 StartError::new(Kind::IdMap, cause, "check the file system it lies on")
             })?;

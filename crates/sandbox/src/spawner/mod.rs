@@ -27,13 +27,17 @@ mod verify;
 mod watchdog;
 mod witness;
 
+pub(crate) use live::own_folders;
+pub(crate) use operations::{Watch, Way, mark};
+pub(crate) use verify::witness as witness_wall;
+pub(crate) use witness::Witness;
+
 use crate::cgroup::Parent;
 use crate::error::{StartError, StartErrorKind};
 use crate::facts::{HostFacts, Mode};
 use crate::report::Outcome;
 use crate::wire::{self, Answer, BoxId, Request};
 use live::Live;
-use operations::Way;
 use outbox::Outbox;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -90,18 +94,12 @@ fn serve() -> io::Result<()> {
     // that died before this line has closed the control socket, which ends the loop as well.
     rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    let mut exe = std::fs::File::open("/proc/self/exe")?;
-    // Kernels before 6.3 do not know the flag that asks for an executable one.
-    let image = seal("nanoclaw", &mut exe, MemfdFlags::EXEC).or_else(|_| {
-        exe.rewind()?;
-        seal("nanoclaw", &mut exe, MemfdFlags::empty())
-    })?;
-    let filter = crate::seccomp::encode();
+    let image = sealed_image()?;
     let mut shop = Shop {
         outbox: Outbox::new(control),
         image,
         null,
-        filter: seal("filter", &mut &*filter, MemfdFlags::empty())?,
+        filter: sealed_filter()?,
         facts: HostFacts::gather(Vec::new()),
         parent: Parent::find(),
         slots: slots::Slots::new(),
@@ -118,14 +116,14 @@ fn serve() -> io::Result<()> {
     for (id, mut live) in boxes {
         live.kill("the spawner ended");
         let (outbox, executions) = (&mut shop.outbox, &mut shop.executions);
-        live.bury(&mut shop.slots, &mut Way { id, outbox, executions });
+        live.bury(&mut shop.slots, &mut Way::Client { id, outbox, executions });
     }
     pool::drain(&mut shop);
     result
 }
 
 /// `<pid>-<start time>`: unique on this machine since boot.
-fn own_name() -> io::Result<String> {
+pub(crate) fn own_name() -> io::Result<String> {
     let pid = rustix::process::getpid().as_raw_nonzero();
     let start = start_time("self").ok_or_else(|| io::Error::other("odd /proc/self/stat"))?;
     Ok(format!("{pid}-{start}"))
@@ -137,14 +135,17 @@ fn start_time(pid: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(AFTER_COMMAND)?.parse().ok()
 }
 
+/// Whether the process that [`own_name`] named still runs.
+pub(crate) fn alive(owner: &str) -> bool {
+    let Some((pid, start)) = owner.split_once('-') else { return false };
+    start_time(pid).is_some_and(|now| now.to_string() == start)
+}
+
 /// Removes control groups that dead spawners left behind. Called at every spawner's start; safe
 /// to call at any time, for live spawners are recognised.
 pub fn sweep() {
     if let Some(parent) = Parent::find() {
-        parent.sweep(|owner| {
-            let Some((pid, start)) = owner.split_once('-') else { return false };
-            start_time(pid).is_some_and(|now| now.to_string() == start)
-        });
+        parent.sweep(alive);
     }
 }
 
@@ -153,6 +154,21 @@ pub fn sweep() {
 #[must_use]
 pub fn groups_of(spawner: u32) -> usize {
     Parent::find().map_or(0, |parent| parent.count(&format!("{spawner}-")))
+}
+
+/// Our own executable, as a file that nobody can change.
+pub(crate) fn sealed_image() -> io::Result<OwnedFd> {
+    let mut exe = std::fs::File::open("/proc/self/exe")?;
+    // Kernels before 6.3 do not know the flag that asks for an executable one.
+    seal("nanoclaw", &mut exe, MemfdFlags::EXEC).or_else(|_| {
+        exe.rewind()?;
+        seal("nanoclaw", &mut exe, MemfdFlags::empty())
+    })
+}
+
+/// The programs of system calls, as a file that nobody can change.
+pub(crate) fn sealed_filter() -> io::Result<OwnedFd> {
+    seal("filter", &mut &*crate::seccomp::encode(), MemfdFlags::empty())
 }
 
 /// A copy that nobody can change any more.
@@ -295,14 +311,15 @@ impl Shop {
                 }
             }
             let (outbox, executions) = (&mut self.outbox, &mut self.executions);
-            let answer = live.bury(&mut self.slots, &mut Way { id, outbox, executions });
+            let answer = live.bury(&mut self.slots, &mut Way::Client { id, outbox, executions });
             self.answer(&answer);
         }
     }
 
     /// Where reports of a box go.
     fn way(&mut self, id: BoxId) -> Way<'_> {
-        Way { id, outbox: &mut self.outbox, executions: &mut self.executions }
+        let (outbox, executions) = (&mut self.outbox, &mut self.executions);
+        Way::Client { id, outbox, executions }
     }
 
     fn request(&mut self, boxes: &mut Boxes, request: Request, fds: Vec<OwnedFd>) {
@@ -360,7 +377,7 @@ impl Shop {
                     live.taken(count, &mut self.way(id));
                 }
             }
-            Request::Mark { id, number } => operations::mark(number, &mut self.way(id)),
+            Request::Mark { id, number } => mark(number, &mut self.way(id)),
             Request::Freeze { id, frozen } => {
                 if let Some(answer) = boxes.get_mut(&id).and_then(|live| live.freeze(frozen)) {
                     self.answer(&answer);
@@ -410,7 +427,12 @@ const PREPARE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What a box has come to, in the words of its end. `oom_kills` is what its control group counts:
 /// a kill that nobody ordered, in a group where the kernel killed for memory, was one of those.
-fn outcome(finished: Option<i32>, status: i32, killed: Option<&str>, oom_kills: u64) -> Outcome {
+pub(crate) fn outcome(
+    finished: Option<i32>,
+    status: i32,
+    killed: Option<&str>,
+    oom_kills: u64,
+) -> Outcome {
     let last = finished.unwrap_or(status);
     let signal = libc::WIFSIGNALED(last).then(|| libc::WTERMSIG(last));
     match (killed, finished, signal) {

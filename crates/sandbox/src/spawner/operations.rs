@@ -12,8 +12,8 @@
 //! 2. What was read counts only if the call waits after the reading: then its thread was there, and
 //!    its number nobody else's. Memory is read as a tracer reads it (process_vm_readv(2)), for
 //!    which this process has the right: as root by its capability, as a plain user because it made
-//!    the sandbox's user namespace (user_namespaces(7)). What the kernel does not show all the same
-//!    is said in the report.
+//!    the sandbox's user namespace (user_namespaces(7)), or its user's engine did. What the kernel
+//!    does not show all the same is said in the report.
 //! 3. Nothing here waits: neither for the sandbox nor for whoever takes the reports.
 //! 4. No permission rests on what was read; see `called`.
 
@@ -36,30 +36,53 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::time::Instant;
 use window::Window;
 
 /// Why reports are lost.
 const FULL: &str = "more was under way than the log had taken";
 
-/// Where the reports of one sandbox go.
-pub(super) struct Way<'a> {
-    pub(super) id: BoxId,
-    pub(super) outbox: &'a mut Outbox,
-    /// Executions of all sandboxes so far.
-    pub(super) executions: &'a mut u64,
+/// Where the reports of one sandbox go, and where executions of all sandboxes are counted.
+pub(crate) enum Way<'a> {
+    /// From the spawner to its client.
+    Client { id: BoxId, outbox: &'a mut Outbox, executions: &'a mut u64 },
+    /// To somebody in this process, which serves the reports of containers.
+    Here { to: &'a Sender<Operation>, executions: &'a AtomicU64 },
 }
 
 impl Way<'_> {
+    /// The number of one more execution.
+    fn number(&mut self) -> u64 {
+        match self {
+            Self::Client { executions, .. } => {
+                **executions += 1;
+                **executions
+            }
+            Self::Here { executions, .. } => executions.fetch_add(1, Ordering::Relaxed) + 1,
+        }
+    }
+
     /// Its size in bytes.
     fn send(&mut self, operation: Operation) -> usize {
         // It is within the bounds by far, so it is never refused for its size.
-        let Ok(bytes) = wire::encode(&Answer::Operation { id: self.id, operation }) else {
-            return 0;
-        };
-        let size = bytes.len();
-        self.outbox.push(bytes);
-        size
+        match self {
+            Self::Client { id, outbox, .. } => {
+                let Ok(bytes) = wire::encode(&Answer::Operation { id: *id, operation }) else {
+                    return 0;
+                };
+                let size = bytes.len();
+                outbox.push(bytes);
+                size
+            }
+            Self::Here { to, .. } => {
+                let size = wire::encode(&operation).map_or(0, |bytes| bytes.len());
+                // Nobody takes reports any more: then the window stays full.
+                let _ = to.send(operation);
+                size
+            }
+        }
     }
 }
 
@@ -71,7 +94,7 @@ enum Reply {
 
 /// One sandbox's reports.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     listener: OwnedFd,
     window: Window,
     looks: Looks,
@@ -86,7 +109,7 @@ impl Watch {
     ///
     /// # Errors
     /// When it is none at which calls can be answered.
-    pub(super) fn new(listener: Option<OwnedFd>, init: i32) -> Result<Self, StartError> {
+    pub(crate) fn new(listener: Option<OwnedFd>, init: i32) -> Result<Self, StartError> {
         let Some(listener) = listener.filter(|fd| sys::is_listener(fd.as_fd())) else {
             return Err(StartError::new(
                 StartErrorKind::Seccomp,
@@ -107,19 +130,19 @@ impl Watch {
     }
 
     /// From here on calls are reported, not only answered.
-    pub(super) fn report(&mut self) {
+    pub(crate) fn report(&mut self) {
         self.reports = true;
     }
 
     /// Whether what calls name could be read when that was tried, in the memory of init, which is
     /// not dumpable: what can be read there can be read of every process of the sandbox, but for
     /// those whose program they may not read themselves.
-    pub(super) fn reads(&self) -> bool {
+    pub(crate) fn reads(&self) -> bool {
         self.reads
     }
 
     /// Readable when a call waits.
-    pub(super) fn fd(&self) -> &OwnedFd {
+    pub(crate) fn fd(&self) -> &OwnedFd {
         &self.listener
     }
 
@@ -127,7 +150,7 @@ impl Watch {
     ///
     /// # Errors
     /// When the kernel gives none although one was announced.
-    pub(super) fn turn(&mut self, way: &mut Way<'_>) -> io::Result<()> {
+    pub(crate) fn turn(&mut self, way: &mut Way<'_>) -> io::Result<()> {
         let Some(call) = sys::receive(self.listener.as_fd())? else { return Ok(()) };
         let reply = self.decide(&call, way);
         // One that is gone needs no answer.
@@ -186,9 +209,8 @@ impl Watch {
         if !sys::is_waiting(self.listener.as_fd(), call.id) {
             return Reply::GoOn;
         }
-        *way.executions += 1;
         self.counts.executions += 1;
-        let (number, pid) = (*way.executions, execution.pid);
+        let (number, pid) = (way.number(), execution.pid);
         self.send(Operation::Executed(Execution { number, ..execution }), way);
         self.window.owe(1);
         match before {
@@ -219,19 +241,19 @@ impl Watch {
     }
 
     /// When [`Watch::look`] wants to be called.
-    pub(super) fn due(&self) -> Option<Instant> {
+    pub(crate) fn due(&self) -> Option<Instant> {
         self.looks.due()
     }
 
     /// Looks at what executions have become.
-    pub(super) fn look(&mut self, now: Instant, way: &mut Way<'_>) {
+    pub(crate) fn look(&mut self, now: Instant, way: &mut Way<'_>) {
         for image in self.looks.turn(now) {
             self.image(image, way);
         }
     }
 
     /// So many reports are on record.
-    pub(super) fn taken(&mut self, count: usize, way: &mut Way<'_>) {
+    pub(crate) fn taken(&mut self, count: usize, way: &mut Way<'_>) {
         self.window.taken(count);
         if let Some(count) = self.window.lost() {
             self.send(Operation::Lost { count, reason: FULL.to_owned() }, way);
@@ -239,7 +261,7 @@ impl Watch {
     }
 
     /// Every process is gone: what is still owed.
-    pub(super) fn end(&mut self, way: &mut Way<'_>) -> OperationCounts {
+    pub(crate) fn end(&mut self, way: &mut Way<'_>) -> OperationCounts {
         for image in self.looks.end() {
             self.image(image, way);
         }
@@ -257,7 +279,7 @@ fn can_read(process: i32) -> bool {
 }
 
 /// A mark is no report: it takes no room, and needs no record.
-pub(super) fn mark(number: u64, way: &mut Way<'_>) {
+pub(crate) fn mark(number: u64, way: &mut Way<'_>) {
     way.send(Operation::Mark(number));
 }
 

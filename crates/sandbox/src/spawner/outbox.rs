@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 
 /// The control socket and what could not be sent over it yet.
 #[derive(Debug)]
-pub(super) struct Outbox {
+pub(crate) struct Outbox {
     socket: OwnedFd,
     waiting: VecDeque<Vec<u8>>,
 }

@@ -120,7 +120,7 @@ fn list(demand: &Demand, measured: &Measured) -> Vec<WallState> {
 
 /// Not a wall, but what stands beside them on record: a reader must see that it was not there.
 /// `reads`: whether memory can be read, as tried; `None` without a witness.
-pub(super) fn witness(reads: Option<bool>) -> WallState {
+pub(crate) fn witness(reads: Option<bool>) -> WallState {
     let state = match reads {
         Some(true) => "executions and refused connections, by seccomp user notification",
         Some(false) => {

@@ -32,7 +32,7 @@ const TX_PACKETS: usize = 9;
 
 /// The open counters of one sandbox.
 #[derive(Debug)]
-pub(super) struct Witness {
+pub(crate) struct Witness {
     interfaces: Option<File>,
     protocols: Option<File>,
     protocols_v6: Option<File>,
@@ -44,7 +44,7 @@ pub(super) struct Witness {
 
 impl Witness {
     /// Of a sandbox whose first process this is, in a network namespace of its own already.
-    pub(super) fn of(pid: i32) -> Self {
+    pub(crate) fn of(pid: i32) -> Self {
         let open = |name| File::open(format!("/proc/{pid}/net/{name}")).ok();
         Self {
             interfaces: open("dev"),
@@ -58,17 +58,17 @@ impl Witness {
 
     /// From here on its first process reads and writes nothing but the door; `io` is what the
     /// kernel counts of it.
-    pub(super) fn zero(&mut self, moved: Option<Moved>, io: Option<OwnedFd>) {
+    pub(crate) fn zero(&mut self, moved: Option<Moved>, io: Option<OwnedFd>) {
         (self.zero, self.io) = (moved, io.map(File::from));
     }
 
     /// Whether there is anything to look at before its end.
-    pub(super) fn watches(&self) -> bool {
+    pub(crate) fn watches(&self) -> bool {
         self.zero.is_some() && self.io.is_some()
     }
 
     /// Keeps what its first process has moved; that moves nothing any more.
-    pub(super) fn look(&mut self) {
+    pub(crate) fn look(&mut self) {
         self.last = self.moved().or(self.last);
     }
 
@@ -77,7 +77,7 @@ impl Witness {
     }
 
     /// All counts; the first process must not have been reaped.
-    pub(super) fn traffic(&self) -> Traffic {
+    pub(crate) fn traffic(&self) -> Traffic {
         let moved = self.zero.zip(self.moved().or(self.last));
         Traffic {
             door_up: moved.and_then(|(zero, now)| now.written.checked_sub(zero.written)),

@@ -18,8 +18,8 @@ pub(crate) use notify::{
     refuse, wake_in_turns,
 };
 pub(crate) use process::{
-    Reaped, await_end, clone_exec, cloned_pause, exec_fd, exec_path, fork, fork_into, reap,
-    replace_streams, reset_signals, signal_fd, stop, take_signal,
+    Reaped, await_end, clone_exec, cloned_pause, exec_fd, exec_path, fork, fork_into, kill_others,
+    reap, replace_streams, reset_signals, signal_fd, stop, take_signal,
 };
 pub(crate) use security::{
     bring_up, landlock_abi, load_filter, lock_byte, map_mount, mount_attributes, unlock_byte,

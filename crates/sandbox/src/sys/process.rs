@@ -239,6 +239,17 @@ pub(crate) fn stop(pid: i32, pidfd: &OwnedFd, time: Duration) -> bool {
     false
 }
 
+/// Kills every process that this one may signal, but itself. For the first process of a PID
+/// namespace, whose namespace is all that it can reach; anywhere else it does nothing.
+pub(crate) fn kill_others() {
+    // SAFETY: neither call touches memory; the check keeps the signal inside the namespace.
+    unsafe {
+        if libc::getpid() == 1 {
+            libc::kill(-1, libc::SIGKILL);
+        }
+    }
+}
+
 /// Waits until a child has ended and leaves it to be reaped: what the kernel counted for it can
 /// still be read.
 pub(crate) fn await_end(pid: i32) -> io::Result<()> {

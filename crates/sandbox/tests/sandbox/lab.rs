@@ -1,9 +1,12 @@
 //! A place to make sandboxes in.
 
 use model::{
-    AgentName, Command, DoorSpec, Limits, Network, RootFs, SandboxSpec, SessionId, Workspace,
+    AgentName, Backend, Command, DoorSpec, Limits, Network, RootFs, SandboxSpec, SessionId,
+    Workspace,
 };
-use nanoclaw_sandbox::{Ended, Mode, Outcome, Spawner, SpawnerOptions, StartError, Stdio};
+use nanoclaw_sandbox::{
+    Ended, EngineOptions, Mode, Outcome, Spawner, SpawnerOptions, StartError, Stdio,
+};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -13,6 +16,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub(crate) struct Lab {
     pub(crate) dir: PathBuf,
     pub(crate) spawner: Spawner,
+    /// What makes its sandboxes.
+    pub(crate) backend: Backend,
     count: AtomicU32,
 }
 
@@ -35,16 +40,26 @@ pub(crate) fn set_mode(path: &Path, mode: u32) {
 
 /// A door to the socket at `socket`, with these ports.
 pub(crate) fn door(socket: PathBuf, ports: &[u16]) -> Network {
+    if socket.exists() {
+        // As the gateway does it.
+        set_mode(&socket, 0o666);
+    }
     Network::Door(DoorSpec { socket, port: 8080, ports: ports.to_vec(), trust: None })
 }
 
 impl Lab {
     pub(crate) fn new(name: &str) -> Self {
+        Self::with(name, Backend::Native, EngineOptions::default())
+    }
+
+    /// With an engine at its socket.
+    pub(crate) fn with(name: &str, backend: Backend, engines: EngineOptions) -> Self {
         let dir = std::env::temp_dir().join(format!("nanoclaw-{name}-{}", std::process::id()));
         std::fs::create_dir_all(dir.join("state")).unwrap();
-        let options = SpawnerOptions { image: None, private: vec![dir.join("state")] };
+        let private = vec![dir.join("state")];
+        let options = SpawnerOptions { private, engines, ..SpawnerOptions::default() };
         let spawner = Spawner::launch(options).unwrap();
-        Self { dir, spawner, count: AtomicU32::new(0) }
+        Self { dir, spawner, backend, count: AtomicU32::new(0) }
     }
 
     pub(crate) fn root(&self) -> bool {
@@ -65,6 +80,7 @@ impl Lab {
         SandboxSpec {
             session: SessionId::parse(&format!("s{number}")).unwrap(),
             agent: AgentName::parse("tester").unwrap(),
+            backend: self.backend.clone(),
             rootfs: RootFs::HostUsr,
             workspace: Workspace::Session(state.join("workspace")),
             home: state.join("home"),

@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod dockerd;
+mod engines;
 mod gateway;
 mod lab;
 mod lifecycle;
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         Some(nanoclaw_sandbox::SPAWNER_ROLE) => return nanoclaw_sandbox::spawner_main(),
         Some(nanoclaw_sandbox::INIT_ROLE) => return nanoclaw_sandbox::init_main(),
         Some("__hold") => return lifecycle::hold(),
+        Some(dockerd::HOLD) => return dockerd::hold(&args[2..]),
         Some("__builtin") => return programs::builtin(&args[2..]),
         Some(roles::ROLE) => return roles::acts(&args[2..]),
         Some("__resolve") => return transparent::resolve(&args[2..]),
@@ -40,14 +43,6 @@ fn main() -> ExitCode {
     }
     let as_user = args.iter().any(|a| a == AS_USER);
     let filter = args.iter().skip(1).find(|a| !a.starts_with('-')).cloned().unwrap_or_default();
-    let mut failed = run_all(&filter, if as_user { "user" } else { "self" });
-    if !as_user {
-        failed += again_as_user(&filter);
-    }
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-fn run_all(filter: &str, mode: &str) -> usize {
     let tests = [
         walls::TESTS,
         limits::TESTS,
@@ -57,11 +52,28 @@ fn run_all(filter: &str, mode: &str) -> usize {
         still::TESTS,
         transparent::TESTS,
         witness::TESTS,
+        engines::TESTS,
     ]
     .concat();
+    let mode = if as_user { "user" } else { "self" };
+    let mut failed = run_all(&tests, &filter, mode, &Lab::new);
+    if !as_user {
+        failed += dockerd::run(&filter);
+        failed += again_as_user(&filter);
+    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs the tests whose name has `filter` in it, each in a lab of its own.
+pub(crate) fn run_all(
+    tests: &[Test],
+    filter: &str,
+    mode: &str,
+    lab: &dyn Fn(&str) -> Lab,
+) -> usize {
     let (mut passed, mut failed) = (0, Vec::new());
     for (name, test) in tests.iter().filter(|(name, _)| name.contains(filter)) {
-        let lab = Lab::new(name);
+        let lab = lab(name);
         let started = std::time::Instant::now();
         match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&lab))) {
             Ok(()) => {

@@ -2,7 +2,7 @@
 
 use crate::Test;
 use crate::lab::Lab;
-use model::SandboxSpec;
+use model::{Backend, SandboxSpec};
 use nanoclaw_sandbox::{
     Ended, Execution, Operation, OperationCounts, Operations, Outcome, Pipes, Refusal, Sandbox,
     Stdio,
@@ -180,23 +180,25 @@ fn connections(lab: &Lab) {
         .collect();
     let connect = |target| ("connect", target, "ENETUNREACH", true);
     let socket = |target| ("socket", target, "EPERM", false);
-    assert_eq!(
-        found,
-        [
-            connect("192.0.2.1:443"),
-            connect("192.0.2.2:53"),
-            connect("[2001:db8::1]:443"),
-            socket("AF_PACKET, raw"),
-            socket("AF_INET, raw"),
-            socket("AF_INET6, raw"),
-            socket("AF_NETLINK, raw"),
-            socket("AF_VSOCK, stream"),
-        ]
-    );
+    let mut wanted = vec![
+        connect("192.0.2.1:443"),
+        connect("192.0.2.2:53"),
+        connect("[2001:db8::1]:443"),
+        socket("AF_PACKET, raw"),
+        socket("AF_INET, raw"),
+        socket("AF_INET6, raw"),
+        socket("AF_NETLINK, raw"),
+        socket("AF_VSOCK, stream"),
+    ];
+    if lab.backend != Backend::Native {
+        // An engine's own filter refuses these, and ours never hears of them.
+        wanted.retain(|(call, ..)| *call == "connect");
+    }
+    assert_eq!(found, wanted);
     let network = ended.traffic.and_then(|t| t.network);
     let unroutable = network.map_or(0, |n| n.unroutable);
     assert_eq!(unroutable, 0, "none came as far as the routing table");
-    assert_eq!(ended.operations.map(|o| o.refusals), Some(8));
+    assert_eq!(ended.operations.map(|o| o.refusals), Some(wanted.len() as u64));
 }
 
 const LOOPBACK: &str = "

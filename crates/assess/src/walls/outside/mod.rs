@@ -100,6 +100,7 @@ impl Place {
         Ok(SandboxSpec {
             session: SessionId::parse(&format!("probe-{name}")).map_err(|e| odd(&e))?,
             agent: AgentName::parse("probe").map_err(|e| odd(&e))?,
+            backend: model::Backend::Native,
             rootfs: RootFs::HostUsr,
             workspace: Workspace::Session(folder.join("workspace")),
             home: folder.join("home"),

@@ -20,7 +20,7 @@ impl Native {
     /// # Errors
     /// When no spawner can be started.
     pub fn launch(private: Vec<PathBuf>) -> Result<Self, StartError> {
-        let options = SpawnerOptions { image: None, private: private.clone() };
+        let options = SpawnerOptions { private: private.clone(), ..SpawnerOptions::default() };
         // Without sandboxes made ahead: what stands can be counted.
         Ok(Self { spawner: Spawner::launch_without_spares(options)?, private })
     }

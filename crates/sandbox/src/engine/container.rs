@@ -1,0 +1,281 @@
+//! The container of a sandbox as data: the native plan, translated.
+//!
+//! Pipeline: native steps ─► what an engine does (`Container`) + what is left to do inside ─► plan.
+//!
+//! Invariants:
+//! 1. Pure; what stands here depends on the spec and the host only, as the native plan does.
+//! 2. Every native step is either the engine's (a field here), left to the first process, or
+//!    listed in [`is_engines_own`] as what any container has.
+//! 3. Nothing that a container asks for widens what the native plan grants.
+
+use crate::facts::{HostFacts, Mode};
+use crate::plan::{DISK_OWNER, Plan};
+use crate::step::{Bind, Owner, Step};
+use model::{Backend, EngineChoice, SandboxSpec};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Where the socket is, inside, over which the first process gets its work.
+pub(crate) const LINE_INSIDE: &str = "/run/nanoclaw/line.sock";
+/// Devices that every container has, and the links to them.
+const DEVICES: &str = "/dev";
+/// Shared memory is a mount that engines make themselves.
+const SHARED_MEMORY: &str = "/dev/shm";
+/// What no sandbox shows besides the masks of `/proc`.
+const NO_SYSFS: &str = "/sys";
+/// Limits of single processes that hold in any container; the others count all processes of a
+/// user of the machine, or have a control group in their place.
+const OWN_LIMITS: [&str; 3] = ["fsize", "nofile", "core"];
+
+/// A private writable place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scratch {
+    /// Inside.
+    pub path: String,
+    /// Its size, bytes.
+    pub bytes: u64,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// Everything that an engine is asked for. Always also: no network, a read-only root, no
+/// capability, no new privileges, our system-call profile, namespaces of its own, no restart and
+/// no log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// `docker` or `podman`, as it was asked for.
+    pub engine: String,
+    /// An image of the engine by digest; `None` for a root made of `skeleton`.
+    pub image: Option<String>,
+    /// A runtime by name; `None` for the engine's own choice.
+    pub runtime: Option<String>,
+    /// Who the program is inside.
+    pub identity: Owner,
+    /// Host name inside.
+    pub host_name: String,
+    /// Memory of all processes, bytes; no swap beyond.
+    pub memory_bytes: u64,
+    /// Thousandths of one CPU.
+    pub cpu_milli: u64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Descriptors of one process.
+    pub open_files: u64,
+    /// Directories and links (path, target) of the root, where there is no image.
+    pub skeleton: Vec<(String, Option<String>)>,
+    /// Files of our own, put over whatever is there.
+    pub files: Vec<(String, String)>,
+    /// Bind mounts.
+    pub binds: Vec<Bind>,
+    /// Places in memory.
+    pub scratch: Vec<Scratch>,
+    /// Paths that show nothing.
+    pub hidden: Vec<String>,
+    /// Paths that cannot be written.
+    pub read_only: Vec<String>,
+}
+
+impl Container {
+    fn new(spec: &SandboxSpec, identity: Owner) -> Self {
+        let EngineChoice { image, runtime } = match &spec.backend {
+            Backend::Docker(choice) | Backend::Podman(choice) => choice.clone(),
+            Backend::Native => EngineChoice::default(),
+        };
+        let limits = &spec.limits;
+        Self {
+            engine: spec.backend.name().to_owned(),
+            image,
+            runtime,
+            identity,
+            host_name: String::new(),
+            memory_bytes: limits.memory_bytes.value,
+            cpu_milli: limits.cpu_milli.value,
+            pids: limits.pids.value,
+            open_files: limits.open_files,
+            skeleton: Vec::new(),
+            files: Vec::new(),
+            binds: Vec::new(),
+            scratch: Vec::new(),
+            hidden: vec![NO_SYSFS.to_owned()],
+            read_only: Vec::new(),
+        }
+    }
+
+    /// The places inside where something of the host's is mounted that a spec or a session named.
+    pub(crate) fn watched(&self) -> impl Iterator<Item = &Bind> {
+        self.binds.iter().filter(|b| b.strict)
+    }
+}
+
+/// Who a program is in a container of a rootful engine. There is no id-mapping of folders: as root
+/// sessions share the id that owns their folders on disk, else they have the caller's own.
+pub(crate) fn identity(mode: Mode) -> Owner {
+    match mode {
+        Mode::Root => DISK_OWNER,
+        Mode::User => Owner {
+            uid: rustix::process::getuid().as_raw(),
+            gid: rustix::process::getgid().as_raw(),
+        },
+    }
+}
+
+/// The plan of a container: its first step is the container, the others are done inside.
+pub(crate) fn translate(
+    spec: &SandboxSpec,
+    facts: &HostFacts,
+    native: &Plan,
+    identity: Owner,
+) -> Plan {
+    let mut container = Container::new(spec, identity);
+    let common = crate::plan::common(facts, spec.limits.tmp_bytes).len();
+    let mut inside = Vec::new();
+    for (number, step) in native.steps.iter().enumerate() {
+        if container.take(step, number < common) || is_engines_own(step) {
+            continue;
+        }
+        match step {
+            Step::ResourceLimit { name, .. } if !OWN_LIMITS.contains(&name.as_str()) => {}
+            Step::Verify => inside.extend([container.look(), Step::Verify]),
+            other => inside.push(other.clone()),
+        }
+    }
+    let mut steps = vec![Step::Container(Box::new(container))];
+    steps.append(&mut inside);
+    Plan { steps }
+}
+
+/// What a container has without being asked: it is measured all the same.
+fn is_engines_own(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::Namespaces { .. }
+            | Step::MapCaller { .. }
+            | Step::JoinGroups { .. }
+            | Step::PrivateMounts
+            | Step::Root { .. }
+            | Step::Proc
+            | Step::Terminals
+            | Step::Pivot
+            | Step::SealRoot
+            | Step::Loopback
+            | Step::GroupNamespace
+            | Step::Become { .. }
+            | Step::DropCapabilities
+    )
+}
+
+impl Container {
+    /// Takes over a step, if the engine is to be asked for it.
+    fn take(&mut self, step: &Step, common: bool) -> bool {
+        match step {
+            // An image has a root of its own; missing mount points are made by the engine.
+            Step::Directory { path, .. } if common && self.image.is_none() => {
+                self.skeleton.push((path.clone(), None));
+            }
+            Step::Directory { .. } => {}
+            Step::Symlink { path, .. } if path.starts_with(DEVICES) => {}
+            Step::Symlink { path, to } if common => {
+                if self.image.is_none() {
+                    self.skeleton.push((path.clone(), Some(to.clone())));
+                }
+            }
+            Step::Symlink { path, to } => self.again(path, to),
+            Step::File { path, contents } => self.file(path, contents),
+            Step::Bind(bind) if bind.devices => {}
+            Step::Bind(_) if common && self.image.is_some() => {}
+            Step::Bind(bind) | Step::Trust(bind) => {
+                self.binds.push(Bind { owner: None, ..bind.clone() });
+            }
+            Step::OwnBinary { source, target } => self.binds.push(Bind {
+                source: source.clone(),
+                target: target.clone(),
+                read_only: true,
+                devices: false,
+                strict: true,
+                owner: None,
+            }),
+            Step::Scratch { bytes, places, .. } => self.scratch = share(*bytes, places),
+            Step::HostName { name } => self.host_name.clone_from(name),
+            Step::ProcReadOnly { path } => self.read_only.push(path.clone()),
+            Step::ProcMask { path, .. } => self.hidden.push(path.clone()),
+            _ => return false,
+        }
+        true
+    }
+
+    /// The root is read-only before a session is known: where the native plan links to something
+    /// of a session, the same is mounted a second time.
+    fn again(&mut self, path: &str, to: &str) {
+        if let Some(bind) = self.binds.iter().find(|b| b.target == to).cloned() {
+            self.binds.push(Bind { target: path.to_owned(), ..bind });
+        }
+    }
+
+    /// Names of users and groups are those of the ids the program has here.
+    fn file(&mut self, path: &str, contents: &str) {
+        let Owner { uid, gid } = self.identity;
+        let contents = match path {
+            "/etc/passwd" | "/etc/group" if self.image.is_some() => return,
+            "/etc/passwd" => contents.replace(":1000:1000:", &format!(":{uid}:{gid}:")),
+            "/etc/group" => contents.replace(":1000:", &format!(":{gid}:")),
+            "/etc/nsswitch.conf" if self.image.is_some() => return,
+            _ => contents.to_owned(),
+        };
+        self.files.push((path.to_owned(), contents));
+    }
+
+    fn look(&self) -> Step {
+        let places = self.watched().map(|b| b.target.clone()).collect();
+        Step::Look { places, hidden: self.hidden.clone() }
+    }
+}
+
+/// The size of all private places is shared out, for each is a file system of its own here: the
+/// first, `/tmp`, has the most. Engines need whole pages.
+fn share(bytes: u64, places: &[String]) -> Vec<Scratch> {
+    const PAGE: u64 = 4_096;
+    const SHARES: u64 = 16;
+    let part = |path: &str| match path {
+        "/tmp" => 10,
+        SHARED_MEMORY => 4,
+        _ => 1,
+    };
+    let scratch = |path: &String| Scratch {
+        path: path.clone(),
+        bytes: (bytes / SHARES * part(path)).next_multiple_of(PAGE).max(PAGE),
+        mode: 0o1777,
+    };
+    places.iter().map(scratch).collect()
+}
+
+impl fmt::Display for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let root = self.image.as_deref().unwrap_or("made of the folders and links below");
+        write!(f, "container by {}: root {root}, read-only", self.engine)?;
+        if let Some(runtime) = &self.runtime {
+            write!(f, ", runtime {runtime}")?;
+        }
+        let Owner { uid, gid } = self.identity;
+        write!(f, "; user {uid}:{gid}; no network, no capability, no new privileges, ")?;
+        write!(f, "seccomp profile; host name {}; ", self.host_name)?;
+        write!(f, "memory {} bytes without swap, ", self.memory_bytes)?;
+        write!(f, "{} thousandths of a CPU, {} processes", self.cpu_milli, self.pids)?;
+        for bind in &self.binds {
+            write!(f, "\n     {bind}")?;
+        }
+        for (path, contents) in &self.files {
+            write!(f, "\n     file {path} ({} bytes)", contents.len())?;
+        }
+        for Scratch { path, bytes, .. } in &self.scratch {
+            write!(f, "\n     tmpfs of {bytes} bytes at {path}")?;
+        }
+        for (path, to) in &self.skeleton {
+            match to {
+                Some(to) => write!(f, "\n     symlink {path} to {to}")?,
+                None => write!(f, "\n     directory {path}")?,
+            }
+        }
+        write!(f, "\n     nothing to be seen at {}", self.hidden.join(", "))?;
+        write!(f, "\n     read-only {}", self.read_only.join(", "))
+    }
+}
