@@ -78,6 +78,12 @@ fn alternatives(rule: Rule) -> Option<Vec<Entry>> {
         Rule::Allow => vec![vec![]],
         Rule::NotImplemented => return None,
         Rule::NoBits(argument, mask) => vec![vec![Test { argument, mask, value: 0 }]],
+        // One of the bits is another.
+        Rule::NotThese(argument, bits, wrong) => (0..u32::BITS)
+            .map(|n| 1 << n)
+            .filter(|mask| bits & mask != 0)
+            .map(|mask| vec![Test { argument, mask, value: !wrong & mask }])
+            .collect(),
         Rule::OneOf(argument, values) => values.iter().map(|v| vec![is(argument, *v)]).collect(),
         Rule::NoneOf(argument, values) => others(values, ALL_BITS)
             .into_iter()
@@ -165,6 +171,7 @@ mod tests {
             Rule::Allow => true,
             Rule::NotImplemented => return Err(38),
             Rule::NoBits(i, bits) => at(i) & bits == 0,
+            Rule::NotThese(i, bits, wrong) => at(i) & bits != wrong,
             Rule::OneOf(i, values) => values.contains(&at(i)),
             Rule::NoneOf(i, values) => !values.contains(&at(i)),
             Rule::Thread => at(0) & (0x0001_0000 | 0x7e02_0000) == 0x0001_0000,
