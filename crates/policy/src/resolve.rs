@@ -7,6 +7,7 @@ use crate::describe;
 use crate::error::{Place, PolicyError, Problem};
 use crate::mounts::{self, MountContext};
 use crate::reader::At;
+use crate::sandbox_section::{self, Machine};
 use model::{AgentName, Budget, Effect, EgressRule, ImageRef, Limit, Limits, Mount, Strictness};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -204,6 +205,14 @@ impl AgentFile {
         Ok(all.into_iter().map(|(_, mount)| mount).collect())
     }
 
+    /// Whether this machine is as large as the sizes that the file writes.
+    ///
+    /// # Errors
+    /// For the first size that is larger than the whole machine, where it stands.
+    pub fn fits(&self, machine: &Machine) -> Result<(), PolicyError> {
+        sandbox_section::fits(&self.sandbox.sizes, machine)
+    }
+
     /// How errors and rule ids call the file.
     #[must_use]
     pub fn file(&self) -> &str {
@@ -273,6 +282,14 @@ impl ResolvedAgent {
         });
         if let Some(image) = &self.image {
             all["image"] = serde_json::json!(image.to_string());
+        }
+        // Left out where it is not limited, so that digests of such agents stay what they were.
+        for (key, limit) in
+            [("disk_bytes", self.limits.disk_bytes), ("wall_ms", self.limits.wall_ms)]
+        {
+            if let Some(limit) = limit {
+                all["limits"][key] = serde_json::json!(limit);
+            }
         }
         all
     }

@@ -7,7 +7,7 @@
 use crate::error::{SpecError, SpecErrorKind as Kind};
 use crate::facts::{HostFacts, Kind as FileKind, Source};
 use crate::plan::Sources;
-use model::{Access, Command, DoorSpec, Network, RootFs, SandboxSpec, Workspace};
+use model::{Access, Command, DoorSpec, Limits, Network, RootFs, SandboxSpec, Workspace};
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
@@ -124,17 +124,40 @@ fn limits(spec: &SandboxSpec) -> Result<(), SpecError> {
         ("open files", l.open_files, 16, 1 << 30),
         ("tmp", l.tmp_bytes, 4_096, 1 << 50),
     ];
-    for (name, value, min, max) in rules {
+    let asked =
+        [("disk", l.disk_bytes, 1 << 20, 1 << 50), ("wall time (ms)", l.wall_ms, 1, 1 << 40)];
+    let asked = asked.map(|(name, value, min, max)| (name, value.unwrap_or(min), min, max));
+    for (name, value, min, max) in rules.into_iter().chain(asked) {
         if !(min..=max).contains(&value) {
             let cause = format!("the limit {name} is {value}");
             return Err(SpecError::new(Kind::Limit, cause, format!("use {min} to {max}")));
         }
     }
+    beyond_the_machine(l)?;
     if spec.mounts.len() > MOUNTS_MAX {
         let cause = format!("{} mounts are asked for", spec.mounts.len());
         return Err(SpecError::new(Kind::Size, cause, format!("grant at most {MOUNTS_MAX}")));
     }
     Ok(())
+}
+
+/// A size that somebody wrote and that is more than all memory limits nothing. A default is for
+/// machines of every size.
+fn beyond_the_machine(l: &Limits) -> Result<(), SpecError> {
+    let info = rustix::system::sysinfo();
+    let has = info.totalram.saturating_mul(info.mem_unit.into());
+    let default = Limits::default();
+    let sizes = [
+        ("memory", l.memory_bytes.value, l.memory_bytes == default.memory_bytes),
+        ("tmp", l.tmp_bytes, l.tmp_bytes == default.tmp_bytes),
+    ];
+    match sizes.into_iter().find(|(_, value, is_default)| *value > has && !is_default) {
+        None => Ok(()),
+        Some((name, value, _)) => {
+            let cause = format!("the limit {name} is {value} bytes, and this machine has {has}");
+            Err(SpecError::new(Kind::Limit, cause, "write a size that leaves room for others"))
+        }
+    }
 }
 
 fn ports(door: &DoorSpec) -> Result<(), SpecError> {

@@ -253,6 +253,8 @@ impl Spawner {
     /// When the spec is refused, the host lacks something required, or what was measured is not
     /// what was asked for. Nothing is left behind then.
     pub fn prepare(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Prepared, StartError> {
+        // Here, for it takes as long as there are files, and the spawner has others to serve.
+        crate::disk::refuse(spec)?;
         let (sender, receiver) = spec.witness.then(mpsc::channel).unzip();
         let id = {
             let mut board = self.link.board();

@@ -24,6 +24,7 @@
 mod cgroup;
 mod check;
 mod client;
+mod disk;
 mod doctor;
 mod error;
 mod facts;

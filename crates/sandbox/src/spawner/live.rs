@@ -1,6 +1,7 @@
 //! One sandbox from clone to burial.
 
 use super::body::{Body, Mapping};
+use super::disk::Account;
 use super::operations::{Watch, Way};
 use super::still::Still;
 use super::verify::{self, Demand};
@@ -12,7 +13,7 @@ use crate::report::{Ended, Report, Usage};
 use crate::wire::{self, Answer, BoxId, Order, Word};
 use model::{SandboxSpec, Workspace};
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Where a box stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,10 @@ pub(super) struct Live {
     /// Reports of it, from before its program runs.
     watch: Option<Watch>,
     still: Still,
+    /// What it keeps on the disk, where that has a limit.
+    disk: Option<Account>,
+    /// When its time is over, once its program runs.
+    wall: Option<Instant>,
     killed: Option<String>,
     finished: Option<i32>,
     failed: Option<StartError>,
@@ -98,6 +103,8 @@ impl Live {
             plan: Some(plan),
             watch: None,
             still: Still::default(),
+            disk: Account::of(spec),
+            wall: None,
             killed: None,
             finished: None,
             failed: None,
@@ -198,7 +205,14 @@ impl Live {
     pub(super) fn go(&mut self) {
         if self.phase == Phase::Waiting {
             let watched = self.demand.ladder.memory == Rung::Fallback;
-            self.phase = Phase::Running { look: watched.then(Instant::now) };
+            let now = Instant::now();
+            self.phase = Phase::Running { look: watched.then_some(now) };
+            // A time that no clock reaches is none.
+            let wall = self.demand.limits.wall_ms.map(Duration::from_millis);
+            self.wall = wall.and_then(|time| now.checked_add(time));
+            if let Some(disk) = &mut self.disk {
+                disk.start(now);
+            }
             // An init that is gone is noticed by its pidfd.
             let _ = wire::send(&self.body.line, &Order::Go, &[]);
         }
@@ -246,7 +260,13 @@ impl Live {
     /// When [`Live::tick`] must be called at the latest.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let looks = self.watch.as_ref().and_then(Watch::due);
-        [self.phase_deadline(), looks, self.still.due()].into_iter().flatten().min()
+        let limits = if self.killed.is_none() {
+            [self.wall, self.disk.as_ref().and_then(Account::due)]
+        } else {
+            [None, None]
+        };
+        let due = [self.phase_deadline(), looks, self.still.due()].into_iter().chain(limits);
+        due.flatten().min()
     }
 
     fn phase_deadline(&self) -> Option<Instant> {
@@ -264,7 +284,21 @@ impl Live {
             watch.look(now, way);
         }
         self.watch_over(now);
+        self.hold_to_limits(now);
         self.still.turn(self.id, self.body.group.as_mut(), now)
+    }
+
+    /// Ends it when its time is over, or it keeps too much on the disk.
+    fn hold_to_limits(&mut self, now: Instant) {
+        if self.killed.is_some() {
+            return;
+        }
+        if self.wall.take_if(|at| *at <= now).is_some() {
+            let ms = self.demand.limits.wall_ms.unwrap_or(0);
+            self.kill(&format!("its time of {}.{:03} s is over", ms / 1_000, ms % 1_000));
+        } else if let Some(why) = self.disk.as_mut().and_then(|d| d.turn(now, self.body.pid)) {
+            self.kill(&why);
+        }
     }
 
     fn watch_over(&mut self, now: Instant) {
@@ -308,6 +342,8 @@ impl Live {
             peak_memory_bytes: group.and_then(Group::peak).unwrap_or(memory),
             pids: group.and_then(Group::pids).unwrap_or(tree_pids),
             oom_kills: group.and_then(Group::oom_kills).unwrap_or(0),
+            peak_pids: group.and_then(Group::peak_pids),
+            disk_bytes: self.disk.as_ref().and_then(Account::found),
         }
     }
 
@@ -316,8 +352,10 @@ impl Live {
         let (reaped, traffic) = self.body.reap();
         let operations = self.watch.take().map(|mut watch| watch.end(way));
         let group = self.body.group.as_ref();
+        // What its processes were not waited for is in the group's count alone.
+        let cpu = reaped.map(|r| r.cpu).max(group.and_then(Group::cpu));
         let usage = Usage {
-            cpu_ms: reaped.map_or(0, |r| millis(r.cpu)),
+            cpu_ms: cpu.map_or(0, millis),
             memory_bytes: 0,
             peak_memory_bytes: group
                 .and_then(Group::peak)
@@ -325,6 +363,8 @@ impl Live {
                 .unwrap_or(0),
             pids: 0,
             oom_kills: group.and_then(Group::oom_kills).unwrap_or(0),
+            peak_pids: group.and_then(Group::peak_pids),
+            disk_bytes: self.disk.as_mut().and_then(Account::last),
         };
         self.body.end(slots);
         let status = reaped.map_or(0, |r| r.status);

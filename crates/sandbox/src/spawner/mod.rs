@@ -16,6 +16,7 @@
 
 mod adopt;
 mod body;
+mod disk;
 mod live;
 mod mapping;
 mod operations;

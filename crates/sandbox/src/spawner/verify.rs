@@ -162,6 +162,12 @@ pub(super) fn limits(
         ),
         ("tmp", format!("{} bytes", l.tmp_bytes), "tmpfs size".to_owned()),
     ];
+    if let Some(bytes) = l.disk_bytes {
+        states.push(("disk", format!("{bytes} bytes"), super::disk::ENFORCED_BY.to_owned()));
+    }
+    if let Some(ms) = l.wall_ms {
+        states.push(("wall-time", format!("{ms} ms"), "the spawner's clock".to_owned()));
+    }
     for (name, asked) in [("fsize", l.file_bytes), ("nofile", l.open_files), ("core", 0)] {
         let found = measured.limits.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
         match found {
