@@ -42,6 +42,7 @@ mod sockets;
 mod spawner;
 mod step;
 mod sys;
+mod userns;
 mod wire;
 
 pub use check::check;
@@ -60,6 +61,7 @@ pub use report::{Ended, NetworkCounts, Outcome, Report, Traffic, Usage};
 pub use seccomp::{reachable_syscalls, refused_syscalls};
 pub use spawner::{groups_of, spawner_main, sweep};
 pub use step::{Bind, Owner, Step};
+pub use userns::{apparmor_profile, is_roots_alone};
 /// What probes try from inside.
 pub use sys::{attempt, probe};
 

@@ -184,8 +184,8 @@ fn explain(kind: Kind, step: &Step, e: &io::Error) -> StartError {
     let cause = format!("{step}: {e}");
     let errno = e.raw_os_error();
     let remedy = match (step, errno) {
-        (Step::MapCaller { .. }, _) => crate::doctor::user_namespace_remedy(),
-        (Step::Become { .. }, _) => crate::doctor::user_namespace_remedy(),
+        (Step::MapCaller { .. }, _) => crate::userns::remedy(),
+        (Step::Become { .. }, _) => crate::userns::remedy(),
         (Step::Proc, Some(libc::EPERM)) => {
             "the /proc of this container is masked: run it with an unmasked /proc (docker: \
              --security-opt systempaths=unconfined) or run nanoclaw on the host"

@@ -425,7 +425,7 @@ fn mappings(
         {
             let fd = shop.mappings.get(owner, session).map_err(|e| {
                 let cause = format!("no user namespace for an id mapping: {e}");
-                StartError::new(Kind::IdMap, cause, crate::doctor::user_namespace_remedy())
+                StartError::new(Kind::IdMap, cause, crate::userns::remedy())
             })?;
             list.push((owner, fd));
         }
