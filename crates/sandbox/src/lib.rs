@@ -43,6 +43,7 @@ mod spawner;
 mod step;
 mod sys;
 mod userns;
+mod wall;
 mod wire;
 
 pub use check::check;
@@ -61,9 +62,10 @@ pub use report::{Ended, NetworkCounts, Outcome, Report, Traffic, Usage};
 pub use seccomp::{reachable_syscalls, refused_syscalls};
 pub use spawner::{groups_of, spawner_main, sweep};
 pub use step::{Bind, Owner, Step};
-pub use userns::{apparmor_profile, is_roots_alone};
 /// What probes try from inside.
 pub use sys::{attempt, probe};
+pub use userns::{apparmor_profile, is_roots_alone};
+pub use wall::{LANDLOCK_LEVELS, LandlockLevel, Need, WALLS, Wall, kernel_floor, walls_table};
 
 /// `argv[1]` of the spawner process; `main` hands over to [`spawner_main`] before anything else.
 pub const SPAWNER_ROLE: &str = "__spawner";

@@ -135,6 +135,8 @@ pub(crate) struct Measured {
     pub(crate) moved: Option<Moved>,
     /// What the probe printed, if one was asked for.
     pub(crate) probes: Option<String>,
+    /// What Landlock refused when it was tried.
+    pub(crate) felt: Option<crate::landlock::Felt>,
 }
 
 /// Bytes that one thread has moved with `read`, `write` and their relatives

@@ -4,6 +4,7 @@ use super::door::Door;
 use super::failed;
 use super::mounts::Root;
 use crate::error::{StartError, StartErrorKind as Kind};
+use crate::landlock::Felt;
 use crate::step::{Owner, Step};
 use crate::sys;
 use crate::wire::{self, Job, Order};
@@ -26,6 +27,8 @@ pub(super) struct Machine<'l> {
     pub(super) door: Option<Door>,
     /// Where reported calls are answered: the spawner's, as soon as it is told what was measured.
     pub(super) listener: Option<OwnedFd>,
+    /// What Landlock refused when it was tried.
+    pub(super) felt: Option<Felt>,
 }
 
 impl<'l> Machine<'l> {
@@ -39,6 +42,7 @@ impl<'l> Machine<'l> {
             root: None,
             door: None,
             listener: None,
+            felt: None,
         }
     }
 
@@ -89,8 +93,9 @@ impl<'l> Machine<'l> {
                     .map(AsFd::as_fd)
                     .filter(|fd| rustix::termios::isatty(fd))
                     .collect();
-                crate::landlock::restrict(*abi, write, devices, *scopes, &terminals)
-                    .map_err(|e| tell(io::Error::other(e)))
+                let felt = crate::landlock::restrict(*abi, write, devices, *scopes, &terminals);
+                self.felt = Some(felt.map_err(|e| tell(io::Error::other(e)))?);
+                Ok(())
             }
             step => self.plain(step).map_err(tell),
         }

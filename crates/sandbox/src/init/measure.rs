@@ -76,6 +76,7 @@ pub(super) fn measure(io: Option<&fs::File>) -> io::Result<Measured> {
         // Last: from here on nothing is read or written but the door.
         moved: io.and_then(moved),
         probes: None,
+        felt: None,
     })
 }
 

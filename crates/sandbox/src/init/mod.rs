@@ -85,14 +85,22 @@ fn build(line: &OwnedFd) -> Result<run::Ready, (String, StartError)> {
         None => None,
         Some((step, argv)) => {
             let listener = machine.listener.take();
-            wire::send(line, &Word::Probing, &descriptors(None, listener.as_ref())).map_err(internal)?;
+            wire::send(line, &Word::Probing, &descriptors(None, listener.as_ref()))
+                .map_err(internal)?;
             drop(listener);
             let said = probe::run(&image, &argv, &program);
             Some(said.map_err(|e| (step, failed(Kind::Verification, "the probe", e)))?)
         }
     };
-    measure_and_wait(line, io, probes, machine.listener.take()).map_err(internal)?;
+    let found = Found { probes, felt: machine.felt };
+    measure_and_wait(line, io, found, machine.listener.take()).map_err(internal)?;
     Ok(run::Ready { image, program, door: machine.door })
+}
+
+/// What was found before the last step.
+struct Found {
+    probes: Option<String>,
+    felt: Option<crate::landlock::Felt>,
 }
 
 /// Waits for the next job and what came with it.
@@ -109,11 +117,12 @@ fn next_job(line: &OwnedFd) -> io::Result<(Job, Vec<OwnedFd>)> {
 fn measure_and_wait(
     line: &OwnedFd,
     io: Option<std::fs::File>,
-    probes: Option<String>,
+    found: Found,
     listener: Option<OwnedFd>,
 ) -> io::Result<()> {
     let mut measured = measure::measure(io.as_ref())?;
-    measured.probes = probes;
+    measured.probes = found.probes;
+    measured.felt = found.felt;
     let fds = descriptors(io.as_ref(), listener.as_ref());
     wire::send(line, &Word::Measured(measured), &fds)?;
     drop((io, listener));

@@ -85,10 +85,17 @@ pub(super) fn walls(
     if !measured.root_read_only {
         return Err(wrong("the root", "writable", "read-only"));
     }
-    Ok(list(demand, measured))
+    let landlock = match &measured.felt {
+        None => return Err(wrong("Landlock", "not tried", "tried")),
+        Some(felt) => {
+            let level = demand.landlock;
+            felt.judge(level).map_err(|found| wrong("Landlock", &found, &format!("ABI {level}")))?
+        }
+    };
+    Ok(list(demand, measured, landlock))
 }
 
-fn list(demand: &Demand, measured: &Measured) -> Vec<WallState> {
+fn list(demand: &Demand, measured: &Measured, landlock: String) -> Vec<WallState> {
     let names: Vec<&str> = measured.namespaces.iter().map(|(n, _)| n.as_str()).collect();
     let ids = match demand.mode {
         Mode::Root => format!("1000 inside, {} outside, of this session alone", demand.uid),
@@ -111,7 +118,7 @@ fn list(demand: &Demand, measured: &Measured) -> Vec<WallState> {
         ("capabilities", "none, bounding set empty".to_owned()),
         ("no-new-privileges", "set".to_owned()),
         ("seccomp", format!("allow-list, {reachable} system calls reachable")),
-        ("landlock", format!("ABI {}", demand.landlock)),
+        ("landlock", landlock),
         ("network", network),
     ]
     .map(|(wall, state)| WallState { wall: wall.to_owned(), state })
