@@ -327,6 +327,9 @@ impl<'a> OneRun<'a> {
         let report = prepared.report();
         let mode = self.product.spawner.facts().mode;
         probing::judge(self.agent, report, mode, &self.scribe)?;
+        if !args.quiet {
+            refusals::covered(&report.plan);
+        }
         let started = Body::SandboxStarted {
             plan_sha256: sha256_hex(&report.plan.sha256_input()),
             program: inline(&self.command.join(" ")).to_owned(),

@@ -7,6 +7,7 @@
 use crate::error::{SpecError, SpecErrorKind as Kind};
 use crate::facts::{HostFacts, Kind as FileKind, Source};
 use crate::plan::Sources;
+use crate::secrets::Mask;
 use model::{Access, Command, DoorSpec, Limits, Network, RootFs, SandboxSpec, Workspace};
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
@@ -20,7 +21,7 @@ const PATH_BYTES_MAX: usize = 4_095;
 /// The smallest memory in which a shell starts.
 const MEMORY_MIN: u64 = 4 << 20;
 /// Names under which people keep keys. A source may neither be nor lie below one.
-const SECRET_NAMES: [&str; 16] = [
+const SECRET_NAMES: [&str; 20] = [
     ".ssh",
     ".aws",
     ".gnupg",
@@ -37,6 +38,10 @@ const SECRET_NAMES: [&str; 16] = [
     "keyrings",
     ".mozilla",
     ".vault-token",
+    ".env",
+    "id_rsa",
+    "id_ed25519",
+    "id_ecdsa",
 ];
 /// Host directories that no grant may name, nor anything below them.
 const FORBIDDEN_SOURCES: [&str; 8] =
@@ -65,11 +70,28 @@ const RESERVED_TARGETS: [&str; 16] = [
     "/workspace",
 ];
 
-/// Checks a spec against the host and looks at its sources.
+/// Checks a spec against the host and looks at its sources, and at all that is in them.
 ///
 /// # Errors
 /// The first rule it breaks, with what to do about it.
 pub fn check(spec: &SandboxSpec, facts: &HostFacts) -> Result<Sources, SpecError> {
+    let sources = host(spec, facts)?;
+    crate::disk::refuse(spec)?;
+    Ok(Sources { masks: crate::secrets::masks(spec)?, ..sources })
+}
+
+/// What must be covered inside, where there is anything to look at. It takes as long as there are
+/// files, so it is not the spawner's, for which others wait.
+pub(crate) fn ahead(spec: &SandboxSpec, facts: &HostFacts) -> Result<Vec<Mask>, SpecError> {
+    let own = matches!(spec.workspace, Workspace::Session(_)) && spec.mounts.is_empty();
+    if own && spec.limits.disk_bytes.is_none() {
+        return Ok(Vec::new());
+    }
+    check(spec, facts).map(|sources| sources.masks)
+}
+
+/// The part of [`check`] that takes no time to speak of.
+pub(crate) fn host(spec: &SandboxSpec, facts: &HostFacts) -> Result<Sources, SpecError> {
     limits(spec)?;
     command(spec)?;
     environment(spec)?;

@@ -254,7 +254,7 @@ impl Spawner {
     /// what was asked for. Nothing is left behind then.
     pub fn prepare(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Prepared, StartError> {
         // Here, for it takes as long as there are files, and the spawner has others to serve.
-        crate::disk::refuse(spec)?;
+        let masks = crate::check::ahead(spec, &self.facts)?;
         let (sender, receiver) = spec.witness.then(mpsc::channel).unzip();
         let id = {
             let mut board = self.link.board();
@@ -264,7 +264,7 @@ impl Spawner {
             id
         };
         let handle = Handle { spawner: self.clone(), id };
-        let request = Request::Prepare { id, spec: Box::new(spec.clone()) };
+        let request = Request::Prepare { id, spec: Box::new(spec.clone()), masks };
         let bytes = wire::encode(&request).map_err(|_| too_large())?;
         if bytes.len() > crate::check::SPEC_BYTES_MAX {
             return Err(too_large());

@@ -38,6 +38,7 @@ mod plan;
 mod report;
 pub mod role;
 mod seccomp;
+mod secrets;
 mod sockets;
 mod spawner;
 mod step;
@@ -60,6 +61,7 @@ pub use operation::{
 pub use plan::{BINARY_INSIDE, DISK_OWNER, Plan, Sources, plan};
 pub use report::{Ended, NetworkCounts, Outcome, Report, Traffic, Usage};
 pub use seccomp::{reachable_syscalls, refused_syscalls};
+pub use secrets::Mask;
 pub use spawner::{groups_of, spawner_main, sweep};
 pub use step::{Bind, Owner, Step};
 /// What probes try from inside.

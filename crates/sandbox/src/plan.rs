@@ -11,6 +11,7 @@
 
 use crate::facts::{HostEntry, HostFacts, Mode, Rung};
 use crate::image::{ImageEntry, ImageView};
+use crate::secrets::Mask;
 use crate::step::{Bind, Owner, Step};
 use model::{Access, Command, DoorSpec, Network, RootFs, SandboxSpec, Workspace};
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,8 @@ pub(crate) const HOME: &str = "/home/agent";
 pub(crate) const WORKSPACE: &str = "/workspace";
 /// Our own binary inside.
 pub const BINARY_INSIDE: &str = "/run/nanoclaw/nanoclaw";
+/// What covers a file that may hold keys: empty.
+pub(crate) const MASK: &str = "/run/nanoclaw/masked";
 /// Private writable places, all on one tmpfs.
 pub(crate) const SCRATCH: [&str; 4] = ["/tmp", "/var/tmp", "/dev/shm", "/run/user/1000"];
 /// Every question is answered within four seconds, if need be with a failure; then once more. The
@@ -96,11 +99,13 @@ pub struct Sources {
     pub owners: BTreeMap<PathBuf, Owner>,
     /// What of the image is shown, where the root file system is one.
     pub image: ImageView,
+    /// Places below what is granted that are covered, for they may hold keys.
+    pub masks: Vec<Mask>,
 }
 
 impl<const N: usize> From<[(PathBuf, Owner); N]> for Sources {
     fn from(owners: [(PathBuf, Owner); N]) -> Self {
-        Self { owners: owners.into(), image: ImageView::default() }
+        Self { owners: owners.into(), ..Self::default() }
     }
 }
 
@@ -324,6 +329,7 @@ fn session(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources, steps: &mut
         steps.extend(parents(&mount.target).map(|p| dir(p, 0o755)));
         steps.push(strict(&mount.source, &target, mount.access == Access::Read));
     }
+    mask(&sources.masks, steps);
     if let Workspace::User(path) = &spec.workspace
         && link_possible(path, spec)
     {
@@ -346,6 +352,17 @@ fn session(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources, steps: &mut
                 }
             }
         }
+    }
+}
+
+/// After everything that is granted, for it lies on top.
+fn mask(masks: &[Mask], steps: &mut Vec<Step>) {
+    if masks.is_empty() {
+        return;
+    }
+    steps.push(Step::File { path: MASK.into(), contents: String::new() });
+    for Mask { path, directory } in masks {
+        steps.push(Step::Mask { path: path.clone(), directory: *directory });
     }
 }
 

@@ -9,6 +9,7 @@
 use crate::error::{PauseError, StartError};
 use crate::operation::Operation;
 use crate::report::{Ended, Report, Usage};
+use crate::secrets::Mask;
 use model::SandboxSpec;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -42,6 +43,7 @@ pub(crate) enum Request {
     Prepare {
         id: BoxId,
         spec: Box<SandboxSpec>,
+        masks: Vec<Mask>,
     },
     Start {
         id: BoxId,

@@ -5,7 +5,7 @@ use model::{
     Access, AgentName, Command, DoorSpec, Limits, Mount, Network, RootFs, SandboxSpec, SessionId,
     Workspace,
 };
-use nanoclaw_sandbox::{HostEntry, HostFacts, Ladder, Mode, Owner, Rung, Sources, plan};
+use nanoclaw_sandbox::{HostEntry, HostFacts, Ladder, Mask, Mode, Owner, Rung, Sources, plan};
 use std::path::PathBuf;
 
 fn facts(mode: Mode) -> HostFacts {
@@ -71,6 +71,19 @@ fn printed_plan_of_root_mode() {
 fn printed_plan_of_user_mode() {
     let text = plan(&spec(), &facts(Mode::User), &sources()).to_string();
     assert_eq!(text, include_str!("snapshots/plan-user.txt"), "{text}");
+}
+
+#[test]
+fn what_is_covered_stands_after_what_is_granted() {
+    let mut sources = sources();
+    let mask = |path: &str, directory| Mask { path: path.into(), directory };
+    sources.masks = vec![mask("/mnt/notes/.env", false), mask("/workspace/.ssh", true)];
+    let text = plan(&spec(), &facts(Mode::User), &sources).to_string();
+    let line = |part: &str| text.lines().position(|l| l.contains(part)).unwrap();
+    let file = line("cover /mnt/notes/.env with an empty file: it may hold keys");
+    let folder = line("cover /workspace/.ssh with an empty folder: it may hold keys");
+    assert!(line("bind /srv/notes at") < file && file < folder && folder < line("pivot_root"));
+    assert!(line("file /run/nanoclaw/masked (0 bytes)") < file);
 }
 
 #[test]

@@ -202,6 +202,7 @@ fn explain(kind: Kind, step: &Step, e: &io::Error) -> StartError {
         (Step::Bind(_) | Step::Trust(_), Some(libc::ELOOP)) => {
             "name the real path, without symbolic links"
         }
+        (Step::Mask { .. }, _) => "it changed while the sandbox was made: start it again",
         (Step::Landlock { .. }, _) => crate::doctor::LANDLOCK_REMEDY,
         (Step::Seccomp { witness: true, .. }, Some(libc::EBUSY)) => {
             "nanoclaw itself runs under a filter that reports (some container engines have one): \

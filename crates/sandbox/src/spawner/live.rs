@@ -10,6 +10,7 @@ use crate::cgroup::Group;
 use crate::error::{StartError, StartErrorKind as Kind};
 use crate::facts::{Mode, Rung};
 use crate::report::{Ended, Report, Usage};
+use crate::secrets::Mask;
 use crate::wire::{self, Answer, BoxId, Order, Word};
 use model::{SandboxSpec, Workspace};
 use std::os::fd::OwnedFd;
@@ -50,12 +51,14 @@ impl Live {
         shop: &mut Shop,
         id: BoxId,
         spec: &SandboxSpec,
+        masks: Vec<Mask>,
         stdio: &[OwnedFd],
     ) -> Result<Self, StartError> {
         if stdio.len() != 3 {
             return Err(StartError::spawner("the three standard streams did not arrive"));
         }
-        let mut sources = crate::check(spec, &shop.facts)?;
+        let mut sources = crate::check::host(spec, &shop.facts)?;
+        sources.masks = masks;
         if shop.facts.landlock_abi == 0 {
             let cause = "the kernel has no Landlock";
             return Err(StartError::new(Kind::Landlock, cause, crate::doctor::LANDLOCK_REMEDY));

@@ -316,7 +316,7 @@ impl Shop {
                     self.pool.switch_on();
                 }
             }
-            Request::Prepare { id, spec } => {
+            Request::Prepare { id, spec, masks } => {
                 let made = if boxes.len() >= BOXES_MAX {
                     Err(StartError::new(
                         StartErrorKind::Busy,
@@ -324,7 +324,7 @@ impl Shop {
                         "end some sessions first",
                     ))
                 } else {
-                    Live::make(self, id, &spec, &fds)
+                    Live::make(self, id, &spec, masks, &fds)
                 };
                 match made {
                     Ok(live) => drop(boxes.insert(id, live)),

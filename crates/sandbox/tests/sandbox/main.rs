@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bad_input;
 mod gateway;
 mod lab;
 mod lifecycle;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
 
 fn run_all(filter: &str, mode: &str) -> usize {
     let tests = [
+        bad_input::TESTS,
         walls::TESTS,
         limits::TESTS,
         lifecycle::TESTS,
