@@ -1,7 +1,7 @@
 //! What a session keeps on the disk, counted by looking: for the limit `disk`.
 //!
-//! Pipeline: folders (opened, no link followed) ─► walk, a slice at a time ─► files that are deleted
-//! and still open ─► bytes.
+//! Pipeline: folders (opened, no link followed) ─► walk, a slice at a time ─► files that are
+//! deleted and still open ─► bytes.
 //!
 //! 1. Counted is what the file system has set aside (`st_blocks`), so a sparse file counts for what
 //!    is written of it. A file with several names counts once.
@@ -198,9 +198,9 @@ impl Walk {
         self.bytes = self.bytes.saturating_add(blocks.saturating_mul(BLOCK_BYTES));
     }
 
-    /// Files that were deleted, or never had a name, and are open in this task: they take room until
-    /// it lets go of them. Returns how many descriptors it looked at. A task that does not show
-    /// them (an undumpable one, to a plain user) is left out.
+    /// Files that were deleted, or never had a name, and are open in this task: they take room
+    /// until it lets go of them. Returns how many descriptors it looked at. A task that does not
+    /// show them (an undumpable one, to a plain user) is left out.
     fn held(&mut self, descriptors: &Path) -> usize {
         let mut looked = 0;
         for entry in fs::read_dir(descriptors).into_iter().flatten().flatten() {

@@ -133,8 +133,8 @@ impl Trial {
 
 const CLOSED: SocketFlags = SocketFlags::CLOEXEC;
 
-/// Confines this thread for ever, and tries it. `terminals` are descriptors of ttys among the standard streams:
-/// their nodes lie outside the new root, and reopening `/dev/stdout` must work.
+/// Confines this thread for ever, and tries it. `terminals` are descriptors of ttys among the
+/// standard streams: their nodes lie outside the new root, and reopening `/dev/stdout` must work.
 pub(crate) fn restrict(
     level: u32,
     write: &[String],

@@ -208,8 +208,8 @@ impl Root {
         self.place(&tree, path)
     }
 
-    /// Covers a place in somebody's folder. Nothing on the way there may be a link, for it would lead
-    /// the cover elsewhere. What the sandbox cannot get to either needs none.
+    /// Covers a place in somebody's folder. Nothing on the way there may be a link, for it would
+    /// lead the cover elsewhere. What the sandbox cannot get to either needs none.
     fn cover(&self, path: &str, directory: bool) -> io::Result<()> {
         let source = if directory { "run/empty" } else { relative(crate::plan::MASK) };
         let resolve =

@@ -1,6 +1,7 @@
 //! The limit of the disk while a sandbox runs: count, and say when it is too much.
 //!
-//! Pipeline: due ─► a slice of a look ─► … ─► bytes ─► over: the reason to end it; else the next due.
+//! Pipeline: due ─► a slice of a look ─► … ─► bytes ─► over: the reason to end it; else the
+//! next due.
 //!
 //! 1. A look never holds up the other sandboxes for longer than a slice takes.
 //! 2. Looking costs at most a twentieth of one CPU, however many files there are.

@@ -1,5 +1,5 @@
-//! What must not be asked for is refused, and nothing of it stays: mounts, control groups, processes
-//! and folders are counted before and after.
+//! What must not be asked for is refused, and nothing of it stays: mounts, control groups,
+//! processes and folders are counted before and after.
 
 use crate::Test;
 use crate::lab::Lab;
