@@ -30,6 +30,8 @@ const DOCUMENTS: &[&str] = &[
     "LICENSE-MIT",
     "LICENSE-APACHE",
 ];
+/// What is installed elsewhere than the binary, and the name it has in the tarball.
+const FOR_ELSEWHERE: &[(&str, &str)] = &[("crates/sandbox/apparmor/nanoclaw", "apparmor/nanoclaw")];
 /// Shells that the product writes completions for, and the customary file names.
 const SHELLS: &[(&str, &str)] =
     &[("bash", "nanoclaw.bash"), ("zsh", "_nanoclaw"), ("fish", "nanoclaw.fish")];
@@ -62,6 +64,10 @@ fn make(repo: &Repo, target: &str) -> Outcome<PathBuf> {
     for document in DOCUMENTS {
         let path = repo.root.join(document);
         archive.add(format!("{name}/{document}"), DOCUMENT, fs::read(&path).map_err(at(&path))?);
+    }
+    for (from, to) in FOR_ELSEWHERE {
+        let path = repo.root.join(from);
+        archive.add(format!("{name}/{to}"), DOCUMENT, fs::read(&path).map_err(at(&path))?);
     }
     let runnable = if cross::is_cross(target) {
         build_binary(repo, &host_target(), Profile::Release)?

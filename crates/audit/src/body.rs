@@ -65,6 +65,18 @@ impl<'a> Fields<'a> {
         if value == 0 { Ok(self) } else { self.uint(key, value) }
     }
 
+    /// Left out where it was not counted, as in the logs of versions that did not.
+    fn counted(
+        &mut self,
+        key: &'static str,
+        value: Option<u64>,
+    ) -> Result<&mut Self, NotCanonical> {
+        match value {
+            Some(value) => self.uint(key, value),
+            None => Ok(self),
+        }
+    }
+
     fn maybe_uint(
         &mut self,
         key: &'static str,
@@ -244,11 +256,13 @@ fn of_lives(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
             .text("program", program)
             .turn()
             .list("walls", walls, wall),
-        Body::SandboxStopped { outcome, cpu_ms, peak_memory_bytes } => f
+        Body::SandboxStopped { outcome, cpu_ms, peak_memory_bytes, peak_pids, disk_bytes } => f
             .uint("cpu_ms", *cpu_ms)?
+            .counted("disk_bytes", *disk_bytes)?
             .text("kind", kind)
             .text("outcome", outcome)
             .uint("peak_memory_bytes", *peak_memory_bytes)?
+            .counted("peak_pids", *peak_pids)?
             .turn(),
         _ => return Err(NotCanonical),
     }

@@ -220,11 +220,17 @@ fn of_session(body: &Body) -> String {
                 visible(&limits.join(", "))
             )
         }
-        Body::SandboxStopped { outcome, cpu_ms, peak_memory_bytes } => format!(
-            "The sandbox ended: {}, {cpu_ms} ms of CPU, \
-             at most {peak_memory_bytes} bytes of memory.",
-            quote(outcome)
-        ),
+        Body::SandboxStopped { outcome, cpu_ms, peak_memory_bytes, peak_pids, disk_bytes } => {
+            let pids = peak_pids.map(|n| format!(", at most {n} processes and threads"));
+            let disk = disk_bytes.map(|n| format!(", {n} bytes kept on the disk"));
+            format!(
+                "The sandbox ended: {}, {cpu_ms} ms of CPU, at most {peak_memory_bytes} bytes of \
+                 memory{}{}.",
+                quote(outcome),
+                pids.unwrap_or_default(),
+                disk.unwrap_or_default()
+            )
+        }
         _ => body.kind().to_owned(),
     }
 }

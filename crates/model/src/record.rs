@@ -120,8 +120,17 @@ pub enum Body {
         walls: Vec<WallState>,
         limits: Vec<LimitState>,
     },
-    /// A sandbox is gone.
-    SandboxStopped { outcome: String, cpu_ms: u64, peak_memory_bytes: u64 },
+    /// A sandbox is gone. `peak_pids`: most processes and threads at a time; `disk_bytes`: what its
+    /// session kept on the disk. Either is left out where it was not counted.
+    SandboxStopped {
+        outcome: String,
+        cpu_ms: u64,
+        peak_memory_bytes: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        peak_pids: Option<u64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        disk_bytes: Option<u64>,
+    },
     /// A process asked the kernel to execute a program: what stood in its memory at that moment,
     /// read from outside while the call waited. Another thread may write there before the kernel
     /// reads it again (`racy`), so this is what was asked for, not proof of what ran; that is

@@ -191,7 +191,7 @@ impl Limit {
     }
 }
 
-/// The limits of a sandbox. There is no "unlimited".
+/// The limits of a sandbox. There is no "unlimited" but for disk and time, which must be asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Memory of all processes together, bytes.
@@ -206,6 +206,13 @@ pub struct Limits {
     pub open_files: u64,
     /// Size of the private `/tmp` and other tmpfs, bytes.
     pub tmp_bytes: u64,
+    /// Room on the disk of what the session has written to its home and its own workspace, bytes,
+    /// as `du` counts it; `None`: not counted. Folders of the user's are no part of it.
+    #[serde(default)]
+    pub disk_bytes: Option<u64>,
+    /// How long it may run from its program's start, milliseconds; `None`: as long as it likes.
+    #[serde(default)]
+    pub wall_ms: Option<u64>,
 }
 
 impl Default for Limits {
@@ -219,6 +226,8 @@ impl Default for Limits {
             file_bytes: 2 << 30,
             open_files: 4_096,
             tmp_bytes: 256 << 20,
+            disk_bytes: None,
+            wall_ms: None,
         }
     }
 }

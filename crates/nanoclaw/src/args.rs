@@ -123,13 +123,16 @@ Costs come from [models.NAME.price] in nanoclaw.toml; days are UTC.")]
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// What this machine can enforce, what is missing, and the remedy
-    #[command(
-        after_help = "Example:\n  nanoclaw doctor --json | jq '.[] | select(.status!=\"ok\")'"
-    )]
+    #[command(after_help = "Examples:
+  nanoclaw doctor --json | jq '.[] | select(.status!=\"ok\")'
+  nanoclaw doctor --apparmor | sudo tee /etc/apparmor.d/nanoclaw")]
     Doctor {
         /// Machine-readable output
         #[arg(long)]
         json: bool,
+        /// Print the AppArmor profile that lets this program alone make user namespaces, leave
+        #[arg(long, conflicts_with = "json")]
+        apparmor: bool,
     },
     /// Print shell completions
     #[command(

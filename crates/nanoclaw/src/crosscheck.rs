@@ -26,7 +26,7 @@
 use crate::scribe::Scribe;
 use gateway::control::{ControlError, Door};
 use model::{Body, Durability, RecordError};
-use sandbox::{Ended, NetworkCounts, OperationCounts, Traffic};
+use sandbox::{Ended, NetworkCounts, OperationCounts, Traffic, Usage};
 use std::collections::BTreeMap;
 
 /// What a person is told of a finding, up to the session's name.
@@ -95,6 +95,17 @@ pub(crate) fn settle(door: &Door, ended: &Ended) -> Checked {
         witnessed(&mut checked.counts, operations);
     }
     checked
+}
+
+/// How a sandbox ended and what it used, for the record.
+pub(crate) fn stopped(outcome: String, usage: &Usage) -> Body {
+    Body::SandboxStopped {
+        outcome,
+        cpu_ms: usage.cpu_ms,
+        peak_memory_bytes: usage.peak_memory_bytes,
+        peak_pids: usage.peak_pids,
+        disk_bytes: usage.disk_bytes,
+    }
 }
 
 /// What the kernel reported, as the spawner counted it: a record that is missing shows in it.

@@ -358,11 +358,7 @@ impl AgentLink for Link {
         }
         let ended = sandbox.wait();
         reports.finish();
-        let stopped = Body::SandboxStopped {
-            outcome: ended.outcome.to_string(),
-            cpu_ms: ended.usage.cpu_ms,
-            peak_memory_bytes: ended.usage.peak_memory_bytes,
-        };
+        let stopped = crosscheck::stopped(ended.outcome.to_string(), &ended.usage);
         servers.end();
         // Nothing follows that could be withheld; a log that is gone shows its missing tail.
         let totals = crosscheck::settle(&door, &ended);

@@ -128,7 +128,10 @@ fn run_command(cli: Cli) -> Result<u8> {
         }
         Command::Usage { by, json } => commands::usage::run(&home()?, by, json),
         Command::Policy(command) => commands::policy::run(home, &command),
-        Command::Doctor { json } => commands::doctor::run(Home::look(cli.home.as_deref()), json),
+        Command::Doctor { apparmor: true, .. } => commands::doctor::apparmor(),
+        Command::Doctor { json, .. } => {
+            commands::doctor::run(Home::look(cli.home.as_deref()), json)
+        }
         Command::Completions { shell } => commands::manual::completions(shell),
         Command::Man { dir } => commands::manual::pages(&dir),
     }

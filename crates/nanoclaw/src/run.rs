@@ -327,6 +327,9 @@ impl<'a> OneRun<'a> {
         let report = prepared.report();
         let mode = self.product.spawner.facts().mode;
         probing::judge(self.agent, report, mode, &self.scribe)?;
+        if !args.quiet {
+            refusals::covered(&report.plan);
+        }
         let started = Body::SandboxStarted {
             plan_sha256: sha256_hex(&report.plan.sha256_input()),
             program: inline(&self.command.join(" ")).to_owned(),
@@ -395,11 +398,7 @@ impl<'a> OneRun<'a> {
     fn close(&self, ended: &Ended, late: bool) -> Result<u8> {
         let outcome =
             if late { "stopped at its time limit".into() } else { ended.outcome.to_string() };
-        let stopped = Body::SandboxStopped {
-            outcome: outcome.clone(),
-            cpu_ms: ended.usage.cpu_ms,
-            peak_memory_bytes: ended.usage.peak_memory_bytes,
-        };
+        let stopped = crosscheck::stopped(outcome.clone(), &ended.usage);
         self.servers.end();
         let totals = crosscheck::settle(&self.door, ended);
         let agreed = totals.findings.is_empty();

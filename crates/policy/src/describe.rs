@@ -59,6 +59,8 @@ pub(crate) fn grants(agent: &ResolvedAgent) -> Vec<String> {
     let cpus = format_cpus(limits.cpu_milli.value);
     lines.push(format!("CPUs up to {cpus}, {}", firm(&limits.cpu_milli)));
     lines.push(format!("processes up to {}, {}", limits.pids.value, firm(&limits.pids)));
+    lines.extend(limits.disk_bytes.map(disk));
+    lines.extend(limits.wall_ms.map(wall));
     lines.push(format!("one turn up to {}", format_duration(agent.turn_timeout)));
     let budget = &agent.budget;
     let usd = |micro: Option<u64>, per: &str| {
@@ -83,6 +85,15 @@ pub(crate) fn backend(backend: &Backend) -> Option<String> {
     let root = choice.image.as_ref().map_or("the host's /usr".into(), |i| format!("image {i}"));
     let runtime = choice.runtime.as_ref().map(|r| format!(", runtime {r}")).unwrap_or_default();
     Some(format!("sandbox by {}, root {root}{runtime}", backend.name()))
+}
+
+/// What the limit of the disk is: no quota, which the words must not promise.
+fn disk(bytes: u64) -> String {
+    format!("disk up to {}, counted now and then and stopped when over", format_size(bytes))
+}
+
+fn wall(ms: u64) -> String {
+    format!("each sandbox ends after {}", format_duration(Duration::from_millis(ms)))
 }
 
 /// What a provider's own tool means.

@@ -147,6 +147,10 @@ fn limits(old: &ResolvedAgent, new: &ResolvedAgent) -> Vec<String> {
         }
         _ => {}
     };
+    spend("disk", o.disk_bytes, n.disk_bytes, format_size);
+    spend("each sandbox's time", o.wall_ms, n.wall_ms, |ms| {
+        format_duration(std::time::Duration::from_millis(ms))
+    });
     let (o, n) = (&old.budget, &new.budget);
     spend("models a day", o.micro_usd_per_day, n.micro_usd_per_day, format_usd);
     spend("models a turn", o.micro_usd_per_turn, n.micro_usd_per_turn, format_usd);

@@ -75,13 +75,15 @@ pub(crate) const SANDBOX: Keys = Keys {
         "pids",
         "file_size",
         "tmp",
+        "disk",
         "open_files",
         "turn_timeout",
+        "wall_time",
         "limits",
         "witness",
         "probe_on_start",
     ],
-    later: &["disk", "require"],
+    later: &["require"],
 };
 
 pub(crate) const MOUNT: Keys = Keys { known: &["source", "target", "access"], later: &[] };

@@ -60,7 +60,7 @@ pub use host::{parse_host_name, parse_host_pattern};
 pub use keys::SCHEMA_VERSION;
 pub use mounts::MountContext;
 pub use resolve::{Additions, ResolveContext, ResolvedAgent};
-pub use sandbox_section::DEFAULT_TURN_TIMEOUT;
+pub use sandbox_section::{DEFAULT_TURN_TIMEOUT, Machine};
 pub use tools_section::{HOST_TOOLS, PROVIDER_TOOLS, has_host_tools, host_tools, sandbox_tools};
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 pub use verdict::{

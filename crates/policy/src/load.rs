@@ -7,7 +7,7 @@
 use crate::error::{Place, PolicyError, Problem};
 use crate::mounts::{MountContext, check_source, parse_source};
 use crate::reader::FILE_BYTES_MAX;
-use crate::{Additions, AgentFile, Config, ResolveContext, ResolvedAgent};
+use crate::{Additions, AgentFile, Config, Machine, ResolveContext, ResolvedAgent};
 use model::{AgentName, McpProgram, McpReach, McpServer, Mount};
 use std::fs::File;
 use std::io::Read;
@@ -93,7 +93,8 @@ pub fn agent_names(dir: &Path) -> Vec<AgentName> {
 /// included, and pins its mounts. `Ok(None)` if there is no such file.
 ///
 /// # Errors
-/// As [`read_text`], [`AgentFile::parse`], [`AgentFile::resolve`] and [`pin_mounts`].
+/// As [`read_text`], [`AgentFile::parse`], [`AgentFile::fits`], [`AgentFile::resolve`] and
+/// [`pin_mounts`].
 pub fn agent(
     dir: &Path,
     name: &AgentName,
@@ -104,6 +105,7 @@ pub fn agent(
     let shown = format!("agents/{name}.toml");
     let Some(text) = read_text(&dir.join(&shown))? else { return Ok(None) };
     let file = AgentFile::parse(&shown, &text)?;
+    file.fits(&machine(dir))?;
     let instructions = match file.instructions_file() {
         Some(beside) => read_text(&dir.join("agents").join(beside))?,
         None => None,
@@ -112,6 +114,17 @@ pub fn agent(
     let mut agent = file.resolve(name, &context, additions)?;
     pin_mounts(&mut agent, &mounts)?;
     Ok(Some(agent))
+}
+
+/// The machine's memory, and the file system that `dir`, and with it the sessions, lie on. What
+/// cannot be asked is not known, and refuses nothing.
+fn machine(dir: &Path) -> Machine {
+    let info = rustix::system::sysinfo();
+    let disk = rustix::fs::statvfs(dir).ok();
+    Machine {
+        memory_bytes: Some(info.totalram.saturating_mul(info.mem_unit.into())),
+        disk_bytes: disk.map(|found| found.f_blocks.saturating_mul(found.f_frsize)),
+    }
 }
 
 /// Replaces every mount's source by its real path, and judges that again: a symlink to `~/.ssh`

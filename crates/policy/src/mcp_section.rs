@@ -32,8 +32,8 @@ pub(crate) const MCP: Keys = Keys {
 
 /// The keys of a program's box.
 pub(crate) const SANDBOX: Keys = Keys {
-    known: &["memory", "cpus", "pids", "file_size", "tmp", "open_files", "limits"],
-    later: &["disk"],
+    known: &["memory", "cpus", "pids", "file_size", "tmp", "disk", "open_files", "limits"],
+    later: &[],
 };
 
 /// Keys that say something about a server at an address only.
@@ -256,7 +256,8 @@ mod tests {
             "command = [\"x\"]\nenv = { A = 1 }",
             "command = [\"x\"]\nenv = { \"A=B\" = \"1\" }",
             "command = [\"x\"]\n[mcp.tracker.sandbox]\nturn_timeout = \"1min\"",
-            "command = [\"x\"]\n[mcp.tracker.sandbox]\ndisk = \"1GiB\"",
+            "command = [\"x\"]\n[mcp.tracker.sandbox]\ndisk = \"0GiB\"",
+            "command = [\"x\"]\n[mcp.tracker.sandbox]\nwall_time = \"1h\"",
             "command = [\"x\"]\n[[mcp.tracker.mounts]]\nsource = \"/a\"\ntarget = \"/usr/a\"",
             "command = [\"x\"]\n[[mcp.tracker.egress]]\nhots = \"e.org\"",
             "command = [\"x\"]\n[[mcp.tracker.secrets]]\nname = \"a\"\ndeliver = \"stdin\"",
@@ -275,13 +276,14 @@ mod tests {
     #[test]
     fn a_program_has_what_its_table_grants() {
         let text = "command = [\"x\"]\nenv = { LANG = \"C\" }\n[mcp.tracker.sandbox]\npids = 9\n\
+            disk = \"1GiB\"\n\
             [[mcp.tracker.mounts]]\nsource = \"~/t\"\ntarget = \"/mnt/t\"\naccess = \"read\"\n\
             [[mcp.tracker.egress]]\nhost = \"api.example.org\"\nsecret = \"tracker\"\n";
         let Ok(McpReach::Stdio(program)) = parse(text) else { panic!("{:?}", parse(text)) };
         assert_eq!(program.env["LANG"], "C");
-        assert_eq!(program.limits.pids.value, 9);
+        assert_eq!((program.limits.pids.value, program.limits.disk_bytes), (9, Some(1 << 30)));
         assert_eq!(program.mounts[0].source.to_str(), Some("~/t"));
-        assert_eq!(program.egress[0].id, "nanoclaw.toml:11");
+        assert_eq!(program.egress[0].id, "nanoclaw.toml:12");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::describe;
 use crate::error::{Place, PolicyError, Problem};
 use crate::mounts::{self, MountContext};
 use crate::reader::At;
+use crate::sandbox_section::{self, Machine};
 use model::{
     AgentName, Backend, Budget, Effect, EgressRule, ImageRef, Limit, Limits, Mount, Strictness,
 };
@@ -210,6 +211,14 @@ impl AgentFile {
         Ok(all.into_iter().map(|(_, mount)| mount).collect())
     }
 
+    /// Whether this machine is as large as the sizes that the file writes.
+    ///
+    /// # Errors
+    /// For the first size that is larger than the whole machine, where it stands.
+    pub fn fits(&self, machine: &Machine) -> Result<(), PolicyError> {
+        sandbox_section::fits(&self.sandbox.sizes, machine)
+    }
+
     /// How errors and rule ids call the file.
     #[must_use]
     pub fn file(&self) -> &str {
@@ -288,6 +297,14 @@ impl ResolvedAgent {
                 "image": choice.image,
                 "runtime": choice.runtime,
             });
+        }
+        // Left out where it is not limited, so that digests of such agents stay what they were.
+        for (key, limit) in
+            [("disk_bytes", self.limits.disk_bytes), ("wall_ms", self.limits.wall_ms)]
+        {
+            if let Some(limit) = limit {
+                all["limits"][key] = serde_json::json!(limit);
+            }
         }
         all
     }

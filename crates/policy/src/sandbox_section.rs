@@ -1,9 +1,9 @@
 //! `[sandbox]`: what the box is and how large.
 
-use crate::error::{PolicyError, Problem, quote};
+use crate::error::{Place, PolicyError, Problem, quote};
 use crate::keys::{self, Keys};
 use crate::reader::{At, Section};
-use crate::units::{parse_duration, parse_size};
+use crate::units::{format_size, parse_duration, parse_size};
 use model::{Backend, EngineChoice, ImageRef, Limit, Limits, Strictness};
 use std::time::Duration;
 
@@ -12,6 +12,9 @@ pub const DEFAULT_TURN_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Least memory: below it a shell with one child is killed at random.
 const MEMORY_BYTES_MIN: u64 = 16 << 20;
+
+/// Least room on the disk: two empty folders take some KiB of it, and a shell's history the next.
+const DISK_BYTES_MIN: u64 = 1 << 20;
 
 /// Least processes: init, a shell, a pipeline.
 const PIDS_MIN: i64 = 4;
@@ -42,6 +45,52 @@ pub(crate) struct SandboxSection {
     /// Whether the kernel reports what it executes and which connections it is refused.
     pub(crate) witness: bool,
     pub(crate) probe_on_start: bool,
+    /// Sizes as they were written, for [`fits`].
+    pub(crate) sizes: Vec<WrittenSize>,
+}
+
+/// A size that the machine must have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WrittenSize {
+    key: &'static str,
+    of: Store,
+    bytes: At<u64>,
+}
+
+/// What a size is taken from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Store {
+    Memory,
+    Disk,
+}
+
+/// How large this machine is, as far as it is known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// Memory that the kernel has, without swap, bytes.
+    pub memory_bytes: Option<u64>,
+    /// The whole file system that sessions are kept on, bytes.
+    pub disk_bytes: Option<u64>,
+}
+
+/// Refuses a written size that is more than the whole machine: it would limit nothing.
+pub(crate) fn fits(sizes: &[WrittenSize], machine: &Machine) -> Result<(), PolicyError> {
+    for WrittenSize { key, of, bytes: At { place, value } } in sizes {
+        let (has, what) = match of {
+            Store::Memory => (machine.memory_bytes, "memory of this machine"),
+            Store::Disk => (machine.disk_bytes, "file system that sessions are kept on"),
+        };
+        if let Some(has) = has.filter(|has| value > has) {
+            let (wanted, has) = (format_size(*value), format_size(has));
+            let why = format!("is {wanted}, more than the whole {what} ({has})");
+            return Err(too_large(key, why, place));
+        }
+    }
+    Ok(())
+}
+
+fn too_large(key: &str, why: String, place: &Place) -> PolicyError {
+    Problem::bad(key, why, "write a size that leaves room for others").at(place)
 }
 
 impl Default for SandboxSection {
@@ -54,6 +103,7 @@ impl Default for SandboxSection {
             turn_timeout: DEFAULT_TURN_TIMEOUT,
             witness: true,
             probe_on_start: false,
+            sizes: Vec::new(),
         }
     }
 }
@@ -70,6 +120,16 @@ pub(crate) fn parse_memory_bytes(text: &str) -> Result<u64, Problem> {
     if bytes < MEMORY_BYTES_MIN {
         let why = format!("is {}: too little to run a shell", quote(text));
         return Err(Problem::bad("memory", why, "write at least \"16MiB\""));
+    }
+    Ok(bytes)
+}
+
+/// Room on the disk from text, with its least value.
+fn parse_disk(text: &str) -> Result<u64, Problem> {
+    let bytes = parse_size("disk", text)?;
+    if bytes < DISK_BYTES_MIN {
+        let why = format!("is {}: too little to work in", quote(text));
+        return Err(Problem::bad("disk", why, "write at least \"1MiB\""));
     }
     Ok(bytes)
 }
@@ -98,7 +158,7 @@ fn read_with(top: &Section<'_, '_>, keys: &Keys) -> Result<SandboxSection, Polic
     };
     let limits = &mut result.limits;
     let memory = section.parsed("memory", "memory = \"1GiB\"", parse_memory_bytes)?;
-    set(&mut limits.memory_bytes, memory.map(|at| at.value));
+    set(&mut limits.memory_bytes, memory.as_ref().map(|at| at.value));
     set(&mut limits.cpu_milli, read_cpus(&section)?);
     let pids = section.integer_in("pids", "pids = 256", PIDS_MIN..=PIDS_MAX)?;
     set(&mut limits.pids, pids.map(|at| at.value));
@@ -106,8 +166,16 @@ fn read_with(top: &Section<'_, '_>, keys: &Keys) -> Result<SandboxSection, Polic
     if let Some(at) = size("file_size", "file_size = \"2GiB\"")? {
         limits.file_bytes = at.value;
     }
-    if let Some(at) = size("tmp", "tmp = \"256MiB\"")? {
-        limits.tmp_bytes = at.value;
+    let tmp = size("tmp", "tmp = \"256MiB\"")?;
+    limits.tmp_bytes = tmp.as_ref().map_or(limits.tmp_bytes, |at| at.value);
+    let disk = section.parsed("disk", "disk = \"10GiB\"", parse_disk)?;
+    limits.disk_bytes = disk.as_ref().map(|at| at.value);
+    for (key, of, found) in [
+        ("memory", Store::Memory, memory),
+        ("tmp", Store::Memory, tmp),
+        ("disk", Store::Disk, disk),
+    ] {
+        result.sizes.extend(found.map(|bytes| WrittenSize { key, of, bytes }));
     }
     let range = OPEN_FILES_MIN..=OPEN_FILES_MAX;
     if let Some(at) = section.integer_in("open_files", "open_files = 4096", range)? {
@@ -119,6 +187,10 @@ fn read_with(top: &Section<'_, '_>, keys: &Keys) -> Result<SandboxSection, Polic
     if let Some(at) = timeout {
         result.turn_timeout = at.value;
     }
+    let wall = section
+        .parsed("wall_time", "wall_time = \"8h\"", |text| parse_duration("wall_time", text))?;
+    let millis = |at: At<Duration>| u64::try_from(at.value.as_millis()).unwrap_or(u64::MAX);
+    limits.wall_ms = wall.map(millis);
     result.witness = read_witness(&section)?;
     result.probe_on_start = read_probe(&section, &result.backend)?;
     Ok(result)

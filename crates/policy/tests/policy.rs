@@ -5,8 +5,8 @@
 
 use model::{Access, AgentName, ModelApi, Strictness};
 use nanoclaw_policy::{
-    Additions, AgentFile, BUILTIN_TOOLS, Config, DEFAULT_TURN_TIMEOUT, MountContext,
-    ResolveContext, ResolvedAgent, Runtime, load, parse_allow, parse_env, parse_memory,
+    Additions, AgentFile, BUILTIN_TOOLS, Config, DEFAULT_TURN_TIMEOUT, Machine, MountContext,
+    ResolveContext, ResolvedAgent, Runtime, diff, load, parse_allow, parse_env, parse_memory,
     parse_mount, parse_timeout,
 };
 use std::os::unix::fs::PermissionsExt;
@@ -517,6 +517,59 @@ fn an_image_is_pinned_by_its_digest() {
     }
 }
 
+/// What no machine has is refused where it stands; what is not known refuses nothing.
+#[test]
+fn a_size_beyond_the_machine_is_refused_where_it_stands() {
+    let machine = Machine { memory_bytes: Some(2 << 30), disk_bytes: Some(10 << 30) };
+    for (line, told) in [
+        ("memory = '2GiB'", None),
+        ("memory = '3GiB'", Some("agents/x.toml:3:10: memory is 3GiB, more than the whole memory")),
+        ("tmp = '2049MiB'", Some("agents/x.toml:3:7: tmp is 2049MiB, more than")),
+        ("disk = '10GiB'", None),
+        ("disk = '1TiB'", Some("agents/x.toml:3:8: disk is 1TiB, more than the whole file system")),
+    ] {
+        let text = format!("schema = 1\n[sandbox]\n{line}\n");
+        let file = AgentFile::parse("agents/x.toml", &text).expect("good file");
+        let found = file.fits(&machine).err().map(|e| e.to_string());
+        assert_eq!(found.is_some(), told.is_some(), "{line}: {found:?}");
+        if let (Some(found), Some(told)) = (found, told) {
+            assert!(found.starts_with(told), "{found}");
+        }
+        assert_eq!(file.fits(&Machine::default()), Ok(()), "{line}");
+    }
+    // The machine that this runs on has less than a thousand TiB, and `load` asks it.
+    let dir = TempDir::new("beyond").expect("a folder");
+    std::fs::create_dir(dir.join("agents")).expect("made");
+    let text = "schema = 1\n[sandbox]\ndisk = '1024TiB'\n";
+    std::fs::write(dir.join("agents/x.toml"), text).expect("written");
+    let name = AgentName::parse("x").expect("name");
+    let mounts = MountContext { home: dir.path(), protected: &[] };
+    let error = load::agent(dir.path(), &name, mounts, None, &Additions::default());
+    let error = error.expect_err("refused").to_string();
+    assert!(error.starts_with("agents/x.toml:3:8: disk is 1024TiB"), "{error}");
+}
+
+/// A person sees what the disk limit is worth, and that a session may run on without one.
+#[test]
+fn disk_and_time_are_told_and_loosening_them_shows() {
+    let with = resolve("schema = 1\n[sandbox]\ndisk = '1GiB'\nwall_time = '8h'\n", &none());
+    let told = |line: &str| with.grants_text.iter().any(|l| l == line);
+    assert!(told("disk up to 1GiB, counted now and then and stopped when over"));
+    assert!(told("each sandbox ends after 8h"), "{:?}", with.grants_text);
+    let without = resolve("schema = 1\n", &none());
+    let gained = diff(&with, &without).gained;
+    assert!(gained.contains(&"disk without limit, where it was 1GiB".to_owned()), "{gained:?}");
+    assert!(
+        gained.contains(&"each sandbox's time without limit, where it was 8h".to_owned()),
+        "{gained:?}"
+    );
+    assert_ne!(with.policy_bytes, without.policy_bytes);
+}
+
+fn none() -> Additions {
+    Additions::default()
+}
+
 /// Every key of the published example, each alone in its table: accepted, or refused because
 /// this version cannot enforce it; never called unknown.
 #[test]
@@ -528,6 +581,7 @@ fn every_published_key_is_recognised() {
         ("[sandbox]", "backend = 'native'|backend = 'podman'|backend = 'apple'"),
         ("[sandbox]", "rootfs = 'host-usr'|probe_on_start = true|turn_timeout = '10min'"),
         ("[sandbox]", "memory = '1GiB'|cpus = 1.0|pids = 256|disk = '2GiB'"),
+        ("[sandbox]", "wall_time = '8h'"),
         ("[sandbox]", "limits = 'fallback'|witness = 'off'|require = ['landlock>=6']"),
         ("[[egress]]\nhost = 'a.org'", "methods = ['GET']|paths = ['/repos/**']|secret = 'github'"),
         ("[[egress]]\nhost = 'a.org'", "max_upload_per_day = '1MiB'|tls = 'tunnel'|private = true"),
@@ -544,7 +598,7 @@ fn every_published_key_is_recognised() {
             }
         }
     }
-    assert_eq!(refused.len(), 7, "{refused:?}");
+    assert_eq!(refused.len(), 6, "{refused:?}");
 }
 
 /// A container engine is named with what only it can be told; an image by digest alone.

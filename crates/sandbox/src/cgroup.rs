@@ -390,6 +390,11 @@ impl Group {
         number(self.pids.as_ref().or(self.v2.as_ref()), "pids.current")
     }
 
+    /// Most tasks so far; kernels before 6.11 do not count it.
+    pub(crate) fn peak_pids(&self) -> Option<u64> {
+        number(self.pids.as_ref().or(self.v2.as_ref()), "pids.peak")
+    }
+
     /// Processes killed for memory.
     pub(crate) fn oom_kills(&self) -> Option<u64> {
         field(self.memory.as_ref(), "memory.oom_control", "oom_kill")

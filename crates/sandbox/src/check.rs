@@ -7,7 +7,8 @@
 use crate::error::{SpecError, SpecErrorKind as Kind};
 use crate::facts::{HostFacts, Kind as FileKind, Source};
 use crate::plan::Sources;
-use model::{Access, Backend, Command, DoorSpec, Network, RootFs, SandboxSpec, Workspace};
+use crate::secrets::Mask;
+use model::{Access, Backend, Command, DoorSpec, Limits, Network, RootFs, SandboxSpec, Workspace};
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
@@ -20,7 +21,7 @@ const PATH_BYTES_MAX: usize = 4_095;
 /// The smallest memory in which a shell starts.
 const MEMORY_MIN: u64 = 4 << 20;
 /// Names under which people keep keys. A source may neither be nor lie below one.
-const SECRET_NAMES: [&str; 16] = [
+const SECRET_NAMES: [&str; 20] = [
     ".ssh",
     ".aws",
     ".gnupg",
@@ -37,6 +38,10 @@ const SECRET_NAMES: [&str; 16] = [
     "keyrings",
     ".mozilla",
     ".vault-token",
+    ".env",
+    "id_rsa",
+    "id_ed25519",
+    "id_ecdsa",
 ];
 /// Host directories that no grant may name, nor anything below them.
 const FORBIDDEN_SOURCES: [&str; 8] =
@@ -65,11 +70,28 @@ const RESERVED_TARGETS: [&str; 16] = [
     "/workspace",
 ];
 
-/// Checks a spec against the host and looks at its sources.
+/// Checks a spec against the host and looks at its sources, and at all that is in them.
 ///
 /// # Errors
 /// The first rule it breaks, with what to do about it.
 pub fn check(spec: &SandboxSpec, facts: &HostFacts) -> Result<Sources, SpecError> {
+    let sources = host(spec, facts)?;
+    crate::disk::refuse(spec)?;
+    Ok(Sources { masks: crate::secrets::masks(spec)?, ..sources })
+}
+
+/// What must be covered inside, where there is anything to look at. It takes as long as there are
+/// files, so it is not the spawner's, for which others wait.
+pub(crate) fn ahead(spec: &SandboxSpec, facts: &HostFacts) -> Result<Vec<Mask>, SpecError> {
+    let own = matches!(spec.workspace, Workspace::Session(_)) && spec.mounts.is_empty();
+    if own && spec.limits.disk_bytes.is_none() {
+        return Ok(Vec::new());
+    }
+    check(spec, facts).map(|sources| sources.masks)
+}
+
+/// The part of [`check`] that takes no time to speak of.
+pub(crate) fn host(spec: &SandboxSpec, facts: &HostFacts) -> Result<Sources, SpecError> {
     root(spec)?;
     limits(spec)?;
     command(spec)?;
@@ -141,17 +163,40 @@ fn limits(spec: &SandboxSpec) -> Result<(), SpecError> {
         ("open files", l.open_files, 16, 1 << 30),
         ("tmp", l.tmp_bytes, 4_096, 1 << 50),
     ];
-    for (name, value, min, max) in rules {
+    let asked =
+        [("disk", l.disk_bytes, 1 << 20, 1 << 50), ("wall time (ms)", l.wall_ms, 1, 1 << 40)];
+    let asked = asked.map(|(name, value, min, max)| (name, value.unwrap_or(min), min, max));
+    for (name, value, min, max) in rules.into_iter().chain(asked) {
         if !(min..=max).contains(&value) {
             let cause = format!("the limit {name} is {value}");
             return Err(SpecError::new(Kind::Limit, cause, format!("use {min} to {max}")));
         }
     }
+    beyond_the_machine(l)?;
     if spec.mounts.len() > MOUNTS_MAX {
         let cause = format!("{} mounts are asked for", spec.mounts.len());
         return Err(SpecError::new(Kind::Size, cause, format!("grant at most {MOUNTS_MAX}")));
     }
     Ok(())
+}
+
+/// A size that somebody wrote and that is more than all memory limits nothing. A default is for
+/// machines of every size.
+fn beyond_the_machine(l: &Limits) -> Result<(), SpecError> {
+    let info = rustix::system::sysinfo();
+    let has = info.totalram.saturating_mul(info.mem_unit.into());
+    let default = Limits::default();
+    let sizes = [
+        ("memory", l.memory_bytes.value, l.memory_bytes == default.memory_bytes),
+        ("tmp", l.tmp_bytes, l.tmp_bytes == default.tmp_bytes),
+    ];
+    match sizes.into_iter().find(|(_, value, is_default)| *value > has && !is_default) {
+        None => Ok(()),
+        Some((name, value, _)) => {
+            let cause = format!("the limit {name} is {value} bytes, and this machine has {has}");
+            Err(SpecError::new(Kind::Limit, cause, "write a size that leaves room for others"))
+        }
+    }
 }
 
 fn ports(door: &DoorSpec) -> Result<(), SpecError> {

@@ -267,6 +267,8 @@ impl Spawner {
     }
 
     fn native(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Prepared, StartError> {
+        // Here, for it takes as long as there are files, and the spawner has others to serve.
+        let masks = crate::check::ahead(spec, &self.facts)?;
         let (sender, receiver) = spec.witness.then(mpsc::channel).unzip();
         let id = {
             let mut board = self.link.board();
@@ -276,7 +278,7 @@ impl Spawner {
             id
         };
         let handle = Handle { spawner: self.clone(), id, pause: Mutex::new(()) };
-        let request = Request::Prepare { id, spec: Box::new(spec.clone()) };
+        let request = Request::Prepare { id, spec: Box::new(spec.clone()), masks };
         let bytes = wire::encode(&request).map_err(|_| too_large())?;
         if bytes.len() > crate::check::SPEC_BYTES_MAX {
             return Err(too_large());

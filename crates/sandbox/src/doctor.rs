@@ -33,7 +33,7 @@ pub struct Check {
     pub remedy: String,
 }
 
-fn check(name: &str, status: Status, found: impl Into<String>, remedy: &str) -> Check {
+pub(crate) fn check(name: &str, status: Status, found: impl Into<String>, remedy: &str) -> Check {
     let remedy = if status == Status::Ok { "" } else { remedy };
     Check { name: name.to_owned(), status, found: found.into(), remedy: remedy.to_owned() }
 }
@@ -46,23 +46,6 @@ const CGROUP_REMEDY: &str = "start nanoclaw as a service with `Delegate=yes`, or
 
 fn sysctl(name: &str) -> Option<String> {
     fs::read_to_string(Path::new("/proc/sys").join(name)).ok().map(|t| t.trim().to_owned())
-}
-
-/// The switch that stands in the way of user namespaces here, and how to turn it.
-pub(crate) fn user_namespace_remedy() -> &'static str {
-    let is = |name: &str, value: &str| sysctl(name).as_deref() == Some(value);
-    if is("user/max_user_namespaces", "0") {
-        return "sudo sysctl user.max_user_namespaces=15000";
-    }
-    if is("kernel/unprivileged_userns_clone", "0") {
-        return "sudo sysctl kernel.unprivileged_userns_clone=1";
-    }
-    if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
-        return "AppArmor restricts user namespaces: install a profile for nanoclaw with the rule \
-                `userns,`, or sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0";
-    }
-    "allow user namespaces to this user; in a container, run it with its default seccomp profile \
-     relaxed or run nanoclaw on the host"
 }
 
 /// Looks at and tries everything a native sandbox needs. Starts a spawner of the own executable
@@ -85,7 +68,11 @@ pub fn inspect() -> Vec<Check> {
     checks.push(landlock(&facts));
     checks.push(seccomp());
     checks.extend(groups(&facts));
-    checks.push(whole(&spawner));
+    let whole = whole(&spawner);
+    if facts.mode == Mode::User {
+        checks.insert(1, crate::userns::inspect(whole.status != Status::Missing));
+    }
+    checks.push(whole);
     checks
 }
 
@@ -105,7 +92,7 @@ fn namespace(name: &str, error: Option<String>) -> Check {
     let name = format!("{name} namespace");
     match error {
         None => check(&name, Status::Ok, "can be made", ""),
-        Some(e) => check(&name, Status::Missing, e, user_namespace_remedy()),
+        Some(e) => check(&name, Status::Missing, e, crate::userns::remedy()),
     }
 }
 

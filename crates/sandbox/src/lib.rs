@@ -25,6 +25,7 @@ mod backend;
 mod cgroup;
 mod check;
 mod client;
+mod disk;
 mod doctor;
 mod engine;
 mod error;
@@ -39,10 +40,13 @@ mod plan;
 mod report;
 pub mod role;
 mod seccomp;
+mod secrets;
 mod sockets;
 mod spawner;
 mod step;
 mod sys;
+mod userns;
+mod wall;
 mod wire;
 
 pub use backend::{Prepared, Sandbox};
@@ -61,10 +65,13 @@ pub use operation::{
 pub use plan::{BINARY_INSIDE, DISK_OWNER, Plan, Sources, plan};
 pub use report::{Ended, NetworkCounts, Outcome, Report, Traffic, Usage};
 pub use seccomp::{reachable_syscalls, refused_syscalls};
+pub use secrets::Mask;
 pub use spawner::{groups_of, spawner_main, sweep};
 pub use step::{Bind, Owner, Step};
 /// What probes try from inside.
 pub use sys::{attempt, probe};
+pub use userns::{apparmor_profile, is_roots_alone};
+pub use wall::{LANDLOCK_LEVELS, LandlockLevel, Need, WALLS, Wall, kernel_floor, walls_table};
 
 /// `argv[1]` of the spawner process; `main` hands over to [`spawner_main`] before anything else.
 pub const SPAWNER_ROLE: &str = "__spawner";

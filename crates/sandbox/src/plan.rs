@@ -11,6 +11,7 @@
 
 use crate::facts::{HostEntry, HostFacts, Mode, Rung};
 use crate::image::{ImageEntry, ImageView};
+use crate::secrets::Mask;
 use crate::step::{Bind, Owner, Step};
 use model::{Access, Backend, Command, DoorSpec, Network, RootFs, SandboxSpec, Workspace};
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,8 @@ pub(crate) const HOME: &str = "/home/agent";
 pub(crate) const WORKSPACE: &str = "/workspace";
 /// Our own binary inside.
 pub const BINARY_INSIDE: &str = "/run/nanoclaw/nanoclaw";
+/// What covers a file that may hold keys: empty.
+pub(crate) const MASK: &str = "/run/nanoclaw/masked";
 /// Private writable places, all on one tmpfs.
 pub(crate) const SCRATCH: [&str; 4] = ["/tmp", "/var/tmp", "/dev/shm", "/run/user/1000"];
 /// Every question is answered within four seconds, if need be with a failure; then once more. The
@@ -78,6 +81,15 @@ impl Plan {
     pub fn sha256_input(&self) -> Vec<u8> {
         serde_json::to_vec(self).unwrap_or_default()
     }
+
+    /// Places that are covered inside, for they may hold keys, whoever makes the sandbox.
+    pub fn masks(&self) -> impl Iterator<Item = &Mask> {
+        self.steps.iter().flat_map(|step| match step {
+            Step::Mask(mask) => std::slice::from_ref(mask),
+            Step::Container(container) => container.masks.as_slice(),
+            _ => &[],
+        })
+    }
 }
 
 impl fmt::Display for Plan {
@@ -96,11 +108,13 @@ pub struct Sources {
     pub owners: BTreeMap<PathBuf, Owner>,
     /// What of the image is shown, where the root file system is one.
     pub image: ImageView,
+    /// Places below what is granted that are covered, for they may hold keys.
+    pub masks: Vec<Mask>,
 }
 
 impl<const N: usize> From<[(PathBuf, Owner); N]> for Sources {
     fn from(owners: [(PathBuf, Owner); N]) -> Self {
-        Self { owners: owners.into(), image: ImageView::default() }
+        Self { owners: owners.into(), ..Self::default() }
     }
 }
 
@@ -337,6 +351,7 @@ fn session(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources, steps: &mut
         steps.extend(parents(&mount.target).map(|p| dir(p, 0o755)));
         steps.push(strict(&mount.source, &target, mount.access == Access::Read));
     }
+    mask(&sources.masks, steps);
     if let Workspace::User(path) = &spec.workspace
         && link_possible(path, spec)
     {
@@ -360,6 +375,15 @@ fn session(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources, steps: &mut
             }
         }
     }
+}
+
+/// After everything that is granted, for it lies on top.
+fn mask(masks: &[Mask], steps: &mut Vec<Step>) {
+    if masks.is_empty() {
+        return;
+    }
+    steps.push(Step::File { path: MASK.into(), contents: String::new() });
+    steps.extend(masks.iter().cloned().map(Step::Mask));
 }
 
 /// Whether a path lies in what is taken of the host's `/etc`.

@@ -72,6 +72,14 @@ pub struct Usage {
     pub pids: u64,
     /// Processes that the kernel killed because the memory limit was reached.
     pub oom_kills: u64,
+    /// Most processes and threads at a time, init among them, as its control group counted them;
+    /// `None` where there is no such group, or its kernel does not count that.
+    #[serde(default)]
+    pub peak_pids: Option<u64>,
+    /// What the session kept in its folders at the end, bytes; `None` where that was not counted,
+    /// because it has no limit or there was too much to count.
+    #[serde(default)]
+    pub disk_bytes: Option<u64>,
 }
 
 /// What the kernel counted in a sandbox's network namespace, whose only interface is its own

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// Most entries looked at in one grant. A project with all its dependencies has some hundred
 /// thousand; a tree beyond this is refused, for it cannot be vouched for.
-const ENTRIES_MAX: usize = 5_000_000;
+pub(crate) const ENTRIES_MAX: usize = 5_000_000;
 
 /// Refuses a spec whose mounts or user workspace hold a socket.
 pub(crate) fn refuse(spec: &SandboxSpec) -> Result<(), SpecError> {

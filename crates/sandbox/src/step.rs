@@ -62,6 +62,8 @@ pub enum Step {
     ProcReadOnly { path: String },
     /// Part of `/proc` covered by nothing.
     ProcMask { path: String, directory: bool },
+    /// A place below a grant that may hold keys, covered by something empty.
+    Mask(crate::secrets::Mask),
     /// A private instance of pseudo-terminals.
     Terminals,
     /// The new root becomes the root; the host's is detached.
@@ -144,6 +146,7 @@ impl fmt::Display for Step {
             Self::Proc => f.write_str("proc of the new PID namespace at /proc (hidepid=invisible)"),
             Self::ProcReadOnly { path } => write!(f, "read-only {path}"),
             Self::ProcMask { path, .. } => write!(f, "mask {path}"),
+            Self::Mask(mask) => mask.fmt(f),
             Self::Terminals => f.write_str("devpts, new instance, at /dev/pts"),
             Self::Pivot => f.write_str("pivot_root, detach the host's root"),
             Self::SealRoot => f.write_str("remount / read-only"),

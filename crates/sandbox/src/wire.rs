@@ -9,6 +9,7 @@
 use crate::error::{PauseError, StartError};
 use crate::operation::Operation;
 use crate::report::{Ended, Report, Usage};
+use crate::secrets::Mask;
 use model::SandboxSpec;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -42,6 +43,7 @@ pub(crate) enum Request {
     Prepare {
         id: BoxId,
         spec: Box<SandboxSpec>,
+        masks: Vec<Mask>,
     },
     Start {
         id: BoxId,
@@ -143,6 +145,8 @@ pub(crate) struct Measured {
     /// Of the paths that should show nothing, those that show something.
     #[serde(default)]
     pub(crate) shown: Vec<String>,
+    /// What Landlock refused when it was tried.
+    pub(crate) felt: Option<crate::landlock::Felt>,
 }
 
 /// What stands at one place inside, as stat(2) and statvfs(3) tell.

@@ -6,7 +6,7 @@ use model::{
     RootFs, SandboxSpec, SessionId, Workspace,
 };
 use nanoclaw_sandbox::{
-    HostEntry, HostFacts, Ladder, Mode, Owner, Rung, Sources, SpecErrorKind, check, plan,
+    HostEntry, HostFacts, Ladder, Mask, Mode, Owner, Rung, Sources, SpecErrorKind, check, plan,
 };
 use std::path::PathBuf;
 
@@ -87,6 +87,19 @@ fn an_image_of_our_own_store_is_for_the_native_backend() {
 fn printed_plan_of_user_mode() {
     let text = plan(&spec(), &facts(Mode::User), &sources()).to_string();
     assert_eq!(text, include_str!("snapshots/plan-user.txt"), "{text}");
+}
+
+#[test]
+fn what_is_covered_stands_after_what_is_granted() {
+    let mut sources = sources();
+    let mask = |path: &str, directory| Mask { path: path.into(), directory };
+    sources.masks = vec![mask("/mnt/notes/.env", false), mask("/workspace/.ssh", true)];
+    let text = plan(&spec(), &facts(Mode::User), &sources).to_string();
+    let line = |part: &str| text.lines().position(|l| l.contains(part)).unwrap();
+    let file = line("cover /mnt/notes/.env with an empty file: it may hold keys");
+    let folder = line("cover /workspace/.ssh with an empty folder: it may hold keys");
+    assert!(line("bind /srv/notes at") < file && file < folder && folder < line("pivot_root"));
+    assert!(line("file /run/nanoclaw/masked (0 bytes)") < file);
 }
 
 #[test]

@@ -111,7 +111,13 @@ pub fn every_kind() -> Vec<Body> {
             }],
         },
         Body::TotalsDisagree { total: s("bytes up"), relation: s("equal"), gateway: 1, kernel: 2 },
-        Body::SandboxStopped { outcome: s("exit 0"), cpu_ms: 1, peak_memory_bytes: 2 },
+        Body::SandboxStopped {
+            outcome: s("exit 0"),
+            cpu_ms: 1,
+            peak_memory_bytes: 2,
+            peak_pids: Some(3),
+            disk_bytes: Some(4),
+        },
         Body::ProcessExec {
             exec: 1,
             pid: 7,

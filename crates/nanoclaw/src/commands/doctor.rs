@@ -3,7 +3,7 @@
 
 mod state;
 
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Context, Failure, Kind, Result};
 use crate::home::Home;
 use crate::ui::{self, Paint};
 use sandbox::{Check, Status};
@@ -32,6 +32,22 @@ pub(crate) fn run(home: Result<Home>, as_json: bool) -> Result<u8> {
         (true, false) => Kind::Protection.exit_code(),
         (false, false) => 0,
     })
+}
+
+/// `--apparmor`: the profile for this very program, to be installed by root.
+pub(crate) fn apparmor() -> Result<u8> {
+    let own = std::env::current_exe().context("this program's own path")?;
+    let usual = "the tarball has the profile for the usual places, apparmor/nanoclaw";
+    let profile = sandbox::apparmor_profile(&own).map_err(|e| Failure::usage(e).remedy(usual))?;
+    ui::out(&profile);
+    if !sandbox::is_roots_alone(&own) {
+        ui::note(format!(
+            "nanoclaw: warning: others than root can change {}, and so get what the profile grants; \
+             install it where root alone writes, e.g. in /usr/local/bin",
+            own.display()
+        ));
+    }
+    Ok(0)
 }
 
 fn homeless(e: Failure) -> Check {

@@ -6,6 +6,7 @@ use crate::home::Home;
 use crate::ui::{self, Paint, brief, harmless};
 use audit::read::{Filter, Reader};
 use model::{Body, SessionId};
+use sandbox::Plan;
 use std::collections::BTreeMap;
 
 /// Refusals shown; the record has all.
@@ -16,6 +17,18 @@ const KNOWN_MAX: usize = 1_000;
 const TARGET: usize = 160;
 /// Characters of a reason that are shown: long enough for the remedy in it.
 const REASON: usize = 300;
+
+/// Tells which places of what was granted are covered inside: an empty `.env` would puzzle.
+pub(super) fn covered(plan: &Plan) {
+    let places: Vec<String> = plan.masks().map(|mask| brief(&mask.path, TARGET)).collect();
+    if let Some(first) = places.first() {
+        let more = match places.len() - 1 {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        ui::note(format!("nanoclaw: {first}{more} may hold keys and is empty inside"));
+    }
+}
 
 /// Tells what was refused to the session whose first record is `first`, each once.
 pub(super) fn tell(home: &Home, session: &SessionId, first: u64) {

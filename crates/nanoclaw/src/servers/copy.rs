@@ -7,7 +7,7 @@ use crate::operations::Reports;
 use crate::scribe::{Scribe, inline};
 use crate::words::Words;
 use gateway::control::Door;
-use model::{Body, Durability, TurnId};
+use model::{Durability, TurnId};
 use sandbox::{Ended, Pipes, Sandbox};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -68,11 +68,8 @@ impl Running {
         self.reports.finish();
         let totals = self.door.as_ref().map(|door| crosscheck::settle(door, &ended));
         let Ended { outcome, usage, .. } = ended;
-        let body = Body::SandboxStopped {
-            outcome: inline(&format!("{}: {outcome}", label(&self.server))).to_owned(),
-            cpu_ms: usage.cpu_ms,
-            peak_memory_bytes: usage.peak_memory_bytes,
-        };
+        let outcome_text = inline(&format!("{}: {outcome}", label(&self.server))).to_owned();
+        let body = crosscheck::stopped(outcome_text, &usage);
         // Nothing follows that could be withheld; a log that is gone shows its missing tail.
         for body in std::iter::once(body).chain(totals.into_iter().flat_map(|t| t.findings)) {
             drop(self.scribe.write(self.turn.as_ref(), body, Durability::Ordered));

@@ -205,8 +205,11 @@ fn general(lab: &Lab, story: &str) -> String {
         (r"Limits: .*", "Limits: …"),
         (r"\d+ inside, \d+ outside", "N inside, N outside"),
         (r"\d+ system calls", "N system calls"),
-        (r"ABI \d+", "ABI N"),
-        (r"\d+ ms of CPU, at most \d+ bytes", "N ms of CPU, at most N bytes"),
+        (r"ABI \d+(, tried and refused: [a-z, ]+(; [a-z, -]+)?)?", "ABI N"),
+        (
+            r"\d+ ms of CPU, at most \d+ bytes of memory[^.]*\.",
+            "N ms of CPU, at most N bytes of memory.",
+        ),
         (r"recorder \S+ \(", "recorder VERSION ("),
         (r"version \S+", "version V"),
         (r"\bpid \d+", "pid N"),

@@ -17,6 +17,7 @@ both!(
     a_link_to_what_must_not_be_mounted_is_refused,
     a_folder_that_hides_what_is_in_it_is_refused,
     what_the_whole_host_runs_is_granted_for_reading_only,
+    keys_below_a_grant_are_covered_and_told,
 );
 
 /// Owner and contents of what a command leaves in a workspace that belongs to `uid`.
@@ -252,6 +253,23 @@ fn what_the_whole_host_runs_is_granted_for_reading_only(lab: &Lab) {
         let said = lab.run(&args).failed(2);
         assert!(said.contains("which the whole host runs"), "{said}");
     }
+}
+
+fn keys_below_a_grant_are_covered_and_told(lab: &Lab) {
+    let notes = notes(lab);
+    lab.file(&notes.join(".env"), "KEY=real\n");
+    lab.file(&notes.join("deep/.env.local"), "KEY=real\n");
+    let flags = ["--workspace", notes.to_str().unwrap()];
+    let ran = lab.sh(&flags, "cat a .env deep/.env.local; grep -r real . || true");
+    let told = "nanoclaw: /workspace/.env and 1 more may hold keys and is empty inside\n";
+    assert_eq!(ran.err(), told, "{ran}");
+    assert_eq!(ran.ok(), "one\n");
+    let text = "schema = 1\n[[mounts]]\nsource = \"~/notes\"\ntarget = \"/mnt/notes\"\n\
+                access = \"read\"\n";
+    lab.file(&lab.home().join("agents/reader.toml"), text);
+    let plan = lab.run(["sandbox", "plan", "reader"]).ok();
+    assert!(plan.contains("cover /mnt/notes/deep/.env.local with an empty file"), "{plan}");
+    assert_eq!(fs::read_to_string(notes.join(".env")).unwrap(), "KEY=real\n");
 }
 
 fn a_folder_that_hides_what_is_in_it_is_refused(lab: &Lab) {

@@ -10,6 +10,7 @@ both!(
     a_home_of_another_user_is_refused,
     uids_inside_and_outside,
     no_privilege_can_be_had_inside,
+    the_apparmor_profile_is_for_this_very_program,
 );
 
 fn the_home_is_private(lab: &Lab) {
@@ -111,4 +112,14 @@ fn no_privilege_can_be_had_inside(lab: &Lab) {
             assert_ne!(ran.code(), 0, "{attempt}: {ran}");
         }
     }
+}
+
+fn the_apparmor_profile_is_for_this_very_program(lab: &Lab) {
+    let ran = lab.run(["doctor", "--apparmor"]);
+    let binary = lab.binary().canonicalize().unwrap();
+    let heading = format!("profile nanoclaw {} flags=(unconfined) {{\n", binary.display());
+    assert!(ran.out().contains(&heading), "{ran}");
+    // This one lies in a temporary folder, where others than root may write.
+    assert!(ran.err().contains("others than root can change"), "{ran}");
+    assert_eq!(ran.code(), 0, "{ran}");
 }

@@ -9,7 +9,8 @@
 //! 3. Nothing that a container asks for widens what the native plan grants.
 
 use crate::facts::{HostFacts, Mode};
-use crate::plan::{DISK_OWNER, Plan};
+use crate::plan::{DISK_OWNER, MASK, Plan};
+use crate::secrets::Mask;
 use crate::step::{Bind, Owner, Step};
 use model::{Backend, EngineChoice, SandboxSpec};
 use serde::{Deserialize, Serialize};
@@ -67,6 +68,8 @@ pub struct Container {
     pub files: Vec<(String, String)>,
     /// Bind mounts.
     pub binds: Vec<Bind>,
+    /// Places below them that are covered by something empty, for they may hold keys.
+    pub masks: Vec<Mask>,
     /// Places in memory.
     pub scratch: Vec<Scratch>,
     /// Paths that show nothing.
@@ -95,6 +98,7 @@ impl Container {
             skeleton: Vec::new(),
             files: Vec::new(),
             binds: Vec::new(),
+            masks: Vec::new(),
             scratch: Vec::new(),
             hidden: vec![NO_SYSFS.to_owned()],
             read_only: Vec::new(),
@@ -180,7 +184,10 @@ impl Container {
                 }
             }
             Step::Symlink { path, to } => self.again(path, to),
+            // What covers is the same for all containers, and no part of one.
+            Step::File { path, .. } if path == MASK => {}
             Step::File { path, contents } => self.file(path, contents),
+            Step::Mask(mask) => self.masks.push(mask.clone()),
             Step::Bind(bind) if bind.devices => {}
             Step::Bind(_) if common && self.image.is_some() => {}
             Step::Bind(bind) | Step::Trust(bind) => {
@@ -204,11 +211,17 @@ impl Container {
     }
 
     /// The root is read-only before a session is known: where the native plan links to something
-    /// of a session, the same is mounted a second time.
+    /// of a session, the same is mounted a second time. What is covered in one is in the other.
     fn again(&mut self, path: &str, to: &str) {
         if let Some(bind) = self.binds.iter().find(|b| b.target == to).cloned() {
             self.binds.push(Bind { target: path.to_owned(), ..bind });
         }
+        let below = |mask: &Mask| {
+            let rest = mask.path.strip_prefix(to).filter(|rest| rest.starts_with('/'))?;
+            Some(Mask { path: format!("{path}{rest}"), ..mask.clone() })
+        };
+        let covered: Vec<Mask> = self.masks.iter().filter_map(below).collect();
+        self.masks.extend(covered);
     }
 
     /// Names of users and groups are those of the ids the program has here.
@@ -225,7 +238,8 @@ impl Container {
     }
 
     fn look(&self) -> Step {
-        let places = self.watched().map(|b| b.target.clone()).collect();
+        let mounted = self.watched().map(|b| &b.target);
+        let places = mounted.chain(self.masks.iter().map(|m| &m.path)).cloned().collect();
         Step::Look { places, hidden: self.hidden.clone() }
     }
 }
@@ -262,6 +276,9 @@ impl fmt::Display for Container {
         write!(f, "{} thousandths of a CPU, {} processes", self.cpu_milli, self.pids)?;
         for bind in &self.binds {
             write!(f, "\n     {bind}")?;
+        }
+        for mask in &self.masks {
+            write!(f, "\n     {mask}")?;
         }
         for (path, contents) in &self.files {
             write!(f, "\n     file {path} ({} bytes)", contents.len())?;

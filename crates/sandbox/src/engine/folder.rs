@@ -5,7 +5,7 @@
 //! a killed process left is found by the next one (`leftovers`), with the engines to ask.
 //!
 //! Invariants:
-//! 1. The folder is the owner's alone; single files and sockets in it are mounted, never it whole.
+//! 1. The folder is the owner's alone; single things in it are mounted, never it whole.
 //! 2. Only what belongs to processes that are gone is ever removed.
 
 use super::root;
@@ -28,6 +28,8 @@ pub(super) const SESSION_LABEL: &str = "io.nanoclaw.session";
 pub(super) const STARTER_LABEL: &str = "io.nanoclaw.starter";
 /// Begins the names of the files that name engines.
 const ENGINE: &str = "engine-";
+/// The name of the empty folder.
+const COVER: &str = "cover";
 
 /// A folder of this process.
 #[derive(Debug)]
@@ -104,6 +106,19 @@ impl Folder {
     /// A file with these contents, readable by everyone; made once.
     pub(super) fn file(&self, contents: &[u8]) -> io::Result<PathBuf> {
         self.named(&format!("file-{}", root::name(contents)), contents)
+    }
+
+    /// Something empty to cover a file or folder with; made once, and mounted read-only.
+    pub(super) fn cover(&self, directory: bool) -> io::Result<PathBuf> {
+        if !directory {
+            return self.file(b"");
+        }
+        let path = self.path.join(COVER);
+        match fs::create_dir(&path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+            // Whoever the program is, it may see that nothing is in it.
+            _ => chmod(&path, Mode::from_raw_mode(0o555)).map(|()| path).map_err(Into::into),
+        }
     }
 
     fn named(&self, name: &str, contents: &[u8]) -> io::Result<PathBuf> {
@@ -196,6 +211,10 @@ mod tests {
         assert!(line.path.exists());
         let file = mine.file(b"127.0.0.1 localhost\n").unwrap();
         assert_eq!(file, mine.file(b"127.0.0.1 localhost\n").unwrap());
+        let (cover, nothing) = (mine.cover(true).unwrap(), mine.cover(false).unwrap());
+        assert_eq!(cover, mine.cover(true).unwrap());
+        assert_eq!(fs::read_dir(&cover).unwrap().count(), 0);
+        assert_eq!(fs::read(&nothing).unwrap(), b"");
         assert!(leftovers(&home).is_empty());
         // As another process of the same number, or of another boot, would have left it.
         let (boot, owner) = mine.starter().split_once('-').unwrap();

@@ -15,7 +15,7 @@ use crate::backend::{Run, Serve, Wait};
 use crate::cgroup::Group;
 use crate::error::{PauseError, StartError, StartErrorKind};
 use crate::report::{Ended, Traffic, Usage};
-use crate::spawner::{Witness, outcome};
+use crate::spawner::{Bounds, Witness, outcome};
 use crate::wire::{self, Moved, Order, Word};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{Shutdown, shutdown};
@@ -161,9 +161,9 @@ fn state_of(pid: i32) -> Option<char> {
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
-/// A container that is measured and waits.
+/// A container that is measured and waits, and what it must keep to that no kernel holds.
 #[derive(Debug)]
-pub(super) struct Waiting(Arc<Shared>);
+pub(super) struct Waiting(Arc<Shared>, Bounds);
 
 impl Waiting {
     /// `io`: what its first process has moved so far, and the open counter of it.
@@ -172,20 +172,22 @@ impl Waiting {
         group: Group,
         io: (Option<Moved>, Option<OwnedFd>),
         reports: Option<Reports>,
+        bounds: Bounds,
     ) -> Self {
         let mut witness = Witness::of(body.pid);
         witness.zero(io.0, io.1);
         if let Some(reports) = &reports {
             reports.begin();
         }
-        Self(Arc::new(Shared {
+        let shared = Shared {
             body,
             group,
             witness: Mutex::new(witness),
             reports,
             state: Mutex::default(),
             changed: Condvar::new(),
-        }))
+        };
+        Self(Arc::new(shared), bounds)
     }
 
     /// For whoever takes its reports.
@@ -215,11 +217,11 @@ impl Serve for Server {
 
 impl Wait for Waiting {
     fn start(self: Box<Self>) -> Result<Box<dyn Run>, StartError> {
-        let Self(shared) = *self;
+        let Self(shared, bounds) = *self;
         shared.body.tell(&Order::Go)?;
         let live = Live(Arc::clone(&shared));
         let thread = std::thread::Builder::new().name("container".into());
-        let heard = thread.spawn(move || shared.hear());
+        let heard = thread.spawn(move || shared.hear(bounds));
         heard.map_err(|e| StartError::spawner(format!("no thread for a container: {e}")))?;
         Ok(Box::new(live))
     }
@@ -247,14 +249,16 @@ struct Shared {
 
 impl Shared {
     /// Attends to it until it ends, then tells the end.
-    fn hear(&self) {
-        let finished = self.attend();
+    fn hear(&self, mut bounds: Bounds) {
+        bounds.start(Instant::now());
+        let finished = self.attend(&mut bounds);
         let mut usage = self.usage();
         usage.memory_bytes = 0;
         usage.pids = 0;
         let traffic: Option<Traffic> = Some(lock(&self.witness).traffic());
         self.body.let_go();
         self.body.await_end();
+        usage.disk_bytes = bounds.last();
         let operations = self.reports.as_ref().and_then(Reports::end);
         self.body.remove();
         let mut state = lock(&self.state);
@@ -267,11 +271,12 @@ impl Shared {
 
     /// Answers its calls and hears its line until the program has ended, whose status it is, or the
     /// line has.
-    fn attend(&self) -> Option<i32> {
+    fn attend(&self, bounds: &mut Bounds) -> Option<i32> {
         let line = self.body.line().ok()?;
         let mut buffer = Vec::new();
         loop {
-            let Heard { said, called } = wait(line, self.reports.as_ref(), None);
+            let Heard { said, called } = wait(line, self.reports.as_ref(), bounds.due());
+            self.hold_to(bounds);
             if let Some(reports) = &self.reports {
                 if called && reports.turn().is_err() {
                     self.kill("its calls can no longer be answered");
@@ -287,6 +292,16 @@ impl Shared {
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return None,
             }
+        }
+    }
+
+    /// Ends it when its time is over, or it keeps too much on the disk.
+    fn hold_to(&self, bounds: &mut Bounds) {
+        let now = Instant::now();
+        if bounds.due().is_some_and(|at| at <= now) {
+            let why = bounds.turn(now, self.body.pid);
+            lock(&self.state).usage.disk_bytes = bounds.found();
+            why.iter().for_each(|why| self.kill(why));
         }
     }
 
@@ -320,6 +335,8 @@ impl Shared {
                     .unwrap_or(memory.max(state.usage.peak_memory_bytes)),
                 pids: group.pids().unwrap_or(0),
                 oom_kills: group.oom_kills().unwrap_or(0),
+                peak_pids: group.peak_pids().or(state.usage.peak_pids),
+                ..state.usage
             };
         }
         state.usage

@@ -28,12 +28,14 @@ use crate::facts::Mode;
 use crate::operation::Operation;
 use crate::plan::{BINARY_INSIDE, Plan};
 use crate::report::Report;
-use crate::step::{Owner, Step};
+use crate::spawner::Bounds;
+use crate::step::{Bind, Owner, Step};
 use crate::wire::{self, Job, Measured, Order, Word};
 use crate::{Prepared, Sources, Stdio};
 use model::{DoorSpec, SandboxSpec, Workspace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, Gid, Mode as FileMode, OFlags, ResolveFlags, Uid, openat2};
+use rustix::fs::{CWD, FileType, Gid, Mode as FileMode, OFlags, ResolveFlags, Stat, Uid, openat2};
+use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with, sockopt};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::BTreeMap;
@@ -86,7 +88,8 @@ pub(super) fn prepare(
     if facts.mode == Mode::Root {
         own_terminals(&stdio, owner)?;
     }
-    let files = files(&container, engine.facts.kind, owner)?;
+    let mut files = files(&container, engine.facts.kind, owner)?;
+    covers(engine, &container, &mut files)?;
     let image = image(engine, &container)?;
     let (body, inspected) = start(engine, spec, &container, &image)?;
     let Told { measured, io, reports } = work(&body, &plan, &stdio, spec.witness)?;
@@ -113,7 +116,7 @@ pub(super) fn prepare(
     crate::sockets::refuse(spec)?;
     let pid = u32::try_from(body.pid).unwrap_or(0);
     let Measured { moved, probes, .. } = measured;
-    let waiting = Waiting::new(body, group, (moved, io), reports);
+    let waiting = Waiting::new(body, group, (moved, io), reports, Bounds::of(spec));
     let operations = from.map(|from| Operations::new(from, waiting.server()));
     let report = Report { walls, limits, plan, pid, probes };
     Ok(Prepared::new(report, operations, Box::new(waiting)))
@@ -166,20 +169,59 @@ fn fits(spec: &SandboxSpec, sources: &Sources, owner: Owner) -> Result<(), Start
     Ok(())
 }
 
+/// Whether this engine can be told of a path.
+fn mountable(path: &str, dialect: Dialect) -> Result<(), StartError> {
+    if dialect != Dialect::Podman || !path.contains(PODMAN_SEPARATORS) {
+        return Ok(());
+    }
+    let cause = format!("podman cannot mount {path:?}: it has a comma or a quote");
+    let kind = Kind::Spec(SpecErrorKind::Path);
+    Err(StartError::new(kind, cause, "rename the folder or grant another"))
+}
+
+/// What stands there; no link is followed.
+fn look(path: &str) -> Result<Stat, Errno> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    openat2(CWD, path, flags, FileMode::empty(), resolve).and_then(rustix::fs::fstat)
+}
+
+/// What will cover places that may hold keys, among the files to be found inside. A place that is
+/// not there any more would be made by the engine, in the user's own folder.
+fn covers(engine: &Engine, container: &Container, files: &mut Files) -> Result<(), StartError> {
+    for mask in &container.masks {
+        mountable(&mask.path, engine.facts.kind)?;
+        let below = |bind: &Bind| {
+            let rest = mask.path.strip_prefix(&bind.target)?;
+            rest.starts_with('/').then(|| format!("{}{rest}", bind.source))
+        };
+        let place = container.watched().find_map(below).unwrap_or_default();
+        let folder = |stat: Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if look(&place).map(folder) != Ok(mask.directory) {
+            let cause = format!("{place:?} may hold keys and cannot be covered: gone or closed");
+            let remedy = "start it again; if it repeats, give yourself access to the folders above \
+                          it (chmod u+rx)";
+            return Err(StartError::new(Kind::Mount, cause, remedy));
+        }
+        let cover = engine.shop.folder.cover(mask.directory).map_err(disk)?;
+        let stat = rustix::fs::stat(&cover).map_err(|e| disk(e.into()))?;
+        files.insert(mask.path.clone(), (stat.st_dev, stat.st_ino));
+    }
+    Ok(())
+}
+
+fn disk(e: std::io::Error) -> StartError {
+    let cause = format!("what the container is shown cannot be written: {e}");
+    engine_error(cause, "free some room on the disk")
+}
+
 /// Which files will be mounted, opened without following any link.
 fn files(container: &Container, dialect: Dialect, owner: Owner) -> Result<Files, StartError> {
     let mut files = Files::new();
     for bind in container.watched() {
-        let odd = |text: &str| text.contains(PODMAN_SEPARATORS);
-        if dialect == Dialect::Podman && (odd(&bind.source) || odd(&bind.target)) {
-            let cause = format!("podman cannot mount {:?}: it has a comma or a quote", bind.source);
-            let kind = Kind::Spec(SpecErrorKind::Path);
-            return Err(StartError::new(kind, cause, "rename the folder or grant another"));
-        }
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let opened = openat2(CWD, bind.source.as_str(), flags, FileMode::empty(), resolve);
-        let stat = opened.and_then(rustix::fs::fstat).map_err(|e| {
+        mountable(&bind.source, dialect)?;
+        mountable(&bind.target, dialect)?;
+        let stat = look(&bind.source).map_err(|e| {
             let cause = format!("the source {:?} cannot be opened: {e}", bind.source);
             StartError::new(Kind::Spec(SpecErrorKind::Symlink), cause, "name the real path")
         })?;
@@ -255,16 +297,13 @@ fn start(
 ) -> Result<(Body, Inspected), StartError> {
     let shop = &engine.shop;
     let number = shop.made.fetch_add(1, Ordering::Relaxed) + 1;
-    let disk = |e: std::io::Error| {
-        let cause = format!("what the container is shown cannot be written: {e}");
-        engine_error(cause, "free some room on the disk")
-    };
     let line = shop.folder.line(number).map_err(disk)?;
     let files = container.files.iter().map(|(_, text)| shop.folder.file(text.as_bytes()));
     let occasion = Occasion {
         image: image.to_owned(),
         line: line.path.clone(),
         files: files.collect::<Result<_, _>>().map_err(disk)?,
+        covers: [shop.folder.cover(false).map_err(disk)?, shop.folder.cover(true).map_err(disk)?],
         profile: shop.profile.clone(),
         labels: BTreeMap::from([
             (HOME_LABEL.to_owned(), shop.folder.home()),

@@ -4,13 +4,15 @@
 //!
 //! Invariants:
 //! 1. Pure. Every wall is asked for by name, also where it is the engine's default.
-//! 2. Binds are written as objects, never as `a:b:c` texts, and hold no mount below them: engines
-//!    of this age make only the uppermost one read-only.
+//! 2. Binds are written as objects, never as `a:b:c` texts, and bring no mount of the host's below
+//!    them: engines of this age make only the uppermost one read-only. What covers a place below
+//!    one is a mount of its own, read-only too; engines mount in the order of depth.
 
 use super::container::{Container, LINE_INSIDE, Scratch};
 use super::fitness::{Facts, Kind};
 use crate::INIT_ROLE;
 use crate::plan::BINARY_INSIDE;
+use crate::secrets::Mask;
 use crate::step::Owner;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -32,6 +34,8 @@ pub(super) struct Occasion {
     pub(super) line: PathBuf,
     /// Files of the container, on the host, in the order it lists them.
     pub(super) files: Vec<PathBuf>,
+    /// Something empty, on the host: a file, a folder.
+    pub(super) covers: [PathBuf; 2],
     /// The system-call profile: its path on the host, and its text.
     pub(super) profile: (PathBuf, String),
     /// Who it belongs to.
@@ -169,7 +173,11 @@ fn mounts(container: &Container, occasion: &Occasion) -> Vec<Value> {
     let binds = container.binds.iter().map(|b| mount(Path::new(&b.source), &b.target, b.read_only));
     let files = container.files.iter().zip(&occasion.files);
     let files = files.map(|((target, _), source)| mount(source, target, true));
-    binds.chain(files).chain([mount(&occasion.line, LINE_INSIDE, true)]).collect()
+    let [file, folder] = &occasion.covers;
+    let cover = |mask: &Mask| mount(if mask.directory { folder } else { file }, &mask.path, true);
+    let masks = container.masks.iter().map(cover);
+    let line = mount(&occasion.line, LINE_INSIDE, true);
+    binds.chain(files).chain(masks).chain([line]).collect()
 }
 
 fn tmpfs(container: &Container, kind: Kind) -> Map<String, Value> {

@@ -64,7 +64,10 @@ pub(super) fn walls(demand: &Demand<'_>, found: &Found<'_>) -> Result<Vec<WallSt
     if !found.inside.root_read_only {
         return Err(wrong("the root", "writable", "read-only"));
     }
-    Ok(list(demand, found, own))
+    let level = demand.landlock;
+    let landlock = crate::landlock::measured(found.inside.felt.as_ref(), level)
+        .map_err(|said| wrong("Landlock", &said, &format!("ABI {level}")))?;
+    Ok(list(demand, found, own, landlock))
 }
 
 /// What the engine says of its container.
@@ -90,8 +93,9 @@ fn settings(demand: &Demand<'_>, inspected: &Inspected) -> Result<(), StartError
     let binds = container.binds.iter().map(|b| b.target.as_str());
     let files = container.files.iter().map(|(path, _)| path.as_str());
     let scratch = container.scratch.iter().map(|s| s.path.as_str());
+    let masks = container.masks.iter().map(|m| m.path.as_str());
     let asked: BTreeSet<&str> =
-        binds.chain(files).chain(scratch).chain([LINE_INSIDE, "/run"]).collect();
+        binds.chain(files).chain(masks).chain(scratch).chain([LINE_INSIDE, "/run"]).collect();
     let foreign = |m: &&MountPoint| {
         // Podman lists its small file system over /run as well.
         !asked.contains(m.destination.as_str()) || (m.destination == "/run" && m.kind != "tmpfs")
@@ -159,16 +163,20 @@ fn process(demand: &Demand<'_>, outside: &Outside) -> Result<(), StartError> {
 
 /// What stands inside is what was looked at before, and cannot be written where it must not be.
 fn places(demand: &Demand<'_>, inside: &Measured) -> Result<(), StartError> {
-    for bind in demand.container.watched() {
-        let target = &bind.target;
+    let binds = demand.container.watched().map(|bind| {
+        let source = format!("the file or folder {:?} that was checked", bind.source);
+        (&bind.target, bind.read_only, source)
+    });
+    let masks = demand.container.masks.iter();
+    let masks = masks.map(|mask| (&mask.path, true, "the empty one that covers it".to_owned()));
+    for (target, read_only, source) in binds.chain(masks) {
         let Some(place) = inside.places.iter().find(|p| &p.path == target) else {
             return Err(wrong(&format!("what stands at {target}"), "not told", "known"));
         };
         if demand.files.get(target) != Some(&place.file) {
-            let source = format!("the file or folder {:?} that was checked", bind.source);
             return Err(wrong(&format!("what stands at {target}"), "something else", &source));
         }
-        if bind.read_only && !place.read_only {
+        if read_only && !place.read_only {
             return Err(wrong(&format!("the mount at {target}"), "writable", "read-only"));
         }
     }
@@ -186,7 +194,12 @@ impl Facts {
     }
 }
 
-fn list(demand: &Demand<'_>, found: &Found<'_>, own_users: bool) -> Vec<WallState> {
+fn list(
+    demand: &Demand<'_>,
+    found: &Found<'_>,
+    own_users: bool,
+    landlock: String,
+) -> Vec<WallState> {
     let names: Vec<&str> = found
         .inside
         .namespaces
@@ -221,7 +234,7 @@ fn list(demand: &Demand<'_>, found: &Found<'_>, own_users: bool) -> Vec<WallStat
             let reachable = crate::seccomp::reachable_syscalls();
             format!("allow-list, {reachable} system calls reachable; filters loaded: {filters}")
         }),
-        ("landlock", format!("ABI {}", demand.landlock)),
+        ("landlock", landlock),
         ("access control", mac),
         ("network", network(&demand.spec.network)),
     ]
@@ -300,6 +313,7 @@ pub(super) fn limits(
         ("pids", plain(held.pids).to_string(), "cgroup of the engine".to_owned()),
         ("tmp", format!("{} bytes", limits.tmp_bytes), "sizes of several tmpfs".to_owned()),
     ];
+    states.extend(crate::spawner::bound_states(limits));
     for (name, asked) in [("fsize", limits.file_bytes), ("nofile", limits.open_files), ("core", 0)]
     {
         match inside.limits.iter().find(|(n, _)| n == name).map(|(_, v)| *v) {

@@ -4,6 +4,7 @@ use super::door::Door;
 use super::failed;
 use super::mounts::Root;
 use crate::error::{StartError, StartErrorKind as Kind};
+use crate::landlock::Felt;
 use crate::step::{Owner, Step};
 use crate::sys;
 use crate::wire::{self, Job, Order};
@@ -35,6 +36,8 @@ pub(super) struct Machine<'l> {
     pub(super) places: Vec<wire::Place>,
     /// What can be seen and should not be.
     pub(super) shown: Vec<String>,
+    /// What Landlock refused when it was tried.
+    pub(super) felt: Option<Felt>,
 }
 
 impl<'l> Machine<'l> {
@@ -52,6 +55,7 @@ impl<'l> Machine<'l> {
             listener: None,
             places: Vec::new(),
             shown: Vec::new(),
+            felt: None,
         }
     }
 
@@ -103,8 +107,9 @@ impl<'l> Machine<'l> {
                     .map(AsFd::as_fd)
                     .filter(|fd| rustix::termios::isatty(fd))
                     .collect();
-                crate::landlock::restrict(*abi, write, devices, *scopes, &terminals)
-                    .map_err(|e| tell(io::Error::other(e)))
+                let felt = crate::landlock::restrict(*abi, write, devices, *scopes, &terminals);
+                self.felt = Some(felt.map_err(|e| tell(io::Error::other(e)))?);
+                Ok(())
             }
             Step::Look { places, hidden } => {
                 self.places = super::measure::places(places).map_err(tell)?;
@@ -208,8 +213,8 @@ fn explain(kind: Kind, step: &Step, e: &io::Error) -> StartError {
     let cause = format!("{step}: {e}");
     let errno = e.raw_os_error();
     let remedy = match (step, errno) {
-        (Step::MapCaller { .. }, _) => crate::doctor::user_namespace_remedy(),
-        (Step::Become { .. }, _) => crate::doctor::user_namespace_remedy(),
+        (Step::MapCaller { .. }, _) => crate::userns::remedy(),
+        (Step::Become { .. }, _) => crate::userns::remedy(),
         (Step::Proc, Some(libc::EPERM)) => {
             "the /proc of this container is masked: run it with an unmasked /proc (docker: \
              --security-opt systempaths=unconfined) or run nanoclaw on the host"
@@ -221,6 +226,7 @@ fn explain(kind: Kind, step: &Step, e: &io::Error) -> StartError {
         (Step::Bind(_) | Step::Trust(_), Some(libc::ELOOP)) => {
             "name the real path, without symbolic links"
         }
+        (Step::Mask(_), _) => "it changed while the sandbox was made: start it again",
         (Step::Landlock { .. }, _) => crate::doctor::LANDLOCK_REMEDY,
         (Step::Seccomp { witness: true, .. }, Some(libc::EBUSY)) => {
             "nanoclaw itself runs under a filter that reports (some container engines have one): \

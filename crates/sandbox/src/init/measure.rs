@@ -79,6 +79,7 @@ pub(super) fn measure(io: Option<&fs::File>) -> io::Result<Measured> {
         probes: None,
         places: Vec::new(),
         shown: Vec::new(),
+        felt: None,
     })
 }
 

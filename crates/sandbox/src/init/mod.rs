@@ -147,9 +147,10 @@ fn carry_out(
             Some(said.map_err(|e| (step, failed(Kind::Verification, "the probe", e)))?)
         }
     };
-    let execute::Machine { door, listener, places, shown, .. } = machine;
+    let execute::Machine { door, listener, places, shown, felt, .. } = machine;
     let mut measured = measure::measure(io.as_ref()).map_err(internal)?;
     (measured.probes, measured.places, measured.shown) = (probes, places, shown);
+    measured.felt = felt;
     tell_and_wait(line, measured, io, listener).map_err(internal)?;
     Ok((program, door))
 }

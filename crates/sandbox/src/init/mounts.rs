@@ -89,6 +89,7 @@ impl Root {
                 self.place(&tree, path)
             }
             Step::ProcMask { path, directory } => self.mask(path, *directory),
+            Step::Mask(mask) => self.cover(&mask.path, mask.directory),
             Step::Terminals => {
                 let options = [("ptmxmode", "0666"), ("mode", "0620")];
                 self.place(&new_mount("devpts", &options, NO_SUID | NO_EXEC)?, "/dev/pts")
@@ -205,6 +206,24 @@ impl Root {
         let tree = clone_tree(&self.0, source, false)?;
         sys::mount_attributes(tree.as_fd(), READ_ONLY | NO_SUID | NO_EXEC, false)?;
         self.place(&tree, path)
+    }
+
+    /// Covers a place in somebody's folder. Nothing on the way there may be a link, for it would
+    /// lead the cover elsewhere. What the sandbox cannot get to either needs none.
+    fn cover(&self, path: &str, directory: bool) -> io::Result<()> {
+        let source = if directory { "run/empty" } else { relative(crate::plan::MASK) };
+        let resolve =
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let at = match openat2(&self.0, relative(path), flags, Mode::empty(), resolve) {
+            Err(Errno::ACCESS) => return Ok(()),
+            opened => opened?,
+        };
+        let tree = clone_tree(&self.0, source, false)?;
+        sys::mount_attributes(tree.as_fd(), READ_ONLY | NO_SUID | NO_DEV | NO_EXEC, false)?;
+        let flags =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        Ok(move_mount(tree.as_fd(), "", at.as_fd(), "", flags)?)
     }
 
     fn pivot(&self) -> io::Result<()> {

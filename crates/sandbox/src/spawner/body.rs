@@ -187,7 +187,7 @@ fn cloned(shop: &Shop) -> Result<(i32, OwnedFd, OwnedFd), StartError> {
     let made = sys::clone_exec(flags as u64, shop.image.as_fd(), &argv, &fds);
     let (pid, pidfd) = made.map_err(|e| {
         let remedy = match shop.facts.mode {
-            Mode::User => crate::doctor::user_namespace_remedy(),
+            Mode::User => crate::userns::remedy(),
             Mode::Root => "the kernel refuses namespaces to root: see `nanoclaw doctor`",
         };
         StartError::new(Kind::Namespaces, format!("no new namespaces: {e}"), remedy)

@@ -1,6 +1,7 @@
 //! One sandbox from clone to burial.
 
 use super::body::{Body, Mapping};
+use super::bounds::Bounds;
 use super::operations::{Watch, Way};
 use super::still::Still;
 use super::verify::{self, Demand};
@@ -9,6 +10,7 @@ use crate::cgroup::Group;
 use crate::error::{StartError, StartErrorKind as Kind};
 use crate::facts::{Mode, Rung};
 use crate::report::{Ended, Report, Usage};
+use crate::secrets::Mask;
 use crate::wire::{self, Answer, BoxId, Order, Word};
 use model::{SandboxSpec, Workspace};
 use std::os::fd::OwnedFd;
@@ -34,6 +36,8 @@ pub(super) struct Live {
     /// Reports of it, from before its program runs.
     watch: Option<Watch>,
     still: Still,
+    /// What no kernel holds: time, and room on the disk.
+    bounds: Bounds,
     killed: Option<String>,
     finished: Option<i32>,
     failed: Option<StartError>,
@@ -45,12 +49,14 @@ impl Live {
         shop: &mut Shop,
         id: BoxId,
         spec: &SandboxSpec,
+        masks: Vec<Mask>,
         stdio: &[OwnedFd],
     ) -> Result<Self, StartError> {
         if stdio.len() != 3 {
             return Err(StartError::spawner("the three standard streams did not arrive"));
         }
-        let mut sources = crate::check(spec, &shop.facts)?;
+        let mut sources = crate::check::host(spec, &shop.facts)?;
+        sources.masks = masks;
         if shop.facts.landlock_abi == 0 {
             let cause = "the kernel has no Landlock";
             return Err(StartError::new(Kind::Landlock, cause, crate::doctor::LANDLOCK_REMEDY));
@@ -98,6 +104,7 @@ impl Live {
             plan: Some(plan),
             watch: None,
             still: Still::default(),
+            bounds: Bounds::of(spec),
             killed: None,
             finished: None,
             failed: None,
@@ -198,7 +205,9 @@ impl Live {
     pub(super) fn go(&mut self) {
         if self.phase == Phase::Waiting {
             let watched = self.demand.ladder.memory == Rung::Fallback;
-            self.phase = Phase::Running { look: watched.then(Instant::now) };
+            let now = Instant::now();
+            self.phase = Phase::Running { look: watched.then_some(now) };
+            self.bounds.start(now);
             // An init that is gone is noticed by its pidfd.
             let _ = wire::send(&self.body.line, &Order::Go, &[]);
         }
@@ -246,7 +255,8 @@ impl Live {
     /// When [`Live::tick`] must be called at the latest.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let looks = self.watch.as_ref().and_then(Watch::due);
-        [self.phase_deadline(), looks, self.still.due()].into_iter().flatten().min()
+        let bounds = self.bounds.due().filter(|_| self.killed.is_none());
+        [self.phase_deadline(), looks, self.still.due(), bounds].into_iter().flatten().min()
     }
 
     fn phase_deadline(&self) -> Option<Instant> {
@@ -264,7 +274,18 @@ impl Live {
             watch.look(now, way);
         }
         self.watch_over(now);
+        self.hold_to_limits(now);
         self.still.turn(self.id, self.body.group.as_mut(), now)
+    }
+
+    /// Ends it when its time is over, or it keeps too much on the disk.
+    fn hold_to_limits(&mut self, now: Instant) {
+        if self.killed.is_some() {
+            return;
+        }
+        if let Some(why) = self.bounds.turn(now, self.body.pid) {
+            self.kill(&why);
+        }
     }
 
     fn watch_over(&mut self, now: Instant) {
@@ -308,6 +329,8 @@ impl Live {
             peak_memory_bytes: group.and_then(Group::peak).unwrap_or(memory),
             pids: group.and_then(Group::pids).unwrap_or(tree_pids),
             oom_kills: group.and_then(Group::oom_kills).unwrap_or(0),
+            peak_pids: group.and_then(Group::peak_pids),
+            disk_bytes: self.bounds.found(),
         }
     }
 
@@ -316,8 +339,10 @@ impl Live {
         let (reaped, traffic) = self.body.reap();
         let operations = self.watch.take().map(|mut watch| watch.end(way));
         let group = self.body.group.as_ref();
+        // What its processes were not waited for is in the group's count alone.
+        let cpu = reaped.map(|r| r.cpu).max(group.and_then(Group::cpu));
         let usage = Usage {
-            cpu_ms: reaped.map_or(0, |r| millis(r.cpu)),
+            cpu_ms: cpu.map_or(0, millis),
             memory_bytes: 0,
             peak_memory_bytes: group
                 .and_then(Group::peak)
@@ -325,6 +350,8 @@ impl Live {
                 .unwrap_or(0),
             pids: 0,
             oom_kills: group.and_then(Group::oom_kills).unwrap_or(0),
+            peak_pids: group.and_then(Group::peak_pids),
+            disk_bytes: self.bounds.last(),
         };
         self.body.end(slots);
         let status = reaped.map_or(0, |r| r.status);
@@ -385,7 +412,7 @@ fn mappings(
         {
             let fd = shop.mappings.get(owner, session).map_err(|e| {
                 let cause = format!("no user namespace for an id mapping: {e}");
-                StartError::new(Kind::IdMap, cause, crate::doctor::user_namespace_remedy())
+                StartError::new(Kind::IdMap, cause, crate::userns::remedy())
             })?;
             list.push((owner, fd));
         }

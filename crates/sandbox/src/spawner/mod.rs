@@ -16,6 +16,8 @@
 
 mod adopt;
 mod body;
+mod bounds;
+mod disk;
 mod live;
 mod mapping;
 mod operations;
@@ -27,6 +29,7 @@ mod verify;
 mod watchdog;
 mod witness;
 
+pub(crate) use bounds::{Bounds, states as bound_states};
 pub(crate) use live::own_folders;
 pub(crate) use operations::{Watch, Way, mark};
 pub(crate) use verify::witness as witness_wall;
@@ -332,7 +335,7 @@ impl Shop {
                     self.pool.switch_on();
                 }
             }
-            Request::Prepare { id, spec } => {
+            Request::Prepare { id, spec, masks } => {
                 let made = if boxes.len() >= BOXES_MAX {
                     Err(StartError::new(
                         StartErrorKind::Busy,
@@ -340,7 +343,7 @@ impl Shop {
                         "end some sessions first",
                     ))
                 } else {
-                    Live::make(self, id, &spec, &fds)
+                    Live::make(self, id, &spec, masks, &fds)
                 };
                 match made {
                     Ok(live) => drop(boxes.insert(id, live)),

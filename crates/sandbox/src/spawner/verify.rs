@@ -85,10 +85,13 @@ pub(super) fn walls(
     if !measured.root_read_only {
         return Err(wrong("the root", "writable", "read-only"));
     }
-    Ok(list(demand, measured))
+    let level = demand.landlock;
+    let landlock = crate::landlock::measured(measured.felt.as_ref(), level)
+        .map_err(|found| wrong("Landlock", &found, &format!("ABI {level}")))?;
+    Ok(list(demand, measured, landlock))
 }
 
-fn list(demand: &Demand, measured: &Measured) -> Vec<WallState> {
+fn list(demand: &Demand, measured: &Measured, landlock: String) -> Vec<WallState> {
     let names: Vec<&str> = measured.namespaces.iter().map(|(n, _)| n.as_str()).collect();
     let ids = match demand.mode {
         Mode::Root => format!("1000 inside, {} outside, of this session alone", demand.uid),
@@ -111,7 +114,7 @@ fn list(demand: &Demand, measured: &Measured) -> Vec<WallState> {
         ("capabilities", "none, bounding set empty".to_owned()),
         ("no-new-privileges", "set".to_owned()),
         ("seccomp", format!("allow-list, {reachable} system calls reachable")),
-        ("landlock", crate::landlock::told(demand.landlock)),
+        ("landlock", landlock),
         ("network", network),
     ]
     .map(|(wall, state)| WallState { wall: wall.to_owned(), state })
@@ -162,6 +165,7 @@ pub(super) fn limits(
         ),
         ("tmp", format!("{} bytes", l.tmp_bytes), "tmpfs size".to_owned()),
     ];
+    states.extend(super::bounds::states(l));
     for (name, asked) in [("fsize", l.file_bytes), ("nofile", l.open_files), ("core", 0)] {
         let found = measured.limits.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
         match found {

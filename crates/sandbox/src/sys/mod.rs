@@ -22,8 +22,8 @@ pub(crate) use process::{
     reap, replace_streams, reset_signals, signal_fd, stop, take_signal,
 };
 pub(crate) use security::{
-    bring_up, landlock_abi, load_filter, lock_byte, map_mount, mount_attributes, unlock_byte,
-    unshare,
+    bring_up, landlock_abi, load_filter, lock_byte, map_mount, mount_attributes, truncate,
+    unlock_byte, unshare,
 };
 
 use std::io;

@@ -60,6 +60,13 @@ pub(crate) fn landlock_abi() -> u32 {
     u32::try_from(abi).unwrap_or(0)
 }
 
+/// Cuts the file at `path` to nothing, by its name alone.
+pub(crate) fn truncate(path: &str) -> io::Result<()> {
+    let path = std::ffi::CString::new(path)?;
+    // SAFETY: the path is a valid C string that outlives the call, which touches no memory.
+    check(unsafe { libc::truncate(path.as_ptr(), 0) }.into()).map(drop)
+}
+
 /// Puts this thread and all it will become under a filter, for ever.
 pub(crate) fn load_filter(filter: &[libc::sock_filter]) -> io::Result<()> {
     let len = u16::try_from(filter.len()).map_err(|_| io::ErrorKind::InvalidInput)?;

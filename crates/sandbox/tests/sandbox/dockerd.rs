@@ -29,7 +29,7 @@ const SHARED: [&[Test]; 6] = [
 ];
 /// Those of them that a container keeps too; the others look at native processes or at ids that an
 /// engine cannot map.
-const KEPT: [&str; 49] = [
+const KEPT: [&str; 54] = [
     "only_its_own_places_are_writable",
     "host_processes_are_out_of_sight",
     "network_is_loopback_only",
@@ -39,6 +39,11 @@ const KEPT: [&str; 49] = [
     "cpu_is_limited",
     "file_size_is_limited",
     "required_limits_are_hard_or_refused",
+    "what_is_kept_on_the_disk_is_counted_and_stopped",
+    "a_deleted_file_that_is_held_open_counts",
+    "a_session_over_its_disk_limit_does_not_start",
+    "a_sandbox_ends_when_its_time_is_over",
+    "what_was_used_is_measured_or_not_said",
     "door_relays_and_half_closes",
     "signals_reach_the_program",
     "dropping_kills_all",
@@ -87,6 +92,7 @@ const OWN: &[Test] = &[
     ("the_line_leads_nowhere_once_the_program_runs", line),
     ("a_container_s_report_is_measured", report),
     ("granted_folders_keep_their_owner", folders),
+    ("keys_below_a_grant_are_covered_in_a_container", keys),
     ("a_container_is_paused_and_resumed", pause),
     ("a_container_killed_by_others_is_told_as_killed", killed_by_others),
     ("our_probe_in_a_witnessed_container_is_answered_and_not_reported", probed),
@@ -321,6 +327,36 @@ fn folders(lab: &Lab) {
     spec.mounts.push(mount("others", Access::Write));
     let error = lab.refused(&spec);
     assert_eq!(error.kind, StartErrorKind::IdMap, "{error}");
+}
+
+/// At both paths of the workspace, and nothing of it stays.
+fn keys(lab: &Lab) {
+    let project = lab.dir.join("keys");
+    for folder in [&project, &project.join(".ssh"), &project.join("sub")] {
+        std::fs::create_dir(folder).unwrap();
+    }
+    let kept = [".env", ".ssh/id", "sub/.env.local"].map(|inner| project.join(inner));
+    for file in &kept {
+        std::fs::write(file, "KEY=real\n").unwrap();
+    }
+    let own = nanoclaw_sandbox::DISK_OWNER;
+    for path in [&project, &project.join(".ssh"), &project.join("sub")].into_iter().chain(&kept) {
+        chown(path, Some(own.uid), Some(own.gid)).unwrap();
+    }
+    let script = "for at in \"$@\"; do cd \"$at\"; cat .env sub/.env.local; ls -A .ssh; \
+        grep -rs real .; for act in 'echo x > .env' 'rm .env' 'mv .env y' 'ln .env z' \
+        'touch .ssh/n' 'rmdir .ssh'; do sh -c \"$act\" 2>/dev/null && echo did $act; done; done; \
+        echo end";
+    let path = project.to_str().unwrap();
+    let mut spec = lab.spec(&["/bin/sh", "-c", script, "sh", "/workspace", path]);
+    spec.workspace = Workspace::User(project.clone());
+    let prepared = lab.spawner.prepare(&spec, Stdio::null().unwrap()).unwrap();
+    assert_eq!(prepared.report().plan.masks().count(), 6, "{}", prepared.report().plan);
+    drop(prepared);
+    assert_eq!(lab.run(&spec).ok(), "end\n");
+    for file in &kept {
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "KEY=real\n", "{file:?}");
+    }
 }
 
 fn pause(lab: &Lab) {

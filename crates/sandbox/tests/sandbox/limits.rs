@@ -3,7 +3,7 @@
 use crate::Test;
 use crate::lab::Lab;
 use model::{Limit, Strictness};
-use nanoclaw_sandbox::{Outcome, Rung, StartErrorKind};
+use nanoclaw_sandbox::{Outcome, Rung, SpecErrorKind, StartErrorKind};
 use std::time::{Duration, Instant};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -13,7 +13,94 @@ pub(crate) const TESTS: &[Test] = &[
     ("cpu_is_limited", cpu),
     ("file_size_is_limited", file),
     ("required_limits_are_hard_or_refused", required),
+    ("what_is_kept_on_the_disk_is_counted_and_stopped", disk),
+    ("a_deleted_file_that_is_held_open_counts", deleted),
+    ("a_session_over_its_disk_limit_does_not_start", full),
+    ("a_sandbox_ends_when_its_time_is_over", wall),
+    ("what_was_used_is_measured_or_not_said", used),
 ];
+
+const MIB: u64 = 1 << 20;
+
+/// The words of an end that nobody asked for.
+fn killed(ended: &nanoclaw_sandbox::Ended) -> &str {
+    match &ended.outcome {
+        Outcome::Killed(why) => why,
+        other => panic!("it was not stopped: {other:?}"),
+    }
+}
+
+fn disk(lab: &Lab) {
+    let script = "i=0; while [ $i -lt $1 ]; do head -c 1048576 /dev/zero > f$i; i=$((i+1)); \
+                  sleep 0.02; done; echo wrote $i";
+    let writes = |count: &str| {
+        let mut spec = lab.spec(&["/bin/sh", "-c", script, "sh", count]);
+        spec.limits.disk_bytes = Some(8 * MIB);
+        spec
+    };
+    // Below the limit nothing happens, though it is there and on record.
+    let spec = writes("4");
+    let prepared = lab.spawner.prepare(&spec, nanoclaw_sandbox::Stdio::null().unwrap()).unwrap();
+    let state = prepared.report().limits.iter().find(|l| l.limit == "disk").unwrap().clone();
+    assert!(state.enforced_by.starts_with("no quota: counted"), "{state:?}");
+    drop(prepared);
+    let done = lab.run(&spec);
+    let kept = done.ended.usage.disk_bytes.unwrap();
+    assert!((4 * MIB..6 * MIB).contains(&kept), "{kept}");
+    assert_eq!(done.ok(), "wrote 4\n");
+    let started = Instant::now();
+    let done = lab.run(&writes("2000"));
+    assert!(killed(&done.ended).contains("over its limit of 8388608"), "{:?}", done.ended);
+    assert!(started.elapsed() < testkit::patience(Duration::from_secs(20)), "{started:?}");
+    assert_eq!(done.out, "");
+    // Home counts as well.
+    let mut home = lab.sh("head -c 20000000 /dev/zero > ~/big; sleep 50");
+    home.limits.disk_bytes = Some(8 * MIB);
+    assert!(killed(&lab.run(&home).ended).contains("over its limit"), "home");
+    // Without the limit nobody counts.
+    let free = lab.run(&lab.sh("head -c 20000000 /dev/zero > big"));
+    assert_eq!((free.ended.outcome, free.ended.usage.disk_bytes), (Outcome::Exited(0), None));
+}
+
+fn deleted(lab: &Lab) {
+    let script = "import os,time\nf=open('/workspace/x','wb')\nos.unlink('/workspace/x')\n\
+                  f.write(bytes(20<<20))\nf.flush()\ntime.sleep(50)";
+    let mut spec = lab.spec(&["python3", "-c", script]);
+    spec.limits.disk_bytes = Some(8 * MIB);
+    let started = Instant::now();
+    assert!(killed(&lab.run(&spec).ended).contains("over its limit"));
+    assert!(started.elapsed() < testkit::patience(Duration::from_secs(20)));
+}
+
+fn full(lab: &Lab) {
+    let mut spec = lab.sh("true");
+    spec.limits.disk_bytes = Some(2 * MIB);
+    std::fs::write(spec.home.join("kept"), vec![1; 3 << 20]).unwrap();
+    let error = lab.refused(&spec);
+    assert_eq!(error.kind, StartErrorKind::Spec(SpecErrorKind::Limit));
+    assert!(error.cause.contains("over its disk limit of 2097152"), "{error}");
+    spec.limits.disk_bytes = Some(8 * MIB);
+    lab.run(&spec).ok();
+    // More than the whole file system is no limit.
+    spec.limits.disk_bytes = Some(1 << 50);
+    let error = lab.refused(&spec);
+    assert!(error.cause.contains("its file system has"), "{error}");
+}
+
+fn wall(lab: &Lab) {
+    let mut spec = lab.sh("trap '' TERM; echo on; sleep 50");
+    let time = testkit::patience(Duration::from_millis(700));
+    spec.limits.wall_ms = Some(u64::try_from(time.as_millis()).unwrap());
+    let started = Instant::now();
+    let done = lab.run(&spec);
+    assert_eq!(killed(&done.ended), format!("its time of {:.3} s is over", time.as_secs_f64()));
+    let took = started.elapsed();
+    assert!((time..testkit::patience(Duration::from_secs(10))).contains(&took), "{took:?}");
+    assert_eq!(done.out, "on\n");
+    spec.limits.wall_ms = Some(1_000_000);
+    spec.command = lab.sh("echo in time").command;
+    assert_eq!(lab.run(&spec).ok(), "in time\n");
+}
 
 fn forks(lab: &Lab) {
     let mut spec = lab.spec(&[
@@ -105,4 +192,22 @@ fn required(lab: &Lab) {
     } else {
         lab.run(&spec).ok();
     }
+}
+
+fn used(lab: &Lab) {
+    let script = "for i in 1 2 3 4 5 6; do sleep 0.3 & done; python3 -c 'x=b\"y\"*(40<<20)'; wait";
+    let usage = lab.run(&lab.sh(script)).ended.usage;
+    assert!(usage.cpu_ms > 0 && usage.peak_memory_bytes >= 40 << 20, "{usage:?}");
+    // Init, the shell, six sleepers; what no kernel counted is not made up.
+    let counted = lab.spawner.facts().ladder.pids != Rung::Fallback && kernel_counts_tasks();
+    assert_eq!(usage.peak_pids.is_some(), counted, "{usage:?}");
+    assert!(usage.peak_pids.is_none_or(|most| (8..40).contains(&most)), "{usage:?}");
+    assert_eq!(usage.disk_bytes, None, "it has no limit, so nobody counted");
+}
+
+/// `pids.peak` is there since Linux 6.11.
+fn kernel_counts_tasks() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut parts = release.split(['.', '-']).map_while(|n| n.trim().parse::<u32>().ok());
+    (parts.next().unwrap(), parts.next().unwrap()) >= (6, 11)
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bad_input;
 mod dockerd;
 mod engines;
 mod gateway;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     let as_user = args.iter().any(|a| a == AS_USER);
     let filter = args.iter().skip(1).find(|a| !a.starts_with('-')).cloned().unwrap_or_default();
     let tests = [
+        bad_input::TESTS,
         walls::TESTS,
         limits::TESTS,
         lifecycle::TESTS,

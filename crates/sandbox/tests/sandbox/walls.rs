@@ -148,6 +148,21 @@ fn report(lab: &Lab) {
     for wall in ["namespaces", "root", "uid", "capabilities", "seccomp", "landlock", "network"] {
         assert!(walls.contains(&wall), "{wall} in {walls:?}");
     }
+    // Whatever stands in a report stands in the table of walls.
+    let known =
+        |wall: &str| nanoclaw_sandbox::WALLS.iter().any(|w| w.name.split(',').next() == Some(wall));
+    for wall in &walls {
+        assert!(known(wall), "{wall} is in no table");
+    }
+    // The level of Landlock is not what was asked for, but what was felt.
+    let level = lab.spawner.facts().landlock_abi;
+    let landlock = &report.walls.iter().find(|w| w.wall == "landlock").unwrap().state;
+    let mut felt = vec!["writing"];
+    felt.extend((level >= 3).then_some("truncating"));
+    felt.extend((level >= 6).then_some("abstract sockets outside"));
+    let (tried, lacks) = landlock.split_once("; ").unwrap_or((landlock, ""));
+    assert_eq!(tried, format!("ABI {level}, tried and refused: {}", felt.join(", ")));
+    assert_eq!(lacks.is_empty(), level >= 6, "an older one says what holds the rest: {landlock}");
     let held = |limit: &str| &report.limits.iter().find(|l| l.limit == limit).unwrap().enforced_by;
     let ladder = lab.spawner.facts().ladder;
     assert_eq!(held("pids").contains("cgroup"), ladder.pids != nanoclaw_sandbox::Rung::Fallback);

@@ -237,6 +237,7 @@ impl Field<'_> {
             file_bytes: TIGHT.file_bytes,
             open_files: TIGHT.open_files,
             tmp_bytes: TIGHT.tmp_bytes,
+            ..Limits::default()
         };
         let bait = self.stage.bait(&spec, Other::default())?;
         spec.command = Command::Builtin(words("tight", &bait)?);

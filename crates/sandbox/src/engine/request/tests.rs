@@ -68,6 +68,7 @@ fn occasion() -> Occasion {
         image: "sha256:ab".into(),
         line: "/state/run/l1".into(),
         files: (0..7).map(|n| PathBuf::from(format!("/state/run/f{n}"))).collect(),
+        covers: ["/state/run/nothing".into(), "/state/run/cover".into()],
         profile: ("/state/run/seccomp.json".into(), "{\"p\":1}".into()),
         labels: BTreeMap::from([("io.nanoclaw.session".to_owned(), "s1".to_owned())]),
         hard: (20_000, 9_000),
@@ -150,6 +151,39 @@ fn mounts_are_those_of_the_native_plan_and_the_line() {
     assert!(!found.keys().any(|t| t.starts_with("/dev")), "{found:?}");
     let all = body["HostConfig"]["Mounts"].as_array().unwrap();
     assert!(all.iter().all(|m| m["BindOptions"]["NonRecursive"] == json!(true)));
+}
+
+/// Also at the user's own path: there the native plan has a link, and a container a second mount.
+#[test]
+fn what_may_hold_keys_is_covered_wherever_it_is_mounted() {
+    let mask = |path: &str, directory| Mask { path: path.into(), directory };
+    let masks = vec![
+        mask("/mnt/notes/.ssh", true),
+        mask("/workspace/.env", false),
+        mask("/workspace/a/.aws", true),
+    ];
+    let plan = crate::plan(&spec(), &host(), &crate::Sources { masks, ..Default::default() });
+    let found = sources(&body(&container(&plan), &facts(Kind::Docker), &occasion()));
+    let (file, folder) =
+        (("/state/run/nothing".to_owned(), true), ("/state/run/cover".into(), true));
+    for (path, cover) in [
+        ("/mnt/notes/.ssh", &folder),
+        ("/workspace/.env", &file),
+        ("/workspace/a/.aws", &folder),
+        ("/home/me/project/.env", &file),
+        ("/home/me/project/a/.aws", &folder),
+    ] {
+        assert_eq!(found.get(path), Some(cover), "{path}");
+        assert!(plan.masks().any(|mask| mask.path == path), "{path}");
+        assert!(plan.to_string().contains(&format!("cover {path} with an empty")), "{path}");
+        let looks = |s: &Step| match s {
+            Step::Look { places, .. } => places.iter().any(|place| place == path),
+            _ => false,
+        };
+        assert!(plan.steps.iter().any(looks), "{path} is looked at");
+    }
+    assert!(!found.contains_key(crate::plan::MASK), "the native cover is no file of a container");
+    assert_eq!(plan.masks().count(), 5);
 }
 
 #[test]

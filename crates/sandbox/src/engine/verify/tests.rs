@@ -2,6 +2,7 @@
 use super::*;
 use crate::engine::api::HostConfig;
 use crate::engine::fitness;
+use crate::secrets::Mask;
 use crate::step::Bind;
 use crate::wire::Place;
 use model::Limit;
@@ -30,6 +31,7 @@ fn container() -> Container {
         skeleton: Vec::new(),
         files: vec![("/etc/hosts".into(), String::new())],
         binds: vec![bind("/w", "/workspace", false), bind("/n", "/mnt/notes", true)],
+        masks: vec![Mask { path: "/workspace/.env".into(), directory: false }],
         scratch: Vec::new(),
         hidden: vec!["/sys".into()],
         read_only: Vec::new(),
@@ -95,13 +97,20 @@ impl World {
             inside: Measured {
                 namespaces,
                 root_read_only: true,
-                places: vec![place("/workspace", 5, false), place("/mnt/notes", 6, true)],
+                places: vec![
+                    place("/workspace", 5, false),
+                    place("/mnt/notes", 6, true),
+                    place("/workspace/.env", 8, true),
+                ],
+                felt: Some(crate::landlock::tests::confined()),
                 limits: [("fsize", 2 << 30), ("nofile", 4_096), ("core", 0)]
                     .map(|(n, v)| (n.to_owned(), v))
                     .into(),
                 ..Measured::default()
             },
-            files: [("/workspace".to_owned(), (1, 5)), ("/mnt/notes".to_owned(), (1, 6))].into(),
+            files: [("/workspace", 5), ("/mnt/notes", 6), ("/workspace/.env", 8)]
+                .map(|(path, inode)| (path.to_owned(), (1, inode)))
+                .into(),
         }
     }
 
@@ -135,6 +144,7 @@ fn what_was_measured_is_reported() {
     assert_eq!(state("namespaces"), "mnt, pid, net, ipc, uts, cgroup");
     assert_eq!(state("uid"), "1001:1001 inside, 1001 outside, the caller's own");
     assert!(state("seccomp").ends_with("filters loaded: 2"));
+    assert!(state("landlock").starts_with("ABI 7, tried and refused: writing"));
 }
 
 #[test]
@@ -153,7 +163,7 @@ fn whether_operations_are_witnessed_is_said_in_every_report() {
 fn every_difference_refuses_the_start() {
     type Change = fn(&mut World);
     let edit = |w: &mut World, from: &str, to: &str| w.status = w.status.replace(from, to);
-    let changes: [(&str, Change); 17] = [
+    let changes: [(&str, Change); 20] = [
         ("network mode", |w| w.inspected.host_config.network_mode = "bridge".into()),
         ("privileged", |w| w.inspected.host_config.privileged = true),
         ("read-only root", |w| w.inspected.host_config.readonly_rootfs = false),
@@ -172,7 +182,10 @@ fn every_difference_refuses_the_start() {
         ("the root", |w| w.inside.root_read_only = false),
         ("/workspace", |w| w.inside.places[0].file = (1, 9)),
         ("/mnt/notes", |w| w.inside.places[1].read_only = false),
-        ("/mnt/notes", |w| drop(w.inside.places.pop())),
+        ("/mnt/notes", |w| drop(w.inside.places.remove(1))),
+        ("/workspace/.env", |w| w.inside.places[2].file = (1, 9)),
+        ("/workspace/.env", |w| w.inside.places[2].read_only = false),
+        ("Landlock", |w| w.inside.felt = None),
         ("/sys", |w| w.inside.shown.push("/sys".into())),
     ];
     for (what, change) in changes {
@@ -206,6 +219,11 @@ fn a_limit_that_the_kernel_does_not_have_refuses_the_start() {
         Held { memory: Some(1 << 30), swap: Some(0), cpu_milli: Some(1_000), pids: Some(256) };
     let states = limits(&asked, &held, &inside, true).unwrap();
     assert_eq!(states[0].value, "1073741824 bytes");
+    let counted = Limits { disk_bytes: Some(1 << 30), wall_ms: Some(700), ..asked.clone() };
+    let states = limits(&counted, &held, &inside, true).unwrap();
+    let by = |name: &str| &states.iter().find(|s| s.limit == name).unwrap().enforced_by;
+    assert!(by("disk").starts_with("no quota: counted"), "{states:?}");
+    assert!(by("wall-time").contains("clock"), "{states:?}");
     for worse in [
         Held { memory: None, ..held },
         Held { memory: Some(2 << 30), ..held },
