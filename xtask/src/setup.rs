@@ -54,6 +54,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { present: || on_path("useradd").is_some() || sbin("useradd"), package: "passwd" },
     Tool { present: || on_path("ip").is_some() || sbin("ip"), package: "iproute2" },
     Tool { present: || Path::new("/bin/busybox").is_file(), package: "busybox-static" },
+    Tool { present: || on_path("trinity").is_some(), package: "trinity" },
     Tool { present: || on_path("docker-registry").is_some(), package: "docker-registry" },
     Tool { present: || Path::new(SYSTEM_PYTHON).is_file(), package: "python3" },
     Tool { present: system_python_makes_venvs, package: "python3-venv" },
@@ -104,6 +105,14 @@ pub(crate) fn for_building(repo: &Repo, target: &str) -> Outcome {
 pub(crate) fn for_tests(repo: &Repo) -> Outcome {
     unless_ci(install(repo, TEST_TOOLS))?;
     unless_ci(python_packages(repo, &test_venv(repo), TEST_PYTHON))
+}
+
+/// The one tool of the tests that has this package; for who needs nothing else, and cannot do
+/// without.
+pub(crate) fn for_test(repo: &Repo, package: &str) -> Outcome {
+    let at = TEST_TOOLS.iter().position(|tool| tool.package == package);
+    let at = at.ok_or_else(|| Failure::new(format!("no tool of the tests is in {package}")))?;
+    install(repo, &TEST_TOOLS[at..=at])
 }
 
 /// Outside CI a missing piece of the tests is a warning.
