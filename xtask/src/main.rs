@@ -18,6 +18,7 @@ mod checks;
 mod cross;
 mod deps;
 mod dist;
+mod endure;
 mod fuzz;
 mod kernel;
 mod licences;
@@ -125,6 +126,18 @@ const TASKS: &[Task] = &[
         summary: "the fuzz targets of the parsers, as long as asked",
         help: fuzz::HELP,
         act: fuzz::fuzz,
+    },
+    Task {
+        name: "fuzz-syscalls",
+        summary: "a fuzzer of system calls inside, canaries outside, as long as asked",
+        help: endure::FUZZ_HELP,
+        act: endure::fuzz_syscalls,
+    },
+    Task {
+        name: "soak",
+        summary: "thousands of sandboxes begun and ended, and nothing left",
+        help: endure::SOAK_HELP,
+        act: endure::soak,
     },
     Task {
         name: "walls",

@@ -57,6 +57,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { present: || on_path("useradd").is_some() || sbin("useradd"), package: "passwd" },
     Tool { present: || on_path("ip").is_some() || sbin("ip"), package: "iproute2" },
     Tool { present: || Path::new("/bin/busybox").is_file(), package: "busybox-static" },
+    Tool { present: || on_path("trinity").is_some(), package: "trinity" },
     Tool { present: || on_path("docker-registry").is_some(), package: "docker-registry" },
     Tool { present: || Path::new(SYSTEM_PYTHON).is_file(), package: "python3" },
     Tool { present: system_python_makes_venvs, package: "python3-venv" },
@@ -122,6 +123,14 @@ pub(crate) fn for_tests(repo: &Repo) -> Outcome {
 /// What the kernel matrix needs besides; nothing that is there is removed for it.
 pub(crate) fn for_kernel(repo: &Repo) -> Outcome {
     install(repo, KERNEL_TOOLS)
+}
+
+/// The one tool of the tests that has this package; for who needs nothing else, and cannot do
+/// without.
+pub(crate) fn for_test(repo: &Repo, package: &str) -> Outcome {
+    let at = TEST_TOOLS.iter().position(|tool| tool.package == package);
+    let at = at.ok_or_else(|| Failure::new(format!("no tool of the tests is in {package}")))?;
+    install(repo, &TEST_TOOLS[at..=at])
 }
 
 /// Outside CI a missing piece of the tests is a warning.

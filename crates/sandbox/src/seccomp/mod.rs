@@ -68,6 +68,10 @@ const PAIRS: &[u32] = &[1];
 /// `PR_SET_MM` lets a process pose as another, `PR_MCE_KILL` and `PR_SET_TSC` change what the
 /// machine does, `PR_SET_PTRACER` opens a process to another.
 const PRCTLS: &[u32] = &[35, 33, 26, 0x5961_6d61];
+/// The first process of a sandbox, as every process in it sees it. It has the same uid, so whoever
+/// set its limits could have the kernel kill it (`RLIMIT_CPU` of 0), with it the sandbox, and for a
+/// plain user's spawner the counts that only a process which is still there shows.
+const FIRST_PROCESS: &[u32] = &[1];
 
 /// Kinds of sockets of the Internet that see or make whole packets: `SOCK_RAW`, and `SOCK_PACKET`,
 /// a way to `AF_PACKET` from before there was one, which musl does not name.
@@ -82,6 +86,7 @@ const FILTERED: &[(table::Call, Rule)] = &[
     (("SYS_socketpair", libc::SYS_socketpair), Rule::OneOf(0, PAIRS)),
     (("SYS_ioctl", libc::SYS_ioctl), Rule::NoneOf(1, IOCTLS)),
     (("SYS_prctl", libc::SYS_prctl), Rule::NoneOf(0, PRCTLS)),
+    (("SYS_prlimit64", libc::SYS_prlimit64), Rule::NoneOf(0, FIRST_PROCESS)),
     (("SYS_personality", libc::SYS_personality), Rule::OneOf(0, PERSONALITIES)),
     (("SYS_fchmod", libc::SYS_fchmod), Rule::NoBits(1, SET_ID_BITS)),
     (("SYS_fchmodat", libc::SYS_fchmodat), Rule::NoBits(2, SET_ID_BITS)),

@@ -160,7 +160,6 @@ pub(super) const COMMON: &[Call] = calls![
     SYS_ioprio_set,
     SYS_getrlimit,
     SYS_setrlimit,
-    SYS_prlimit64,
     SYS_getrusage,
     SYS_times,
     SYS_getcpu,

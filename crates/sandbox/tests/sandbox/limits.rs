@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_session_over_its_disk_limit_does_not_start", full),
     ("a_sandbox_ends_when_its_time_is_over", wall),
     ("what_was_used_is_measured_or_not_said", used),
+    ("nobody_inside_sets_limits_of_the_first_process", first_process),
 ];
 
 const MIB: u64 = 1 << 20;
@@ -210,4 +211,26 @@ fn kernel_counts_tasks() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut parts = release.split(['.', '-']).map_while(|n| n.trim().parse::<u32>().ok());
     (parts.next().unwrap(), parts.next().unwrap()) >= (6, 11)
+}
+
+/// With a limit of no processor time at all the kernel kills it as soon as it has something to do,
+/// such as a child to collect.
+fn first_process(lab: &Lab) {
+    let script = "
+import os, resource, time
+try:
+    resource.prlimit(1, resource.RLIMIT_CPU, (0, 0))
+    print('limited')
+except PermissionError:
+    print('refused')
+resource.prlimit(os.getpid(), resource.RLIMIT_CORE, (0, 0))
+end = time.monotonic() + 0.5
+while time.monotonic() < end:
+    if os.fork() == 0:
+        if os.fork() == 0: os._exit(0)
+        os._exit(0)
+    os.wait()
+print('there')
+";
+    assert_eq!(lab.run(&lab.spec(&["python3", "-c", script])).ok(), "refused\nthere\n");
 }
