@@ -7,17 +7,20 @@
 //!
 //! 1. Everything random comes from [`Rng`], whose seed is printed and can be given again.
 //! 2. Nothing listens on, or connects to, anything but loopback.
-//! 3. A missing tool skips by name outside CI and fails in CI ([`need`]).
+//! 3. A machine that is slow by nature says so in one variable ([`slow`]): only patience grows.
+//! 4. A missing tool skips by name outside CI and fails in CI ([`need`]).
 
 mod fake_model;
 pub mod fuzz;
 mod need;
 mod rng;
 mod sink;
+mod slow;
 mod temp_dir;
 
 pub use fake_model::{FakeLogin, FakeModel, LoginPlan, Options, Seen};
 pub use need::need;
 pub use rng::Rng;
 pub use sink::MemorySink;
+pub use slow::{SLOW, patience, slow};
 pub use temp_dir::TempDir;

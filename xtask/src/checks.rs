@@ -2,7 +2,7 @@
 
 use crate::product::{Profile, prepare};
 use crate::repo::{Outcome, Repo, host_target, run, step};
-use crate::{bench, cross, dist, only_flags, setup, suite};
+use crate::{bench, cross, dist, kernel, only_flags, setup, suite};
 
 /// The version of cargo-deny that `deny.toml` is written for.
 const CARGO_DENY_VERSION: &str = "0.20.2";
@@ -45,6 +45,7 @@ pub(crate) fn full(repo: &Repo, arguments: &[String]) -> Outcome {
     suite::test(repo, &[])?;
     deny(repo, &[])?;
     cross::build_aarch64(repo, &[])?;
+    kernel::kernel(repo, &["--json".to_owned()])?;
     dist::dist(repo, &["--check-reproducible".to_owned()])?;
     bench::bench(repo, &["--json".to_owned()])
 }

@@ -59,6 +59,16 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { present: system_python_makes_venvs, package: "python3-venv" },
 ];
 
+/// What the kernel matrix uses besides: the emulator, and what unpacks and packs the guest.
+const KERNEL_TOOLS: &[Tool] = &[
+    Tool { present: || on_path("qemu-system-x86_64").is_some(), package: "qemu-system-x86" },
+    Tool { present: || Path::new("/bin/busybox").is_file(), package: "busybox-static" },
+    Tool { present: || on_path("cpio").is_some(), package: "cpio" },
+    Tool { present: || on_path("dpkg-deb").is_some(), package: "dpkg" },
+    Tool { present: || on_path("lz4").is_some(), package: "lz4" },
+    Tool { present: || on_path("mke2fs").is_some() || sbin("mke2fs"), package: "e2fsprogs" },
+];
+
 /// An ordinary user's `PATH` often lacks the system folders.
 fn sbin(program: &str) -> bool {
     ["/usr/sbin", "/sbin"].iter().any(|folder| Path::new(folder).join(program).is_file())
@@ -104,6 +114,11 @@ pub(crate) fn for_building(repo: &Repo, target: &str) -> Outcome {
 pub(crate) fn for_tests(repo: &Repo) -> Outcome {
     unless_ci(install(repo, TEST_TOOLS))?;
     unless_ci(python_packages(repo, &test_venv(repo), TEST_PYTHON))
+}
+
+/// What the kernel matrix needs besides; nothing that is there is removed for it.
+pub(crate) fn for_kernel(repo: &Repo) -> Outcome {
+    install(repo, KERNEL_TOOLS)
 }
 
 /// Outside CI a missing piece of the tests is a warning.
@@ -159,7 +174,8 @@ fn install(repo: &Repo, tools: &[Tool]) -> Outcome {
     }
     step(format!("apt-get install {packages}"));
     apt(repo, &["update", "-qq"])?;
-    let install = ["install", "-qq", "--no-install-recommends"];
+    // What a person has installed is not given up for a test.
+    let install = ["install", "-qq", "--no-install-recommends", "--no-remove"];
     apt(repo, &[&install[..], &missing].concat())?;
     match tools.iter().find(|tool| !(tool.present)()) {
         None => Ok(()),

@@ -18,8 +18,8 @@ use crate::{checks, deps, setup, tidy};
 /// What ran and how it ended.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tally {
-    passed: u64,
-    failed: u64,
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
     skipped: u64,
 }
 
@@ -120,7 +120,7 @@ fn counted(command: &mut Command) -> Outcome<(Tally, bool)> {
 }
 
 /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; …`, the closing line of a test binary.
-fn result_line(line: &str) -> Option<Tally> {
+pub(crate) fn result_line(line: &str) -> Option<Tally> {
     let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let count = |word: &str| {
         counts.split("; ").find_map(|part| part.strip_suffix(word)?.trim().parse::<u64>().ok())

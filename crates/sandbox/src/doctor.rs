@@ -109,16 +109,15 @@ fn namespace(name: &str, error: Option<String>) -> Check {
 
 fn landlock(facts: &HostFacts) -> Check {
     let abi = facts.landlock_abi;
-    let found = format!("ABI {abi} of {LANDLOCK_VETTED} used");
     match abi {
         0 => check("landlock", Status::Missing, "not in this kernel", LANDLOCK_REMEDY),
         1..6 => check(
             "landlock",
             Status::Degraded,
-            found + ": signals and abstract sockets are kept apart by namespaces alone",
+            crate::landlock::told(abi),
             "a kernel of 6.12 or later adds the second layer",
         ),
-        _ => check("landlock", Status::Ok, found, ""),
+        _ => check("landlock", Status::Ok, format!("ABI {abi} of {LANDLOCK_VETTED} used"), ""),
     }
 }
 

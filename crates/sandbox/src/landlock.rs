@@ -13,6 +13,23 @@ use rustix::fs::FileType;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+/// What newer levels add around a sandbox, since which, and what holds it before that. Kernel:
+/// Documentation/userspace-api/landlock.rst, "Previous limitations".
+const LATER: [(u32, &str, &str); 4] = [
+    (2, "moves between folders", "are refused altogether"),
+    (3, "truncation", "is held by read-only mounts"),
+    (5, "ioctl on devices", "by seccomp and the choice of devices"),
+    (SCOPES_SINCE, "signals and abstract sockets", "are kept apart by namespaces alone"),
+];
+
+/// A level in words, with what else holds what it lacks.
+pub(crate) fn told(level: u32) -> String {
+    let later = LATER.iter().filter(|(since, ..)| level < *since);
+    let lacks: Vec<String> = later.map(|(_, what, by)| format!("{what} {by}")).collect();
+    let level = format!("ABI {level}");
+    if lacks.is_empty() { level } else { format!("{level}: {}", lacks.join(", ")) }
+}
+
 fn abi(level: u32) -> Option<ABI> {
     Some(match level {
         1 => ABI::V1,
@@ -131,4 +148,18 @@ fn beneath(
     let folder = FileType::from_raw_mode(mode) == FileType::Directory;
     let known = if folder { AccessFs::from_all(abi) } else { AccessFs::from_file(abi) };
     rules.add_rule(PathBeneath::new(fd, rights & known)).map_err(|e| tell(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn an_older_level_says_what_holds_what_it_lacks() {
+        assert_eq!(super::told(7), "ABI 7");
+        assert_eq!(super::told(6), "ABI 6");
+        let debian_12 = super::told(2);
+        assert!(debian_12.starts_with("ABI 2: truncation is held by read-only mounts, "));
+        assert!(debian_12.ends_with("kept apart by namespaces alone"), "{debian_12}");
+        assert!(super::told(1).contains("moves between folders are refused"));
+        assert!(!super::told(5).contains("ioctl"));
+    }
 }

@@ -36,7 +36,8 @@ pub struct RoleWalls {
     /// Folders in which the role may make and remove sockets of its own, and see what is there.
     /// They must exist.
     pub sockets: Vec<PathBuf>,
-    /// Whether TCP connections may be made (held by Landlock from ABI 4 on). Listening never.
+    /// Whether there is a network at all (held by seccomp, and for TCP by Landlock from ABI 4 on);
+    /// without it there are Unix sockets only. Listening never.
     pub connect: bool,
     /// What must not open afterwards: the proof that the walls around files stand. `/` is always
     /// tried too.
@@ -89,7 +90,7 @@ pub fn confine(walls: &RoleWalls) -> Result<Vec<WallState>, RoleError> {
     let level = sys::landlock_abi().min(LANDLOCK_VETTED);
     landlock::restrict_role(level, walls)
         .map_err(|cause| RoleError { cause, remedy: FLOOR_REMEDY })?;
-    let rules = seccomp::role_rules();
+    let rules = seccomp::role_rules(walls.connect);
     let calls = rules.iter().filter(|(_, r)| *r != seccomp::Rule::NotImplemented).count();
     let program = seccomp::program_of(rules);
     sys::load_filter(&program).map_err(failed("seccomp"))?;

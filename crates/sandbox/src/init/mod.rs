@@ -85,7 +85,8 @@ fn build(line: &OwnedFd) -> Result<run::Ready, (String, StartError)> {
         None => None,
         Some((step, argv)) => {
             let listener = machine.listener.take();
-            wire::send(line, &Word::Probing, &descriptors(None, listener.as_ref())).map_err(internal)?;
+            wire::send(line, &Word::Probing, &descriptors(None, listener.as_ref()))
+                .map_err(internal)?;
             drop(listener);
             let said = probe::run(&image, &argv, &program);
             Some(said.map_err(|e| (step, failed(Kind::Verification, "the probe", e)))?)

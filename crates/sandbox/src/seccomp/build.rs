@@ -76,6 +76,10 @@ fn leaf(rule: Option<Rule>) -> Vec<sock_filter> {
             let test = [argument(index), op(AND, bits), jump(JUMP_EQUAL, 0, 1, 0)];
             test.into_iter().chain(refused_or_allowed).collect()
         }
+        Some(Rule::NotThese(index, bits, wrong)) => {
+            let test = [argument(index), op(AND, bits), jump(JUMP_EQUAL, wrong, 0, 1)];
+            test.into_iter().chain(refused_or_allowed).collect()
+        }
         Some(Rule::Thread) => {
             let test = [argument(0), op(AND, THREAD | NEW_NAMESPACES)];
             test.into_iter()

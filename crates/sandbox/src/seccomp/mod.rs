@@ -33,6 +33,8 @@ pub(crate) enum Rule {
     NotImplemented,
     /// Argument `.0` must have none of the bits `.1`.
     NoBits(u8, u32),
+    /// Of argument `.0` the bits `.1` must not be exactly `.2`.
+    NotThese(u8, u32, u32),
     /// Argument `.0` must be one of these.
     OneOf(u8, &'static [u32]),
     /// Argument `.0` must be none of these.

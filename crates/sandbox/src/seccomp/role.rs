@@ -29,7 +29,6 @@ const COMMON: &[c_long] = &[
     SYS_renameat,
     SYS_renameat2,
     SYS_readlinkat,
-    SYS_openat,
     SYS_ftruncate,
     SYS_fsync,
     SYS_fdatasync,
@@ -116,7 +115,6 @@ const COMMON: &[c_long] = &[
 /// The older spellings that only x86_64 has, and musl uses.
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURE: &[c_long] = &[
-    SYS_open,
     SYS_stat,
     SYS_lstat,
     SYS_access,
@@ -139,6 +137,11 @@ const ARCHITECTURE: &[c_long] = &[];
 const EXECUTABLE: u32 = 0x4;
 /// AF_UNIX, AF_INET, AF_INET6.
 const FAMILIES: &[u32] = &[1, 2, 10];
+/// O_TRUNC and the access mode.
+const TRUNCATING: u32 = 0o1003;
+/// O_TRUNC of a file that is opened for reading only: Linux does truncate it, and before ABI 3
+/// Landlock takes it for reading (landlock(7)).
+const TRUNCATE_READ_ONLY: u32 = 0o1000;
 /// AF_UNIX.
 const PAIRS: &[u32] = &[1];
 /// FIONBIO, FIONREAD, FIOCLEX: what sockets and pipes are asked.
@@ -153,7 +156,7 @@ const FILTERED: &[(c_long, Rule)] = &[
     (SYS_clone, Rule::Thread),
     (SYS_mmap, Rule::NoBits(2, EXECUTABLE)),
     (SYS_mprotect, Rule::NoBits(2, EXECUTABLE)),
-    (SYS_socket, Rule::OneOf(0, FAMILIES)),
+    (SYS_openat, Rule::NotThese(2, TRUNCATING, TRUNCATE_READ_ONLY)),
     (SYS_socketpair, Rule::OneOf(0, PAIRS)),
     (SYS_ioctl, Rule::OneOf(1, IOCTLS)),
     (SYS_prctl, Rule::OneOf(0, PRCTLS)),
@@ -161,14 +164,19 @@ const FILTERED: &[(c_long, Rule)] = &[
     (SYS_fchmodat, Rule::NoBits(2, SET_ID_BITS)),
     #[cfg(target_arch = "x86_64")]
     (SYS_chmod, Rule::NoBits(1, SET_ID_BITS)),
+    #[cfg(target_arch = "x86_64")]
+    (SYS_open, Rule::NotThese(1, TRUNCATING, TRUNCATE_READ_ONLY)),
 ];
 
 /// Threads are made with `clone` where `clone3` is not there; its flags no filter can see.
 const NOT_IMPLEMENTED: &[c_long] = &[SYS_clone3];
 
-/// Every call that has a rule, sorted by number, each once.
-pub(crate) fn rules() -> Vec<(u32, Rule)> {
+/// Every call that has a rule, sorted by number, each once. Without `network` there are Unix
+/// sockets only: Landlock knows TCP from ABI 4 on, and UDP not at all.
+pub(crate) fn rules(network: bool) -> Vec<(u32, Rule)> {
+    let families = if network { FAMILIES } else { PAIRS };
     let allowed = COMMON.iter().chain(ARCHITECTURE).map(|n| (*n, Rule::Allow));
     let missing = NOT_IMPLEMENTED.iter().map(|n| (*n, Rule::NotImplemented));
-    sorted(allowed.chain(missing).chain(FILTERED.iter().copied()))
+    let sockets = (SYS_socket, Rule::OneOf(0, families));
+    sorted(allowed.chain(missing).chain(FILTERED.iter().copied()).chain([sockets]))
 }

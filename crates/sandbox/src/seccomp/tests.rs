@@ -6,7 +6,10 @@ fn decide(arch: u32, number: u32, args: [u64; 6]) -> u32 {
 }
 
 fn run(reporting: bool, arch: u32, number: u32, args: [u64; 6]) -> u32 {
-    let code = decode(&encode(), reporting);
+    interpreted(&decode(&encode(), reporting), arch, number, args)
+}
+
+fn interpreted(code: &[libc::sock_filter], arch: u32, number: u32, args: [u64; 6]) -> u32 {
     let word = |at: u32| match at {
         0 => number,
         4 => arch,
@@ -133,6 +136,31 @@ fn arguments_decide_where_they_must() {
     assert_eq!(call(libc::SYS_openat, arg(3, 0o4755)), EPERM);
     assert_eq!(call(libc::SYS_personality, arg(0, 0x0040_0000)), EPERM);
     assert_eq!(call(libc::SYS_personality, arg(0, 0xffff_ffff)), ALLOW);
+}
+
+#[test]
+fn a_role_without_a_network_has_unix_sockets_only_and_none_truncates_what_it_may_read() {
+    for network in [false, true] {
+        let code = program_of(role_rules(network));
+        let call = |number: c_long, args| interpreted(&code, HERE, number as u32, args);
+        let internet = if network { ALLOW } else { EPERM };
+        for (family, want) in [(1, ALLOW), (2, internet), (10, internet), (16, EPERM), (17, EPERM)]
+        {
+            assert_eq!(call(libc::SYS_socket, [family, 2, 0, 0, 0, 0]), want, "family {family}");
+        }
+        const TRUNCATE: u64 = 0o1000;
+        const CREATE_AND_CLOEXEC: u64 = 0o2_000_100;
+        for (mode, want) in [(0, EPERM), (1, ALLOW), (2, ALLOW), (3, ALLOW)] {
+            for more in [0, CREATE_AND_CLOEXEC, 0xdead_0000_0000_0000] {
+                let flags = TRUNCATE | mode | more;
+                assert_eq!(call(libc::SYS_openat, [0, 0, flags, 0, 0, 0]), want, "{flags:o}");
+                assert_eq!(call(libc::SYS_openat, [0, 0, mode | more, 0, 0, 0]), ALLOW);
+                #[cfg(target_arch = "x86_64")]
+                assert_eq!(call(libc::SYS_open, [0, flags, 0, 0, 0, 0]), want, "{flags:o}");
+            }
+        }
+        assert_eq!(call(libc::SYS_listen, [0; 6]), EPERM);
+    }
 }
 
 #[test]

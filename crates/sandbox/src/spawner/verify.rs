@@ -111,7 +111,7 @@ fn list(demand: &Demand, measured: &Measured) -> Vec<WallState> {
         ("capabilities", "none, bounding set empty".to_owned()),
         ("no-new-privileges", "set".to_owned()),
         ("seccomp", format!("allow-list, {reachable} system calls reachable")),
-        ("landlock", format!("ABI {}", demand.landlock)),
+        ("landlock", crate::landlock::told(demand.landlock)),
         ("network", network),
     ]
     .map(|(wall, state)| WallState { wall: wall.to_owned(), state })

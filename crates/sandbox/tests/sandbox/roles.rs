@@ -6,7 +6,7 @@ use nanoclaw_sandbox::attempt;
 use nanoclaw_sandbox::role::{RoleWalls, confine, detach};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -29,7 +29,7 @@ pub(crate) fn acts(args: &[String]) -> ExitCode {
     }
     if walls != "none" {
         let mut wanted = RoleWalls {
-            read: vec!["/etc".into(), "/nowhere/at/all".into()],
+            read: vec!["/etc".into(), "/nowhere/at/all".into(), dir.join("readable")],
             keep: vec![dir.join("keep")],
             sockets: vec![dir.join("sockets")],
             connect: walls != "offline",
@@ -58,6 +58,8 @@ pub(crate) fn acts(args: &[String]) -> ExitCode {
     told("rename-keep", fs::rename(dir.join("keep/file"), dir.join("keep/other")));
     told("thread", std::thread::Builder::new().spawn(|| ()).map(|t| drop(t.join())));
     told("connect", TcpStream::connect(&address).map(drop));
+    let datagram = || UdpSocket::bind("127.0.0.1:0")?.send_to(b"x", &address);
+    told("datagram", datagram().map(drop));
     let socket = dir.join("sockets/own");
     // One that does not listen: a role has that behind it when its walls stand.
     told("own-socket", std::os::unix::net::UnixDatagram::bind(&socket).map(drop));
@@ -68,6 +70,8 @@ pub(crate) fn acts(args: &[String]) -> ExitCode {
     told("read-canary", fs::read(&canary).map(drop));
     told("write-canary", File::options().append(true).open(&canary).map(drop));
     told("remove-canary", try_remove(&canary));
+    let readable = dir.join("readable");
+    told("truncate-read-only", fs::read(&readable).and_then(|_| truncate_read_only(&readable)));
     told("write-etc", File::options().write(true).open("/etc/hosts").map(drop));
     told("exec", Command::new("/bin/true").status().map(drop));
     told("ptrace", attempt::ptrace_attach(parent));
@@ -92,6 +96,12 @@ fn detached() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Opens a file for reading and empties it: Linux allows both at once (open(2), notes).
+fn truncate_read_only(path: &Path) -> std::io::Result<()> {
+    use rustix::fs::{Mode, OFlags, open};
+    Ok(open(path, OFlags::RDONLY | OFlags::TRUNC | OFlags::CLOEXEC, Mode::empty()).map(drop)?)
+}
+
 /// A rename to itself asks for the same rights as a removal and leaves the file.
 fn try_remove(path: &Path) -> std::io::Result<()> {
     let aside = path.with_extension("aside");
@@ -104,6 +114,7 @@ fn attempt_all(lab: &Lab, walls: &str) -> BTreeMap<String, String> {
     fs::create_dir_all(dir.join("keep")).unwrap();
     fs::create_dir_all(dir.join("sockets")).unwrap();
     fs::write(dir.join("canary"), "not for roles").unwrap();
+    fs::write(dir.join("readable"), "to be read").unwrap();
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = server.local_addr().unwrap().port().to_string();
     let done = Command::new("/proc/self/exe")
@@ -118,7 +129,9 @@ fn attempt_all(lab: &Lab, walls: &str) -> BTreeMap<String, String> {
 
 const NEEDED: [&str; 6] =
     ["read-etc", "write-keep", "rename-keep", "thread", "own-socket", "remove-socket"];
-const FORBIDDEN: [&str; 10] = [
+const FORBIDDEN: [&str; 12] = [
+    "listen",
+    "truncate-read-only",
     "file-beside-socket",
     "socket-elsewhere",
     "read-canary",
@@ -142,12 +155,11 @@ fn needs_and_nothing_else(lab: &Lab) {
         }
         assert_eq!(found["memory"], "PermissionDenied", "{walls}: {found:?}");
     }
-    let network = lab.spawner.facts().landlock_abi >= 4;
-    let all = attempt_all(lab, "all");
-    assert_eq!(all["connect"], "ok");
-    if network {
-        assert_eq!(all["listen"], "PermissionDenied", "{all:?}");
-        assert_eq!(attempt_all(lab, "offline")["connect"], "PermissionDenied");
+    // Whatever Landlock knows of networks here.
+    let (all, offline) = (attempt_all(lab, "all"), attempt_all(lab, "offline"));
+    for act in ["connect", "datagram"] {
+        assert_eq!(all[act], "ok", "{all:?}");
+        assert_eq!(offline[act], "PermissionDenied", "{offline:?}");
     }
 }
 
@@ -156,7 +168,7 @@ fn needs_and_nothing_else(lab: &Lab) {
 fn open_reference(lab: &Lab) {
     let found = attempt_all(lab, "none");
     let root_only = ["write-etc", "userns", "ptrace", "io_uring"];
-    for act in NEEDED.iter().chain(&FORBIDDEN).chain(&["connect", "listen"]) {
+    for act in NEEDED.iter().chain(&FORBIDDEN).chain(&["connect", "datagram"]) {
         if lab.root() || !root_only.contains(act) {
             let same =
                 found[*act] == "ok" || *act == "io_uring" && found[*act] != "PermissionDenied";

@@ -39,7 +39,8 @@ pub(crate) fn resolve(args: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// `resolve(name)` and `dns(bytes)`, for every script here.
+/// `resolve(name)` and `dns(bytes)`, for every script here. Before it stands `SLOW`, how many times
+/// slower than usual the machine is.
 const PRELUDE: &str = r"
 import socket,struct,sys,time
 def resolve(name):
@@ -48,13 +49,13 @@ def resolve(name):
 def question(name,kind=1,cls=1,flags=0x100,ident=7):
     q=b''.join(bytes([len(l)])+l.encode() for l in name.split('.') if l)+b'\0'
     return struct.pack('>6H',ident,flags,1,0,0,0)+q+struct.pack('>2H',kind,cls)
-def udp(packet,wait=5):
+def udp(packet,wait=5*SLOW):
     s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.settimeout(wait)
     s.sendto(packet,('127.0.0.1',53))
     try: return s.recv(4096)
     except TimeoutError: return None
 def tcp(packets,close=False):
-    s=socket.create_connection(('127.0.0.1',53),5)
+    s=socket.create_connection(('127.0.0.1',53),5*SLOW)
     s.sendall(b''.join(struct.pack('>H',len(p))+p for p in packets))
     f=s.makefile('rb'); out=[]
     for _ in packets:
@@ -67,7 +68,7 @@ def said(answer):
     a,f,q,n,ns,ar=struct.unpack('>6H',answer[:12])
     assert f&0x8000
     return (f&15,n,socket.inet_ntoa(answer[-4:]) if n else '')
-def dial(host,port,wait=5):
+def dial(host,port,wait=5*SLOW):
     s=socket.socket(); s.settimeout(wait)
     try: s.connect((host,port)); return s
     except OSError as e: return e.errno
@@ -79,7 +80,8 @@ def line(host,port):
 ";
 
 fn python(lab: &Lab, gateway: &Gateway, ports: &[u16], script: &str) -> SandboxSpec {
-    let mut spec = lab.spec(&["python3", "-uc", &format!("{PRELUDE}{script}")]);
+    let mut spec =
+        lab.spec(&["python3", "-uc", &format!("SLOW={}\n{PRELUDE}{script}", testkit::slow())]);
     spec.network = door(gateway.socket.clone(), ports);
     spec
 }
@@ -185,7 +187,7 @@ s=socket.create_connection(('slow.example',443)); s.sendall(b'early'); s.shutdow
 print(s.makefile().read())
 s=socket.create_connection(('slow.example',443))
 s.setsockopt(socket.SOL_SOCKET,socket.SO_LINGER,struct.pack('ii',1,0)); s.close()
-time.sleep(0.1); print(line('api.example.org',443))
+time.sleep(0.1*SLOW); print(line('api.example.org',443))
 ";
     // Port 80 is bound, but this name is permitted at 443 only.
     let out = lab.run(&python(lab, &gateway, &[80, 443], script)).ok();
@@ -215,7 +217,7 @@ many[20].settimeout(0.3)
 try: many[20].recv(1); print('not held back')
 except TimeoutError: pass
 for m in many[:20]: m.close()
-many[20].settimeout(5)
+many[20].settimeout(5*SLOW)
 for m in many[20:]: print(m.recv(3)); m.close()
 ";
     let mut spec = python(lab, &gateway, &[443], script);
@@ -223,7 +225,7 @@ for m in many[20:]: print(m.recv(3)); m.close()
     let done = lab.run(&spec);
     let cpu = done.ended.usage.cpu_ms;
     assert_eq!(done.ok(), "b'api'\n".repeat(40));
-    assert!(cpu < 2_000, "{cpu} ms: waiting must not spin");
+    assert!(cpu < 2_000 * u64::from(testkit::slow()), "{cpu} ms: waiting must not spin");
 }
 
 fn closed(lab: &Lab) {
@@ -279,7 +281,7 @@ s=socket.create_connection(('127.0.0.1',53)); s.sendall(b'\xff\xff'+b'x'*100)
 try: print(s.recv(9))
 except ConnectionResetError: print('closed')
 many=[socket.create_connection(('127.0.0.1',53)) for _ in range(40)]
-print(said(udp(good))[0]); [m.close() for m in many]; time.sleep(0.1); print(said(tcp([good])[0])[0])
+print(said(udp(good))[0]); [m.close() for m in many]; time.sleep(0.1*SLOW); print(said(tcp([good])[0])[0])
 # One byte at a time.
 s=socket.create_connection(('127.0.0.1',53))
 for b in struct.pack('>H',len(good))+good: s.sendall(bytes([b])); time.sleep(0.001)
@@ -304,7 +306,7 @@ codes={said(udp(question('%056x.evil.example'%n)))[0] for n in range(200)}
 print(codes,flush=True); sys.stdin.readline()
 s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)
 for n in range(20000): s.sendto(question('%056x.evil.example'%n),('127.0.0.1',53))
-time.sleep(0.5); print(resolve('api.example.org'),flush=True)
+time.sleep(0.5*SLOW); print(resolve('api.example.org'),flush=True)
 sys.stdin.readline()
 ";
     let spec = python(lab, &gateway, &[443], script);
@@ -354,7 +356,7 @@ for k in range(2): threading.Thread(target=flood,args=(k,),daemon=True).start()
 times=[]
 for _ in range(300):
     t=time.perf_counter(); s.sendall(b'ping\\n'); f.readline(); times.append(time.perf_counter()-t)
-stop.append(1); times.sort(); print(times[150]<0.05, times[-1]<2)
+stop.append(1); times.sort(); print(times[150]<0.05*SLOW, times[-1]<2*SLOW)
 ";
     let out = lab.run(&python(lab, &gateway, &[443], script)).ok();
     assert_eq!(out, "True True\n");
@@ -394,7 +396,7 @@ fn dead(lab: &Lab) {
         "
 print(resolve('api.example.org'),flush=True); sys.stdin.readline()
 t=time.time(); print(line('api.example.org',443),said(udp(question('new.example.org'))),
-  resolve('new.example.org'),line('127.0.0.1',8080),time.time()-t<3)
+  resolve('new.example.org'),line('127.0.0.1',8080),time.time()-t<3*SLOW)
 ",
     );
     let (stdio, pipes) = Stdio::piped().unwrap();
@@ -481,7 +483,7 @@ fn small(lab: &Lab) {
         let sandbox = lab.spawner.prepare(&spec, stdio).unwrap().start().unwrap();
         let asked = Instant::now();
         while spec.network != Network::None && gateway.names().is_empty() {
-            assert!(asked.elapsed() < Duration::from_secs(10));
+            assert!(asked.elapsed() < testkit::patience(Duration::from_secs(10)));
             std::thread::sleep(Duration::from_millis(5));
         }
         std::thread::sleep(Duration::from_millis(50));

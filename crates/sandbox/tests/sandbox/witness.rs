@@ -333,7 +333,7 @@ fn full(lab: &Lab) {
     assert_eq!(lab.out("echo meanwhile"), "meanwhile\n");
     assert!(witnessed.sandbox.usage().is_ok());
     go.send(()).unwrap();
-    std::thread::sleep(Duration::from_millis(200));
+    std::thread::sleep(testkit::patience(Duration::from_millis(200)));
     witnessed.pipes.as_mut().unwrap().stdin.write_all(b"\n").unwrap();
     let (_, ended, all) = witnessed.end();
     let gaps = all.iter().filter_map(|o| match o {
@@ -406,7 +406,7 @@ for n in range(200):
     pid = os.fork()
     if pid == 0:
         signal.signal(signal.SIGALRM, heard)
-        signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+        signal.setitimer(signal.ITIMER_REAL, 0.0001 * SLOW, 0.0001 * SLOW)
         while True:
             # Before the call was taken, a handler without SA_RESTART breaks it off.
             try: os.execv('/bin/true', ['true', str(n)])
@@ -416,7 +416,9 @@ print(ok)
 ";
 
 fn signals(lab: &Lab) {
-    let (out, _, all) = witness(lab, &lab.spec(&["python3", "-c", SIGNALS]));
+    // As often as before for what the machine does between two of them.
+    let script = format!("SLOW = {}\n{SIGNALS}", testkit::slow());
+    let (out, _, all) = witness(lab, &lab.spec(&["python3", "-c", &script]));
     assert_eq!(out, "200\n");
     let mut words: Vec<&str> = executed(&all)
         .into_iter()
@@ -473,5 +475,5 @@ fn apart(lab: &Lab) {
         let marks = all.iter().filter(|o| **o == Operation::Mark(mark)).count();
         assert!(marks <= 1, "it may have ended before");
     }
-    assert!(begun.elapsed() < Duration::from_secs(60));
+    assert!(begun.elapsed() < testkit::patience(Duration::from_secs(60)));
 }
