@@ -66,6 +66,10 @@ const PAIRS: &[u32] = &[1];
 /// `PR_SET_MM` lets a process pose as another, `PR_MCE_KILL` and `PR_SET_TSC` change what the
 /// machine does, `PR_SET_PTRACER` opens a process to another.
 const PRCTLS: &[u32] = &[35, 33, 26, 0x5961_6d61];
+/// The first process of a sandbox, as every process in it sees it. It has the same uid, so whoever
+/// set its limits could have the kernel kill it (`RLIMIT_CPU` of 0), with it the sandbox, and for a
+/// plain user's spawner the counts that only a process which is still there shows.
+const FIRST_PROCESS: &[u32] = &[1];
 
 /// Calls allowed only with some arguments.
 const FILTERED: &[(c_long, Rule)] = &[
@@ -74,6 +78,7 @@ const FILTERED: &[(c_long, Rule)] = &[
     (libc::SYS_socketpair, Rule::OneOf(0, PAIRS)),
     (libc::SYS_ioctl, Rule::NoneOf(1, IOCTLS)),
     (libc::SYS_prctl, Rule::NoneOf(0, PRCTLS)),
+    (libc::SYS_prlimit64, Rule::NoneOf(0, FIRST_PROCESS)),
     (libc::SYS_personality, Rule::OneOf(0, PERSONALITIES)),
     (libc::SYS_fchmod, Rule::NoBits(1, SET_ID_BITS)),
     (libc::SYS_fchmodat, Rule::NoBits(2, SET_ID_BITS)),

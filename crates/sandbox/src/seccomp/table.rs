@@ -152,7 +152,6 @@ pub(super) const COMMON: &[c_long] = &[
     SYS_ioprio_set,
     SYS_getrlimit,
     SYS_setrlimit,
-    SYS_prlimit64,
     SYS_getrusage,
     SYS_times,
     SYS_getcpu,

@@ -134,6 +134,11 @@ fn arguments_decide_where_they_must() {
     assert_eq!(call(libc::SYS_fchmodat, arg(2, 0o4755)), EPERM);
     assert_eq!(call(libc::SYS_fchmodat, arg(2, 0o755)), ALLOW);
     assert_eq!(call(libc::SYS_openat, arg(3, 0o4755)), EPERM);
+    assert_eq!(call(libc::SYS_prlimit64, arg(0, 1)), EPERM, "limits of the first process");
+    assert_eq!(call(libc::SYS_prlimit64, arg(0, 0xdead_0000_0001)), EPERM, "the same, dirty");
+    for own in [0, 2] {
+        assert_eq!(call(libc::SYS_prlimit64, arg(0, own)), ALLOW, "limits of process {own}");
+    }
     assert_eq!(call(libc::SYS_personality, arg(0, 0x0040_0000)), EPERM);
     assert_eq!(call(libc::SYS_personality, arg(0, 0xffff_ffff)), ALLOW);
 }

@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("cpu_is_limited", cpu),
     ("file_size_is_limited", file),
     ("required_limits_are_hard_or_refused", required),
+    ("nobody_inside_sets_limits_of_the_first_process", first_process),
 ];
 
 fn forks(lab: &Lab) {
@@ -105,4 +106,26 @@ fn required(lab: &Lab) {
     } else {
         lab.run(&spec).ok();
     }
+}
+
+/// With a limit of no processor time at all the kernel kills it as soon as it has something to do,
+/// such as a child to collect.
+fn first_process(lab: &Lab) {
+    let script = "
+import os, resource, time
+try:
+    resource.prlimit(1, resource.RLIMIT_CPU, (0, 0))
+    print('limited')
+except PermissionError:
+    print('refused')
+resource.prlimit(os.getpid(), resource.RLIMIT_CORE, (0, 0))
+end = time.monotonic() + 0.5
+while time.monotonic() < end:
+    if os.fork() == 0:
+        if os.fork() == 0: os._exit(0)
+        os._exit(0)
+    os.wait()
+print('there')
+";
+    assert_eq!(lab.run(&lab.spec(&["python3", "-c", script])).ok(), "refused\nthere\n");
 }
