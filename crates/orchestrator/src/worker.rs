@@ -354,7 +354,7 @@ impl Worker {
         let failure = self.failure.take();
         let sentence = failure.map_or_else(String::new, |f| f.sentence);
         let mut told = false;
-        while self.take() {
+        while self.take() != Event::Taken(false) {
             told = true;
             self.failure = Some(Failure { kind: FailureKind::Lasting, sentence: sentence.clone() });
             self.finish_failed();

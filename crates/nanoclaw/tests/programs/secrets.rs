@@ -71,8 +71,8 @@ pub(crate) fn sweep(lab: &Lab, hunts: &[Hunt]) -> Swept {
     swept
 }
 
-/// Searches a process's memory, once there is enough of it: one that is just being made or ended has
-/// none for a moment.
+/// Searches a process's memory, once there is enough of it: one that is just being made or ended
+/// has none for a moment.
 fn memory(process: &Process, hunt: &Hunt) -> Option<String> {
     let started = Instant::now();
     loop {
