@@ -11,6 +11,12 @@ use std::time::Duration;
 both!(no_byte_of_a_login_is_outside_the_gateway);
 
 fn no_byte_of_a_login_is_outside_the_gateway(lab: &Lab) {
+    if !crate::lab::is_root() {
+        let why = "the kernel closes the memory of recorder and gateway to an ordinary user";
+        assert!(std::env::var_os("CI").is_none(), "{why}");
+        eprintln!("SKIPPED: {why}");
+        return;
+    }
     if testkit::need("curl").is_none() {
         return;
     }
