@@ -12,9 +12,7 @@ both!(no_byte_of_a_login_is_outside_the_gateway);
 
 fn no_byte_of_a_login_is_outside_the_gateway(lab: &Lab) {
     if !crate::lab::is_root() {
-        let why = "the kernel closes the memory of recorder and gateway to an ordinary user";
-        assert!(std::env::var_os("CI").is_none(), "{why}");
-        eprintln!("SKIPPED: {why}");
+        crate::tools::missing("the kernel closes recorder and gateway to an ordinary user");
         return;
     }
     if testkit::need("curl").is_none() {
