@@ -335,7 +335,7 @@ async fn accept(listener: UnixListener, state: Arc<DoorState>, settle: Arc<Notif
             continue;
         };
         if !state.relay.admits(&stream) {
-            turn_away_stranger(&stream, &state, &mut connections);
+            turn_away_stranger(stream, &state, &mut connections);
             continue;
         }
         let stream = Metered::new(stream, Arc::clone(&state.scribe.counters));
@@ -388,20 +388,23 @@ fn turn_away(stream: &Metered, state: &DoorState, full: Full) {
     stream.try_write(&answer(503, &[], &AnswerBody::Whole(full.text().as_bytes()), false));
 }
 
-/// Somebody went past the relay. Recorded once, counted each time.
-fn turn_away_stranger(stream: &UnixStream, state: &Arc<DoorState>, tasks: &mut JoinSet<()>) {
+/// Somebody went past the relay. Recorded once, counted each time, and told after that.
+fn turn_away_stranger(stream: UnixStream, state: &Arc<DoorState>, tasks: &mut JoinSet<()>) {
     let why = "connections come through the sandbox's proxy, not to the door's socket itself; \
                use the address in HTTPS_PROXY";
-    let text = format!("{why}\n");
-    let _ = stream.try_write(&answer(403, &[], &AnswerBody::Whole(text.as_bytes()), false));
+    let tell = move || {
+        let text = format!("{why}\n");
+        let _ = stream.try_write(&answer(403, &[], &AnswerBody::Whole(text.as_bytes()), false));
+    };
     if state.relay.told.swap(true, Ordering::Relaxed) {
         Counters::add(&state.scribe.counters.refused, 1);
-    } else {
-        let state = Arc::clone(state);
-        tasks.spawn(async move {
-            state.scribe.refused("the door's socket".into(), "door", why.into()).await;
-        });
+        return tell();
     }
+    let state = Arc::clone(state);
+    tasks.spawn(async move {
+        state.scribe.refused("the door's socket".into(), "door", why.into()).await;
+        tell();
+    });
 }
 
 async fn serve_connection(mut conn: Conn, door: &Arc<DoorState>) {

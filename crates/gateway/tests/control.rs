@@ -73,7 +73,12 @@ impl Home {
         Arc::new(Self { dir, records: Arc::default(), running, starts, gate })
     }
 
+    /// Starts one unless one runs: several clients may notice at once that it is gone.
     fn start(&self) {
+        let mut running = self.running.lock().unwrap();
+        if running.is_some() {
+            return;
+        }
         let socket = socket_path(&self.dir);
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).unwrap();
@@ -92,7 +97,7 @@ impl Home {
         let gateway = Gateway::new(config);
         runtime.spawn(serve(listener, gateway, approvals, records));
         drop(_inside);
-        *self.running.lock().unwrap() = Some(runtime);
+        *running = Some(runtime);
         self.starts.fetch_add(1, Ordering::SeqCst);
     }
 

@@ -1,6 +1,6 @@
 //! `probe_on_start`: an agent gets a sandbox only after its walls were tried from inside.
 //!
-//! Pipeline: `ask` (a step of the plan) ─► prepared, with answers ─► `judge` ─► on record ─► go or no.
+//! Pipeline: `ask` (a step of the plan) ─► prepared, with answers ─► `judge` ─► record ─► go or no.
 
 use crate::failure::{Context, Failure, Kind, Result};
 use crate::scribe::Scribe;

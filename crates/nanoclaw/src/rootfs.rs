@@ -13,7 +13,7 @@ pub(crate) struct Root {
 }
 
 impl Root {
-    /// Looks at the image that the agent's file pins; one that is missing or changed starts nothing.
+    /// Looks at the image that the agent's file pins; one that is missing or changed is refused.
     pub(crate) fn of(home: &Home, agent: &ResolvedAgent) -> Result<Self> {
         let Some(image) = &agent.image else {
             return Ok(Self { fs: RootFs::HostUsr, _tree: None });

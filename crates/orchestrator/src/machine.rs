@@ -71,8 +71,10 @@ pub enum Event {
     Queued,
     /// The sandbox is there, or could not be made; `retry` when trying again may help.
     Started(Result<(), Retryable>),
-    /// The queue was asked for its head: there was one, or none.
+    /// The queue was asked for its head: there was the one put back last, or none.
     Taken(bool),
+    /// The same, and the message is another than the one put back last.
+    TakenOther,
     /// The turn ended.
     Ended(Ended),
     /// The time of a retry has come.
@@ -128,6 +130,11 @@ pub fn step(session: &mut Session, event: Event, now_ms: u64) -> Vec<Action> {
         }
         (Phase::Starting, Event::Started(Err(Retryable(true)))) => retry(session, now_ms, false),
         (Phase::Warm, Event::Taken(true)) => to(session, Phase::Running, vec![Action::Prompt]),
+        (Phase::Warm, Event::TakenOther) => {
+            // What was attempted has been taken back meanwhile; this one begins anew.
+            session.attempts = 0;
+            to(session, Phase::Running, vec![Action::Prompt])
+        }
         (Phase::Warm, Event::Taken(false)) => {
             // Whatever was attempted is no longer in the queue.
             session.attempts = 0;
@@ -196,6 +203,19 @@ mod tests {
             all.extend(step(&mut session, *event, 1_000));
         }
         (session, all)
+    }
+
+    #[test]
+    fn another_message_has_its_own_attempts() {
+        let failed = [Event::Taken(true), Event::Ended(Ended::Retry), Event::Due];
+        let mut events = vec![Event::Queued, Event::Started(Ok(()))];
+        events.extend(failed.repeat(2));
+        events.extend([Event::TakenOther, Event::Ended(Ended::Retry)]);
+        let (_, actions) = run(&events);
+        let requeued: Vec<_> =
+            actions.iter().filter(|a| matches!(a, Action::Requeue { .. })).collect();
+        let at = |wait: u64| Action::Requeue { at_ms: 1_000 + wait };
+        assert_eq!(requeued, [&at(2_000), &at(5_000), &at(2_000)]);
     }
 
     #[test]

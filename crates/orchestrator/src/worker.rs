@@ -170,7 +170,7 @@ impl Worker {
     fn act(&mut self, action: Action, reason: &str) -> Option<Event> {
         match action {
             Action::Start => return Some(self.start()),
-            Action::Take => return Some(Event::Taken(self.take())),
+            Action::Take => return Some(self.take()),
             Action::Prompt => return Some(Event::Ended(self.prompt())),
             Action::Finish => self.finish(),
             Action::FinishFailed => self.finish_failed(),
@@ -214,7 +214,7 @@ impl Worker {
     }
 
     /// Takes the head of the queue and begins its turn.
-    fn take(&mut self) -> bool {
+    fn take(&mut self) -> Event {
         let now_ms = self.shared.world.now_ms();
         let turn = TurnId::mint(now_ms, self.shared.world.random());
         // Its time to wait belongs to a worker that is gone, and with it whoever would wake it.
@@ -227,14 +227,15 @@ impl Worker {
         drop(store);
         match taken {
             Ok(Some(message)) => {
+                let same = self.put_back.as_ref() == Some(&message.id);
                 self.taken = Some(Taken { message, turn, started: Instant::now() });
-                true
+                if same { Event::Taken(true) } else { Event::TakenOther }
             }
-            Ok(None) => false,
+            Ok(None) => Event::Taken(false),
             Err(e) => {
                 let why = format!("The message is kept but cannot be worked on: {e}");
                 self.shared.tell(&self.session, Progress::Halted(why));
-                false
+                Event::Taken(false)
             }
         }
     }
@@ -353,7 +354,7 @@ impl Worker {
         let failure = self.failure.take();
         let sentence = failure.map_or_else(String::new, |f| f.sentence);
         let mut told = false;
-        while self.take() {
+        while self.take() != Event::Taken(false) {
             told = true;
             self.failure = Some(Failure { kind: FailureKind::Lasting, sentence: sentence.clone() });
             self.finish_failed();

@@ -2,9 +2,9 @@
 //!
 //! `cargo run --release -p nanoclaw-sandbox --example bench_witness [FILES] [ROUNDS] [--json]`
 //!
-//! Two kinds of work. A loop that starts programs and does nothing else is the worst case. Compiling
-//! many small C files, each by the four programs of a compiler, is what builds do. All take turns,
-//! so that noise of the machine hits all alike; ratios are of the same run's medians.
+//! Two kinds of work. A loop that starts programs and does nothing else is the worst case.
+//! Compiling many small C files, each by the four programs of a compiler, is what builds do. All
+//! take turns, so that noise of the machine hits all alike; ratios are of the same run's medians.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use model::{AgentName, Command, Limits, Network, RootFs, SandboxSpec, SessionId, Workspace};

@@ -16,8 +16,8 @@ pub struct Report {
     pub plan: crate::Plan,
     /// Host pid of the sandbox's init.
     pub pid: u32,
-    /// What [`model::SandboxSpec::probe`] printed inside, as far as it was asked for. It was printed
-    /// before anything of the session ran.
+    /// What [`model::SandboxSpec::probe`] printed inside, as far as it was asked for. It was
+    /// printed before anything of the session ran.
     #[serde(default)]
     pub probes: Option<String>,
 }

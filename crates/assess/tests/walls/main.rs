@@ -1,8 +1,8 @@
 //! The battery of the walls, both ways: in open places every probe must trip, in a native sandbox
 //! every wall must hold, as root and as a plain user.
 //!
-//! Pipeline: this very file as `__walls one NAME BAIT` in the open place that the catalogue names ─►
-//! it must be broken ─► a real sandbox ─► nothing may be.
+//! Pipeline: this very file as `__walls one NAME BAIT` in the open place that the catalogue names
+//! ─► it must be broken ─► a real sandbox ─► nothing may be.
 //!
 //! 1. Not libtest: spawner, init and batteries run `/proc/self/exe`, so this program answers to
 //!    their roles, and it starts itself again as a plain user.

@@ -6,6 +6,7 @@ use crate::process::{self, Process};
 use crate::site::{PERMITTED, Site};
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 use testkit::{FakeModel, Options};
 
 both!(
@@ -19,6 +20,8 @@ both!(
 const INSIDE: [&str; 4] = ["tmp", "run", "etc", "dev/shm"];
 /// Memory of the smallest process that can be: one that could not be read has less.
 const MEMORY_MIN: u64 = 64 << 10;
+/// How long a process may go without, on a machine that is busy with something else.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A value that is nowhere else on the machine, with characters that are written differently in
 /// URLs and in base64.
@@ -61,14 +64,26 @@ pub(crate) fn sweep(lab: &Lab, hunts: &[Hunt]) -> Swept {
         };
         swept.found.extend(files.iter().filter_map(found));
         for process in swept.processes.iter().filter(|p| !p.is_gateway()) {
-            let (found, seen) = hunt.memory(process.pid);
-            let gone = !process.place().join("exe").exists();
-            let searched = found.is_some() || seen >= MEMORY_MIN || gone;
-            assert!(searched, "{process:?}: {seen} bytes of memory");
+            let found = memory(process, hunt);
             swept.found.extend(found.map(|f| format!("{f} of the memory of {process:?}")));
         }
     }
     swept
+}
+
+/// Searches a process's memory, once there is enough of it: one that is just being made or ended
+/// has none for a moment.
+fn memory(process: &Process, hunt: &Hunt) -> Option<String> {
+    let started = Instant::now();
+    loop {
+        let (found, seen) = hunt.memory(process.pid);
+        let gone = !process.place().join("exe").exists();
+        if found.is_some() || seen >= MEMORY_MIN || gone {
+            return found;
+        }
+        assert!(started.elapsed() < PATIENCE, "{process:?}: {seen} bytes of memory");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Uses both secrets both ways, tells so, and stays.

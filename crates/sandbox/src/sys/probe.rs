@@ -1,12 +1,12 @@
 //! What the probes of the walls need of the system: a copy of this process to try something in, and
 //! there any system call by its number.
 //!
-//! Pipeline: `apart` (fork) ─► the act, with [`raw`] calls ─► its words or the signal that ended it.
+//! Pipeline: `apart` (fork) ─► the act, with [`raw`] calls ─► its words, or what ended it.
 //!
 //! Invariants:
-//! 1. [`raw`] and its relatives work in a copy made by [`apart`] only; elsewhere they refuse. A copy
-//!    has memory of its own, says one thing and ends: whatever such a call does to it, nobody else
-//!    meets.
+//! 1. [`raw`] and its relatives work in a copy made by [`apart`] only; elsewhere they refuse. A
+//!    copy has memory of its own, says one thing and ends: whatever such a call does to it,
+//!    nobody else meets.
 //! 2. A copy is made of a process with one thread only, so that no lock is held for ever in it.
 //! 3. A copy that takes too long is killed; none outlives [`apart`], nor its parent.
 

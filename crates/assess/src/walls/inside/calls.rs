@@ -203,8 +203,8 @@ pub(super) const ACTS: &[(&str, Act)] = &[
     ("init-ptrace", init_ptrace),
 ];
 
-/// A place that there is not: without a filter the kernel gets as far as looking for it, and nothing
-/// is mounted, moved or taken away even where root runs this on a bare host.
+/// A place that there is not: without a filter the kernel gets as far as looking for it, and
+/// nothing is mounted, moved or taken away even where root runs this on a bare host.
 const GONE: Text = c"/no-such-folder-of-any-machine";
 const MS_REMOUNT: usize = 32;
 const MS_BIND: usize = 4_096;

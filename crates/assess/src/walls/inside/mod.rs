@@ -3,7 +3,7 @@
 //! Pipeline: `__walls quick|full|tight BAIT` ─► probes of that battery ─► copy ─► act ─► line.
 //!
 //! 1. One thread, so that copies can be made of it.
-//! 2. Nothing is left behind, except by the full battery, which says so and waits to be told to end.
+//! 2. Nothing is left behind, except by the full battery, which says so and waits for a word.
 //! 3. Every act is bounded in time, processes, memory and bytes: it is safe without walls, too.
 
 mod calls;
