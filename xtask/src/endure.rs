@@ -2,7 +2,7 @@
 //! thinks of, as long as asked.
 //!
 //! ```text
-//! settings ─► cargo test -p nanoclaw-sandbox --test endurance, the one test ─► progress, what is left
+//! settings ─► cargo test --test endurance, one test of it ─► what changed, what is left
 //! ```
 //!
 //! Both are ordinary tests of the sandbox, so that every test run gives them a fiftieth; here they

@@ -2,7 +2,7 @@
 //! the run as a plain user asks the run as root that started it.
 //!
 //! ```text
-//! plain user ── "look PID" on its standard output ─► root ── "KIB DESCRIPTORS" ─► its standard input
+//! plain user ── "look PID", its output ─► root ── "KIB DESCRIPTORS", its input
 //! ```
 
 use std::collections::BTreeMap;

@@ -293,7 +293,7 @@ fn listen(from: std::fs::File, calls: &AtomicU64, said: &Mutex<VecDeque<String>>
     }
 }
 
-/// `[main] 31337 iterations. [F:…`, as it goes on, or `Ran 31337 syscalls. Successes: …` at its end.
+/// `[main] 31337 iterations. [F:…` as it goes on, `Ran 31337 syscalls. Successes: …` at its end.
 fn counted(line: &str) -> Option<u64> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let at = words.iter().position(|w| *w == "iterations." || *w == "syscalls.")?;

@@ -133,7 +133,7 @@ fn killed(field: &mut Field) -> Result<Kept, String> {
 }
 
 fn reniced(field: &mut Field) -> Result<Kept, String> {
-    run(&["renice", "-n", "5", "-p", &field.process.id().to_string()])
+    run(&["renice", "-n", "19", "-p", &field.process.id().to_string()])
 }
 
 fn limited(field: &mut Field) -> Result<Kept, String> {
