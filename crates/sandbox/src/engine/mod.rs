@@ -251,9 +251,11 @@ fn clear(home: &Path, left: &Leftover) {
 }
 
 /// Removes what processes that are gone left in this folder and with the engines they used; the
-/// next process of the same home does that by itself, in the background.
-pub fn sweep_engines(folder: &Path) {
+/// next process of the same home does that by itself, in the background. Whether nothing of it is
+/// left: an engine that is just removing a container keeps it for another try.
+pub fn sweep_engines(folder: &Path) -> bool {
     folder::leftovers(folder).iter().for_each(|left| clear(folder, left));
+    folder::leftovers(folder).is_empty()
 }
 
 /// Directories of the control groups that an engine made for the container with this first process,

@@ -1,8 +1,8 @@
 //! Containers of Docker and Podman, as a battery sees them: what enforces their walls, what of
 //! their answers is rightly another than a native sandbox's, and what they do not enforce.
 //!
-//! 1. What is known is derived from what was measured of that very container, never from what an
-//!    engine is called or says.
+//! 1. What is known is derived from what was measured of that very container and from its plan. Of
+//!    what an engine says, only which program it is counts, for one gap of Podman's.
 //! 2. A gap names what carries the wall in its place; that has probes of its own, none of which is
 //!    a gap.
 
@@ -16,6 +16,12 @@ use sandbox::{
 };
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long an engine may be busy with removing the container of a keeper that was killed.
+const TIDY_TIME: Duration = Duration::from_secs(5);
+/// Between two tries.
+const TIDY_PAUSE: Duration = Duration::from_millis(50);
 
 /// What every container has that no plan of ours names. Engines mount `/sys`, and cover it where
 /// they are asked to, with what is mounted below it; Podman puts a small file system over `/run`,
@@ -247,8 +253,11 @@ impl Backend for Engine {
     }
 
     fn tidy(&self) {
-        if let Some(folder) = &self.engines.folder {
-            sandbox::sweep_engines(folder);
+        let Some(folder) = &self.engines.folder else { return };
+        let until = Instant::now() + TIDY_TIME;
+        // What is left then is found by the next process of this home.
+        while !sandbox::sweep_engines(folder) && Instant::now() < until {
+            std::thread::sleep(TIDY_PAUSE);
         }
     }
 }
