@@ -141,9 +141,11 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "walls",
-        summary: "try every wall and write the table of SPECIFICATION.md from that",
-        help: "cargo xtask walls [--check]\n\nAs root both columns are written; with --check nothing \
-               is, and a table that is not this run's is a failure.\n\nExample: cargo xtask walls",
+        summary: "try every wall and write the tables of SPECIFICATION.md from that",
+        help: "cargo xtask walls [--check]\n\nAs root all columns are written, those of Docker and \
+               Podman by engines that are started for it;\nwhat could not be run is named. With \
+               --check nothing is written, and tables that are not this run's are a\nfailure.\n\n\
+               Example: cargo xtask walls",
         act: walls::walls,
     },
     Task {

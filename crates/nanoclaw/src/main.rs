@@ -49,6 +49,7 @@ fn main() -> ExitCode {
         Some(walls::WALLS_ROLE) => return walls::battery_main(&words[1..]),
         Some(walls::ACCOMPLICE_ROLE) => return walls::accomplice_main(&words[1..]),
         Some(walls::LINGER_ROLE) => return walls::linger_main(&words[1..]),
+        Some(walls::KEEPER_ROLE) => return walls::keeper_main(&words[1..]),
         // `--home DIR __recorder` and `--home DIR __gateway`, started by their first clients.
         Some("--home") if words.get(2).is_some_and(|w| w == recordkeeper::ROLE) => {
             return recordkeeper::main(&words[1]);

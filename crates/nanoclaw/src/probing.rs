@@ -32,7 +32,7 @@ pub(crate) fn judge(
     if !agent.probe_on_start {
         return Ok(());
     }
-    let gaps = walls::known_gaps(mode, &report.limits);
+    let gaps = walls::known_gaps(&agent.backend, mode, report);
     let findings = walls::probe_on_start(report, &gaps);
     let bodies = records(&findings);
     for body in bodies {

@@ -192,7 +192,8 @@ fn read_with(top: &Section<'_, '_>, keys: &Keys) -> Result<SandboxSection, Polic
     let millis = |at: At<Duration>| u64::try_from(at.value.as_millis()).unwrap_or(u64::MAX);
     limits.wall_ms = wall.map(millis);
     result.witness = read_witness(&section)?;
-    result.probe_on_start = read_probe(&section, &result.backend)?;
+    let probe = section.boolean("probe_on_start", "probe_on_start = true")?;
+    result.probe_on_start = probe.is_some_and(|at| at.value);
     Ok(result)
 }
 
@@ -228,23 +229,6 @@ fn read_rootfs(
             Err(Problem::bad("rootfs", why, remedy).at(&place))
         }
         found => Ok(found.and_then(|at| at.value)),
-    }
-}
-
-/// The probes know what a native sandbox must answer. What a container must is not written down
-/// yet, and a battery whose answers nobody judges proves nothing.
-fn read_probe(section: &Section<'_, '_>, backend: &Backend) -> Result<bool, PolicyError> {
-    match section.boolean("probe_on_start", "probe_on_start = true")? {
-        Some(At { place, value: true }) if *backend != Backend::Native => {
-            let name = backend.name();
-            Err(Problem::bad(
-                "probe_on_start",
-                format!("tries the walls of native sandboxes, not yet those made by {name}"),
-                "remove it, or write `backend = \"native\"`",
-            )
-            .at(&place))
-        }
-        found => Ok(found.is_some_and(|at| at.value)),
     }
 }
 

@@ -50,7 +50,6 @@ const AGENT: &[(&str, &str)] = &[
             "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef'\n"
         ),
     ),
-    ("probes with an engine", "schema = 1\n[sandbox]\nbackend = 'podman'\nprobe_on_start = true\n"),
     (
         "engine image without an engine",
         concat!(

@@ -517,6 +517,20 @@ fn an_image_is_pinned_by_its_digest() {
     }
 }
 
+#[test]
+fn the_walls_of_every_backend_may_be_tried_at_the_start() {
+    for backend in ["native", "docker", "podman"] {
+        let text = format!("schema = 1\n[sandbox]\nbackend = '{backend}'\nprobe_on_start = true\n");
+        let name = AgentName::parse("a").expect("name");
+        let mounts = MountContext { home: Path::new("/home/u"), protected: &[] };
+        let context = ResolveContext { mounts, config: None, instructions: None };
+        let parsed = AgentFile::parse("a.toml", &text).expect("valid");
+        let agent = parsed.resolve(&name, &context, &Additions::default()).expect("resolves");
+        assert!(agent.probe_on_start, "{backend}");
+        assert_eq!(agent.backend.name(), backend);
+    }
+}
+
 /// What no machine has is refused where it stands; what is not known refuses nothing.
 #[test]
 fn a_size_beyond_the_machine_is_refused_where_it_stands() {

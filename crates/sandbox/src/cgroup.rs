@@ -285,6 +285,15 @@ impl Group {
         })
     }
 
+    /// Its directories, each once.
+    pub(crate) fn places(&self) -> Vec<PathBuf> {
+        let all = [&self.memory, &self.cpu, &self.pids, &self.accounts, &self.v2];
+        let mut all: Vec<PathBuf> = all.into_iter().flatten().cloned().collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
     /// The limits that it holds, as the kernel's own files say.
     pub(crate) fn held(&self) -> Held {
         let v2 = self.v2.as_ref();

@@ -53,7 +53,7 @@ pub use backend::{Prepared, Sandbox};
 pub use check::check;
 pub use client::{Operations, Pipes, Spawner, SpawnerOptions, Stdio};
 pub use doctor::{Check, Status, inspect};
-pub use engine::{Container, EngineOptions, Scratch};
+pub use engine::{Container, EngineOptions, Scratch, groups_of_container, sweep_engines};
 pub use error::{PauseError, SpecError, SpecErrorKind, StartError, StartErrorKind};
 pub use facts::{HostEntry, HostFacts, Ladder, Mode, Rung};
 pub use image::{ImageEntry, ImageView};

@@ -23,6 +23,8 @@ const ORDERS: [&str; 8] = [
 ];
 /// Places where something could be left that is started later.
 const PERSISTENCE: [&str; 3] = ["/var/spool/cron", "/var/spool/at", "/etc/systemd"];
+/// The uid inside native sandboxes.
+const UID_INSIDE: u32 = 1000;
 /// Folders that nobody inside may write.
 const READ_ONLY: [&str; 8] =
     ["/", "/usr", "/usr/bin", "/etc", "/run", "/dev", "/home", "/run/nanoclaw"];
@@ -49,8 +51,14 @@ pub struct Bait {
     pub init: u32,
     /// A file of the host that everybody there may read.
     pub host_file: String,
-    /// Granted folders: places inside where mounts and names are meant to be.
+    /// Granted folders, and what a backend puts into every sandbox of its own: places inside where
+    /// mounts and names are meant to be.
     pub mounts: Vec<String>,
+    /// The uid that its processes have inside; `None` where it is not the same everywhere and any
+    /// but root's will do.
+    pub uid: Option<u32>,
+    /// Whether the process' own group may stand in the list of its further groups, too.
+    pub own_group: bool,
     /// A TCP port on the host's loopback at which somebody listens.
     pub tcp_port: u16,
     /// The same at `::1`; 0 when the host has no IPv6.
@@ -141,6 +149,8 @@ impl Default for Bait {
             init: 1,
             host_file: String::new(),
             mounts: Vec::new(),
+            uid: Some(UID_INSIDE),
+            own_group: false,
             tcp_port: 0,
             tcp6_port: 0,
             udp_port: 0,

@@ -89,7 +89,7 @@ fn row(wall: Wall, enforced_by: &'static str, findings: &[Finding]) -> Row {
 mod tests {
     use super::*;
     use crate::walls::judge::{Answer, Sighting, judge_all};
-    use crate::walls::{Native, catalogue};
+    use crate::walls::{Engine, Native, catalogue};
 
     const SPECIFICATION: &str = include_str!("../../../../SPECIFICATION.md");
 
@@ -120,11 +120,19 @@ mod tests {
     #[test]
     fn the_table_of_the_specification_is_of_these_probes() {
         let findings = findings(&[]);
-        for wall in Wall::ALL {
-            let probes = row(wall, "", &findings).probes;
-            let heading = format!("| {} | {} | {probes} |", wall.name(), Native::enforces(wall));
-            let found = SPECIFICATION.lines().any(|line| line.starts_with(&heading));
-            assert!(found, "no row `{heading}`: run `cargo xtask walls`");
-        }
+        let missing = |enforces: fn(Wall) -> &'static str| -> Vec<String> {
+            let heading = |wall: Wall| {
+                let probes = row(wall, "", &findings).probes;
+                format!("| {} | {} | {probes} |", wall.name(), enforces(wall))
+            };
+            let stands = |row: &String| SPECIFICATION.lines().any(|l| l.starts_with(row.as_str()));
+            Wall::ALL.into_iter().map(heading).filter(|row| !stands(row)).collect()
+        };
+        assert_eq!(missing(Native::enforces), [""; 0], "run `cargo xtask walls`");
+        // Containers have a table of their own, whole, unless no engine was there.
+        let contained = missing(Engine::enforces);
+        let none = contained.len() == Wall::ALL.len();
+        let told = SPECIFICATION.contains("\nNot run: docker");
+        assert!(contained.is_empty() || (none && told), "run `cargo xtask walls`: {contained:?}");
     }
 }

@@ -30,8 +30,8 @@ pub use catalogue::{CATALOGUE, Expect, Open, Probe, Wall, When, all, find};
 pub use inside::{accomplice_main, battery_main, linger_main};
 pub use judge::{Answer, Finding, Gap, Sighting, Verdict, judge, judge_all};
 pub use outside::{
-    Backend, Boxed, Native, Place, ProbeError, Run, Running, Stop, ask_for_probe, known_gaps,
-    probe_on_start,
+    Backend, Boxed, Count, Engine, Native, Place, ProbeError, Run, Running, Stop, ask_for_probe,
+    keeper_main, known_gaps, probe_on_start,
 };
 
 pub(crate) use errno::name as errno_name;
@@ -42,3 +42,5 @@ pub const WALLS_ROLE: &str = "__walls";
 pub const ACCOMPLICE_ROLE: &str = "__walls-other";
 /// `argv[1]` of what tries to outlive its session.
 pub const LINGER_ROLE: &str = "__walls-linger";
+/// `argv[1]` of a process outside that has a container made and is killed for it.
+pub const KEEPER_ROLE: &str = "__walls-keeper";

@@ -1,5 +1,6 @@
 //! The battery of the walls, both ways: in open places every probe must trip, in a native sandbox
-//! every wall must hold, as root and as a plain user.
+//! every wall must hold, as root and as a plain user, and in containers of real engines it must
+//! hold or be named.
 //!
 //! Pipeline: this very file as `__walls one NAME BAIT` in the open place that the catalogue names
 //! ─► it must be broken ─► a real sandbox ─► nothing may be.
@@ -10,6 +11,7 @@
 //! 3. Everything is bounded and touches only what it made itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+mod engines;
 mod native;
 mod open;
 mod place;
@@ -34,6 +36,12 @@ const TESTS: &[Test] = &[
     ("a_wish_to_stop_leaves_nothing", native::a_wish_to_stop_leaves_nothing),
 ];
 
+/// What one start runs, as who it is started as: engines are started by root.
+const ENGINES: &[Test] = &[
+    ("every_wall_of_docker_holds_or_is_named", engines::docker),
+    ("every_wall_of_podman_holds_or_is_named", engines::podman),
+];
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
@@ -42,21 +50,23 @@ fn main() -> ExitCode {
         Some(walls::WALLS_ROLE) => return walls::battery_main(&args[2..]),
         Some(walls::ACCOMPLICE_ROLE) => return walls::accomplice_main(&args[2..]),
         Some(walls::LINGER_ROLE) => return walls::linger_main(&args[2..]),
+        Some(walls::KEEPER_ROLE) => return walls::keeper_main(&args[2..]),
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
     let as_user = args.iter().any(|a| a == AS_USER);
     let filter = args.iter().skip(1).find(|a| !a.starts_with('-')).cloned().unwrap_or_default();
-    let mut failed = run_all(&filter, if as_user { "user" } else { "self" });
+    let mut failed = run_all(TESTS, &filter, if as_user { "user" } else { "self" });
     if !as_user {
+        failed += run_all(ENGINES, &filter, "engine");
         failed += again_as_user(&filter);
     }
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn run_all(filter: &str, mode: &str) -> usize {
+fn run_all(tests: &[Test], filter: &str, mode: &str) -> usize {
     let (mut passed, mut failed) = (0, 0);
-    for (name, test) in TESTS.iter().filter(|(name, _)| name.contains(filter)) {
+    for (name, test) in tests.iter().filter(|(name, _)| name.contains(filter)) {
         let begun = Instant::now();
         let fine = catch_unwind(AssertUnwindSafe(test)).is_ok();
         let word = if fine { "ok" } else { "FAILED" };

@@ -18,6 +18,7 @@ pub(crate) enum SandboxCommand {
     #[command(after_help = "Examples:
   nanoclaw sandbox probe
   nanoclaw sandbox probe --quick
+  nanoclaw sandbox probe --backend podman
   nanoclaw sandbox probe --json | jq '.probes[] | select(.verdict != \"held\")'
 
 Over 200 probes in sandboxes of their own, beside another session, with baits on the host; seconds.
@@ -31,7 +32,7 @@ Exit codes: 0 every wall holds as far as it is said to, 4 no sandbox can be made
 
 #[derive(Debug, Args)]
 pub(crate) struct ProbeArgs {
-    /// What makes the sandbox
+    /// What makes the sandbox: native, docker or podman
     #[arg(long, value_name = "BACKEND", default_value = "native")]
     pub(crate) backend: String,
     /// The fast ones only, in one sandbox that is never started

@@ -6,18 +6,16 @@ use crate::home::Home;
 use crate::run::Folders;
 use crate::ui::{self, Paint};
 use crate::{product, signals, world};
-use assess::walls::{Board, Finding, Native, Place, ProbeError, Run, Stop, Verdict};
-use model::SessionId;
+use assess::walls::{self, Board, Finding, Native, Place, ProbeError, Run, Stop, Verdict};
+use model::{Backend, EngineChoice, SessionId};
+use sandbox::{EngineOptions, StartError};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Runs `sandbox probe`; exit code 6 when a wall is broken.
 pub(crate) fn run(home: &Home, args: &ProbeArgs) -> Result<u8> {
-    if args.backend != "native" {
-        let cause = format!("backend {:?} cannot be probed by this version", args.backend);
-        return Err(Failure::usage(cause).remedy("use --backend native"));
-    }
+    let backend = named(&args.backend)?;
     let (stop, signal) = (Stop::default(), Arc::new(AtomicI32::new(0)));
     let (wish, heard) = (stop.clone(), Arc::clone(&signal));
     signals::watch(&[signals::INTERRUPT, signals::TERMINATE, signals::HANGUP], move |number| {
@@ -25,7 +23,7 @@ pub(crate) fn run(home: &Home, args: &ProbeArgs) -> Result<u8> {
         let _ = heard.compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst);
         wish.now();
     })?;
-    match probed(home, args.quick, &stop) {
+    match probed(home, &backend, args.quick, &stop) {
         Ok(run) => {
             if args.json {
                 ui::json_line(&as_value(&run, args.quick).to_string());
@@ -44,18 +42,51 @@ pub(crate) fn run(home: &Home, args: &ProbeArgs) -> Result<u8> {
     }
 }
 
+/// As agent files name it.
+fn named(text: &str) -> Result<Backend> {
+    match text {
+        "native" => Ok(Backend::Native),
+        "docker" => Ok(Backend::Docker(EngineChoice::default())),
+        "podman" => Ok(Backend::Podman(EngineChoice::default())),
+        _ => {
+            let cause = format!("backend {text:?} cannot be probed by this version");
+            Err(Failure::usage(cause).remedy("use --backend native, docker or podman"))
+        }
+    }
+}
+
+/// What makes the battery's sandboxes. Containers are shown what a session's are, from the same
+/// folder, so that whatever is left of a killed battery is found as theirs is.
+fn maker(
+    home: &Home,
+    backend: &Backend,
+) -> std::result::Result<Box<dyn walls::Backend>, StartError> {
+    let private = vec![home.path().to_owned()];
+    if *backend == Backend::Native {
+        return Ok(Box::new(Native::launch(private)?));
+    }
+    let engines = EngineOptions::of(home.path().join("run/engine"));
+    Ok(Box::new(walls::Engine::launch(backend.clone(), engines, private)?))
+}
+
 /// The battery, in folders that go with it: also when this process is killed, at the next start.
-fn probed(home: &Home, quick: bool, stop: &Stop) -> std::result::Result<Run, ProbeError> {
+fn probed(
+    home: &Home,
+    backend: &Backend,
+    quick: bool,
+    stop: &Stop,
+) -> std::result::Result<Run, ProbeError> {
     let io = |f: Failure| ProbeError::Io(std::io::Error::other(f.cause));
     let session = SessionId::mint(world::now_ms(), u32::from_le_bytes(world::random_bytes()));
     let root = home.path().join("sessions").join(session.as_str());
     home.session(&session).map_err(io)?;
     let _folders = Folders::claim(root.clone()).map_err(io)?;
     crate::run::sweep(home);
-    let backend = Native::launch(vec![home.path().to_owned()])?;
+    let backend = maker(home, backend)?;
+    let backend = backend.as_ref();
     // Below its workspace: that is what a sweep removes.
     let place = Place { root: root.join("workspace") };
-    if quick { Run::quick(&backend, &place, stop) } else { Run::full(&backend, &place, stop) }
+    if quick { Run::quick(backend, &place, stop) } else { Run::full(backend, &place, stop) }
 }
 
 fn kernel() -> String {

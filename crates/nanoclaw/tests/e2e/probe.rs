@@ -11,6 +11,7 @@ both!(
     an_interrupt_ends_it_and_leaves_nothing,
     an_agent_gets_its_sandbox_after_its_walls_were_tried,
     a_backend_that_is_not_there_is_refused,
+    an_engine_that_is_not_there_is_no_green_report,
 );
 
 fn json(lab: &Lab, args: &[&str]) -> Value {
@@ -91,4 +92,22 @@ fn a_backend_that_is_not_there_is_refused(lab: &Lab) {
     let said = lab.run(["sandbox", "probe", "--backend", "paper"]).failed(2);
     assert!(said.contains("\"paper\"") && said.contains("--backend native"), "{said}");
     assert!(!Path::new(&lab.home().join("audit")).exists(), "nothing was begun");
+}
+
+/// Where no container can be made there is nothing to judge, for a person and for a session.
+fn an_engine_that_is_not_there_is_no_green_report(lab: &Lab) {
+    let nowhere = lab.home().join("no-such.sock");
+    let host = format!("unix://{}", nowhere.display());
+    for (backend, variable) in [("docker", "DOCKER_HOST"), ("podman", "CONTAINER_HOST")] {
+        for battery in [&["--quick"][..], &[]] {
+            let mut words = vec!["sandbox", "probe", "--backend", backend];
+            words.extend(battery);
+            let mut command = lab.nanoclaw(words);
+            command.env(variable, &host);
+            let ran = start(command).wait();
+            assert_eq!(ran.code(), 4, "{ran}");
+            assert!(ran.err().contains(backend), "{ran}");
+            assert_eq!(left(lab), [] as [std::path::PathBuf; 0]);
+        }
+    }
 }

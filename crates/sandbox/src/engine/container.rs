@@ -35,6 +35,8 @@ pub struct Scratch {
     pub path: String,
     /// Its size, bytes.
     pub bytes: u64,
+    /// Files and folders that it has room for, where an engine can be told: Docker can.
+    pub inodes: u64,
     /// Permission bits.
     pub mode: u32,
 }
@@ -201,7 +203,9 @@ impl Container {
                 strict: true,
                 owner: None,
             }),
-            Step::Scratch { bytes, places, .. } => self.scratch = share(*bytes, places),
+            Step::Scratch { bytes, inodes, places } => {
+                self.scratch = share(*bytes, *inodes, places);
+            }
             Step::HostName { name } => self.host_name.clone_from(name),
             Step::ProcReadOnly { path } => self.read_only.push(path.clone()),
             Step::ProcMask { path, .. } => self.hidden.push(path.clone()),
@@ -244,9 +248,9 @@ impl Container {
     }
 }
 
-/// The size of all private places is shared out, for each is a file system of its own here: the
-/// first, `/tmp`, has the most. Engines need whole pages.
-fn share(bytes: u64, places: &[String]) -> Vec<Scratch> {
+/// The size of all private places, and their inodes, are shared out, for each is a file system of
+/// its own here: the first, `/tmp`, has the most. Engines need whole pages.
+fn share(bytes: u64, inodes: u64, places: &[String]) -> Vec<Scratch> {
     const PAGE: u64 = 4_096;
     const SHARES: u64 = 16;
     let part = |path: &str| match path {
@@ -257,6 +261,7 @@ fn share(bytes: u64, places: &[String]) -> Vec<Scratch> {
     let scratch = |path: &String| Scratch {
         path: path.clone(),
         bytes: (bytes / SHARES * part(path)).next_multiple_of(PAGE).max(PAGE),
+        inodes: inodes / SHARES * part(path),
         mode: 0o1777,
     };
     places.iter().map(scratch).collect()

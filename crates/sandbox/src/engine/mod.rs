@@ -250,6 +250,32 @@ fn clear(home: &Path, left: &Leftover) {
     }
 }
 
+/// Removes what processes that are gone left in this folder and with the engines they used; the
+/// next process of the same home does that by itself, in the background. Whether nothing of it is
+/// left: an engine that is just removing a container keeps it for another try.
+pub fn sweep_engines(folder: &Path) -> bool {
+    folder::leftovers(folder).iter().for_each(|left| clear(folder, left));
+    folder::leftovers(folder).is_empty()
+}
+
+/// Directories of the control groups that an engine made for the container with this first process,
+/// as the host counts; none when it is gone. Those that it shares with others are left out: an
+/// engine's own are named after the container.
+#[must_use]
+pub fn groups_of_container(first: u32) -> Vec<PathBuf> {
+    let group = i32::try_from(first).ok().and_then(|pid| crate::cgroup::Group::of(pid).ok());
+    let places = group.map(|g| g.places()).unwrap_or_default();
+    places.into_iter().filter(|place| of_a_container(place)).collect()
+}
+
+/// Whether a part of the path holds the id of a container: `/docker/ID`, `docker-ID.scope`,
+/// `libpod-ID`.
+fn of_a_container(path: &Path) -> bool {
+    const ID_DIGITS: usize = 64;
+    let text = path.to_string_lossy();
+    text.split(|c: char| !c.is_ascii_hexdigit()).any(|part| part.len() == ID_DIGITS)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -257,6 +283,22 @@ mod tests {
         AgentName, Backend, Command, EngineChoice, Limits, Network, RootFs, SandboxSpec, SessionId,
         Workspace,
     };
+
+    #[test]
+    fn only_groups_that_are_a_container_s_own_are_counted() {
+        let id = "0123456789abcdef".repeat(4);
+        for own in [
+            format!("/sys/fs/cgroup/memory/docker/{id}"),
+            format!("/sys/fs/cgroup/system.slice/docker-{id}.scope"),
+            format!("/sys/fs/cgroup/pids/libpod_parent/libpod-{id}/container"),
+        ] {
+            assert!(super::of_a_container(own.as_ref()), "{own}");
+        }
+        for shared in ["/sys/fs/cgroup/unified", "/sys/fs/cgroup/system.slice/docker.service"] {
+            assert!(!super::of_a_container(shared.as_ref()), "{shared}");
+        }
+        assert!(super::groups_of_container(u32::MAX).is_empty());
+    }
 
     /// The smallest there is.
     pub(super) fn spec() -> SandboxSpec {

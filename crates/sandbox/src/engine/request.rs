@@ -8,7 +8,7 @@
 //!    them: engines of this age make only the uppermost one read-only. What covers a place below
 //!    one is a mount of its own, read-only too; engines mount in the order of depth.
 
-use super::container::{Container, LINE_INSIDE, Scratch};
+use super::container::{Container, LINE_INSIDE};
 use super::fitness::{Facts, Kind};
 use crate::INIT_ROLE;
 use crate::plan::BINARY_INSIDE;
@@ -24,6 +24,9 @@ const CPU_PERIOD: u64 = 100_000;
 const CPU_QUOTA_MIN: u64 = 1_000;
 /// Podman puts a file system in memory over `/run` of any read-only container; this makes it small.
 const RUN_BYTES: u64 = 64 << 10;
+/// No group may send pings (icmp(7): the first number is above the second, as in any network of its
+/// own). Docker opens it to all groups of a container, whatever capabilities that has.
+const NOBODY_PINGS: &str = "1 0";
 
 /// What differs from start to start.
 #[derive(Debug, Clone)]
@@ -98,7 +101,7 @@ fn host_config(container: &Container, facts: &Facts, occasion: &Occasion) -> Val
         "CapAdd": [],
         "CapDrop": ["ALL"],
         "SecurityOpt": security(container, facts, occasion),
-        "Sysctls": { "net.ipv4.ip_unprivileged_port_start": "0" },
+        "Sysctls": sysctls(facts),
         "Memory": container.memory_bytes,
         "MemorySwap": container.memory_bytes,
         "CpuPeriod": CPU_PERIOD,
@@ -128,6 +131,19 @@ fn host_config(container: &Container, facts: &Facts, occasion: &Occasion) -> Val
         _ => {}
     }
     config
+}
+
+/// Settings of the container's own network. Below a rootless engine the ids of the second may not
+/// be known, and no such engine opens it to others than root inside.
+fn sysctls(facts: &Facts) -> Value {
+    let mut all = json!({ "net.ipv4.ip_unprivileged_port_start": "0" });
+    if !facts.rootless {
+        let add = |fields: &mut Map<String, Value>| {
+            fields.insert("net.ipv4.ping_group_range".to_owned(), json!(NOBODY_PINGS))
+        };
+        all.as_object_mut().map(add);
+    }
+    all
 }
 
 /// Docker takes the profile itself, Podman its path; Podman takes masks here only.
@@ -181,18 +197,21 @@ fn mounts(container: &Container, occasion: &Occasion) -> Vec<Value> {
 }
 
 fn tmpfs(container: &Container, kind: Kind) -> Map<String, Value> {
-    let options = |bytes: u64, mode: u32| {
+    let options = |bytes: u64, mode: u32, inodes: Option<u64>| {
         // Unless it is said, nothing could be executed there, as in no sandbox of our own.
-        json!(format!("rw,exec,nosuid,nodev,size={bytes},mode={mode:04o}"))
+        let inodes = inodes.map(|n| format!(",nr_inodes={n}")).unwrap_or_default();
+        json!(format!("rw,exec,nosuid,nodev,size={bytes},mode={mode:04o}{inodes}"))
     };
+    // Podman refuses what it does not know, and it does not know of inodes.
+    let counted = |inodes: u64| (kind == Kind::Docker).then_some(inodes);
     let mut all: Map<String, Value> = container
         .scratch
         .iter()
         .filter(|s| s.path != "/dev/shm")
-        .map(|Scratch { path, bytes, mode }| (path.clone(), options(*bytes, *mode)))
+        .map(|s| (s.path.clone(), options(s.bytes, s.mode, counted(s.inodes))))
         .collect();
     if kind == Kind::Podman {
-        all.insert("/run".to_owned(), options(RUN_BYTES, 0o755));
+        all.insert("/run".to_owned(), options(RUN_BYTES, 0o755, None));
     }
     all
 }

@@ -12,8 +12,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::chown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
+use testkit::{ENGINES, EngineDaemon};
 
 /// What the killed client does.
 pub(crate) const HOLD: &str = "__hold-container";
@@ -105,64 +106,6 @@ const OWN: &[Test] = &[
     ("a_container_ends_without_its_engine", dead_engine),
 ];
 
-/// An engine of our own.
-struct Daemon {
-    name: &'static str,
-    child: Child,
-    dir: PathBuf,
-}
-
-impl Daemon {
-    fn socket(dir: &Path) -> PathBuf {
-        dir.join("engine.sock")
-    }
-
-    /// Starts one; the kernel ends it with this process.
-    fn start(name: &'static str, program: &Path) -> Self {
-        let dir = std::env::temp_dir().join(format!("nc-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        let at = |leaf: &str| dir.join(leaf).display().to_string();
-        let socket = format!("unix://{}", Self::socket(&dir).display());
-        let log = std::fs::File::create(dir.join("log")).unwrap();
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "TERM", "--"]);
-        if name == "docker" {
-            command.arg(program).args(["--data-root", &at("data"), "--exec-root", &at("exec")]);
-            command.args(["--pidfile", &at("pid"), "--host", &socket, "--bridge=none"]);
-            // Nothing of this machine's own network is touched.
-            command.args(["--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
-        } else {
-            // Its runtime wants no control group of v2 that has controllers beside those of v1.
-            let script = "mountpoint -q /sys/fs/cgroup/unified && umount /sys/fs/cgroup/unified; \
-                          exec \"$@\"";
-            command.args(["unshare", "--mount", "sh", "-c", script, "sh"]).arg(program);
-            command.args(["--root", &at("data"), "--runroot", &at("run"), "--tmpdir", &at("tmp")]);
-            command.args(["system", "service", "--time=0", &socket]);
-        }
-        let child = command
-            .stdin(std::process::Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut this = Self { name, child, dir };
-        let until = Instant::now() + Duration::from_secs(60);
-        while UnixStream::connect(Self::socket(&this.dir)).is_err() {
-            let ended = this.child.try_wait().unwrap();
-            if ended.is_some() || Instant::now() > until {
-                let log = std::fs::read_to_string(this.dir.join("log")).unwrap_or_default();
-                panic!("{name} did not start ({ended:?}):\n{log}");
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        this
-    }
-
-    fn options(&self, folder: PathBuf) -> EngineOptions {
-        options(self.name, Self::socket(&self.dir), folder)
-    }
-}
-
 fn options(name: &str, socket: PathBuf, folder: PathBuf) -> EngineOptions {
     let engines = EngineOptions::of(folder);
     match name {
@@ -178,28 +121,6 @@ fn backend(name: &str) -> Backend {
     }
 }
 
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        if let Some(pid) = pid {
-            // It may have ended already.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-        let until = Instant::now() + Duration::from_secs(20);
-        while self.child.try_wait().is_ok_and(|s| s.is_none()) && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.dir);
-    }
-}
-
-fn find(program: &str) -> Option<PathBuf> {
-    let folders = ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"];
-    folders.iter().map(|f| Path::new(f).join(program)).find(|p| p.is_file())
-}
-
 /// Every engine that there is.
 pub(crate) fn run(filter: &str) -> usize {
     if !rustix::process::geteuid().is_root() {
@@ -212,15 +133,16 @@ pub(crate) fn run(filter: &str) -> usize {
         return 0;
     }
     let mut failed = 0;
-    for (name, program) in [("docker", "dockerd"), ("podman", "podman")] {
-        let Some(path) = find(program) else {
+    for (name, program) in ENGINES {
+        let Some(path) = EngineDaemon::find(program) else {
             failed += skip(&format!("{name}::*"), &format!("{program} is not installed"));
             continue;
         };
-        let daemon = Daemon::start(name, &path);
+        let _daemon = EngineDaemon::start(name, &path).unwrap();
         let lab = |test: &str| {
             let folder = std::env::temp_dir().join(format!("nc-e-{}", std::process::id()));
-            Lab::with(test, backend(name), daemon.options(folder))
+            let engines = options(name, EngineDaemon::socket(name), folder);
+            Lab::with(test, backend(name), engines)
         };
         failed += run_all(&tests, filter, name, &lab);
     }
@@ -229,9 +151,7 @@ pub(crate) fn run(filter: &str) -> usize {
 
 /// Asks the engine of a lab itself, without our client.
 fn ask(lab: &Lab, method: &str, path: &str) -> String {
-    let name = lab.backend.name();
-    let dir = std::env::temp_dir().join(format!("nc-{name}-{}", std::process::id()));
-    let mut stream = UnixStream::connect(Daemon::socket(&dir)).unwrap();
+    let mut stream = UnixStream::connect(EngineDaemon::socket(lab.backend.name())).unwrap();
     write!(stream, "{method} /v1.41{path} HTTP/1.0\r\nHost: e\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -432,11 +352,10 @@ pub(crate) fn hold(args: &[String]) -> ExitCode {
 
 fn orphan(lab: &Lab) {
     let name = lab.backend.name();
-    let dir = std::env::temp_dir().join(format!("nc-{name}-{}", std::process::id()));
     let folder = lab.dir.join("shown");
     let mut client = Command::new("/proc/self/exe")
         .args([HOLD, name])
-        .args([Daemon::socket(&dir), folder.clone()])
+        .args([EngineDaemon::socket(name), folder.clone()])
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
@@ -449,7 +368,7 @@ fn orphan(lab: &Lab) {
     assert!(soon(|| !Path::new(&format!("/proc/{pid}")).exists()), "its process lives on");
     // The next process of this home removes what is left of the dead one's things.
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
-    let socket = Daemon::socket(&dir);
+    let socket = EngineDaemon::socket(name);
     let next = Lab::with("next", backend(name), options(name, socket, folder.clone()));
     assert!(soon(|| containers(lab).is_empty()), "a container is left");
     assert!(soon(|| std::fs::read_dir(&folder).unwrap().count() == 0), "its folder is left");
@@ -502,10 +421,9 @@ fn unknown(lab: &Lab) {
 fn dead_engine(lab: &Lab) {
     let prepared = lab.spawner.prepare(&lab.sh("sleep 100"), Stdio::null().unwrap()).unwrap();
     let sandbox = prepared.start().unwrap();
-    let name = lab.backend.name();
-    let dir = std::env::temp_dir().join(format!("nc-{name}-{}", std::process::id()));
+    let own = EngineDaemon::socket(lab.backend.name());
     // Only a process that has this engine's own socket in its command is meant.
-    let socket = Daemon::socket(&dir).display().to_string();
+    let socket = own.display().to_string();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let command = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
         let pid = entry.file_name().to_string_lossy().parse::<i32>().ok();
@@ -516,7 +434,7 @@ fn dead_engine(lab: &Lab) {
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
         }
     }
-    assert!(soon(|| UnixStream::connect(Daemon::socket(&dir)).is_err()));
+    assert!(soon(|| UnixStream::connect(&own).is_err()));
     let pid = sandbox.report().pid;
     sandbox.kill().unwrap();
     assert!(soon(|| !Path::new(&format!("/proc/{pid}")).exists()), "its process lives on");

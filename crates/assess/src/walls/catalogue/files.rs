@@ -41,7 +41,14 @@ pub(super) const FILES: &[Probe] = &[
         Plain,
         Start,
     ),
-    row("sysfs-absent", Files, "look into /sys", GONE, Plain, Start),
+    row(
+        "sysfs-absent",
+        Files,
+        "look into /sys",
+        Seen("not there, or covered by nothing"),
+        Plain,
+        Start,
+    ),
     row(
         "dev-minimal",
         Files,

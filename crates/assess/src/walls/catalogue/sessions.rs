@@ -76,7 +76,7 @@ pub(super) const LIFECYCLE: &[Probe] = &[
     after("stopped-process", "outlive it stopped", "dead with the session"),
     after("deaf-process", "outlive it by ignoring signals", "dead with the session"),
     after("time-out", "go on when its time is over", "dead in time"),
-    after("supervisor-kill", "outlive the process that started it", "dead with the spawner"),
+    after("supervisor-kill", "outlive the process that started it", "dead with its keeper"),
     after("residue-processes", "leave a process", "none"),
     after("residue-mounts", "leave a mount on the host", "as many as before"),
     after("residue-cgroups", "leave a control group", "as many as before"),

@@ -25,11 +25,11 @@ pub(super) const ACTS: &[(&str, Act)] = &[
     ("nnp-set", |_| either(is("NoNewPrivs", "1"))),
     ("seccomp-mode", |_| either(is("Seccomp", "2"))),
     ("securebits-locked", |_| securebits()),
-    ("uid-unprivileged", |_| either(is("Uid", "1000 1000 1000 1000"))),
+    ("uid-unprivileged", |g| either(uid(g.bait.uid))),
     ("uid-map-single", |_| either(one_id("/proc/self/uid_map"))),
     ("gid-map-single", |_| either(one_id("/proc/self/gid_map"))),
     ("setgroups-denied", |_| either(setgroups())),
-    ("groups-none", |_| either(is("Groups", ""))),
+    ("groups-none", |g| either(groups(g.bait.own_group))),
     ("chown-root-denied", |_| {
         with_file("chown", |p| of("root owns it", rustix::fs::chown(p, Some(Uid::ROOT), None)))
     }),
@@ -67,6 +67,24 @@ fn is(field: &str, wanted: &str) -> Result<Answer, Answer> {
     let value = status(field)?;
     let held = value == wanted;
     Ok(seen(held, if value.is_empty() { "empty".to_owned() } else { format!("{field} {value}") }))
+}
+
+/// Whether real, effective, saved and file system uid are this one, or any one but root's.
+fn uid(wanted: Option<u32>) -> Result<Answer, Answer> {
+    let value = status("Uid")?;
+    let ids: Vec<Option<u32>> = value.split(' ').map(|id| id.parse().ok()).collect();
+    let first = ids.first().copied().flatten();
+    let one = ids.len() == 4 && ids.iter().all(|id| *id == first);
+    let meant = first.is_some_and(|id| wanted.map_or(id != 0, |wanted| id == wanted));
+    Ok(seen(one && meant, format!("Uid {value}")))
+}
+
+/// Whether there is no further group; `own` says that the process' own may be repeated there.
+fn groups(own: bool) -> Result<Answer, Answer> {
+    let (groups, gid) = (status("Groups")?, status("Gid")?);
+    let gid = gid.split(' ').next().filter(|_| own);
+    let held = groups.split(' ').all(|group| group.is_empty() || Some(group) == gid);
+    Ok(seen(held, if groups.is_empty() { "empty".to_owned() } else { format!("Groups {groups}") }))
 }
 
 fn every_capability() -> Answer {

@@ -8,10 +8,14 @@
 //! 3. It touches loopback, Unix sockets and folders of its own, nothing else.
 
 mod after;
+mod engine;
+mod keeper;
 mod native;
 mod run;
 mod stage;
 
+pub use engine::Engine;
+pub use keeper::keeper_main;
 pub use native::Native;
 pub use run::{ProbeError, Run, Stop};
 
@@ -22,16 +26,21 @@ use model::{
     AgentName, Command, LimitState, Limits, Mount, Network, RootFs, SandboxSpec, SessionId,
     Workspace,
 };
-use sandbox::{Ended, Mode, Report, StartError, Stdio};
+use sandbox::{Ended, Mode, Owner, Report, StartError, Stdio};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Counts what stands for one sandbox, also after its end.
+pub type Count = Box<dyn Fn() -> usize>;
+
 /// What a battery needs of a backend.
 pub trait Backend {
     /// Its name, as agent files write it.
     fn name(&self) -> &'static str;
+    /// What a spec says to have it.
+    fn makes(&self) -> model::Backend;
     /// With which privilege it makes sandboxes.
     fn mode(&self) -> Mode;
     /// What enforces a wall, in words.
@@ -41,18 +50,29 @@ pub trait Backend {
     /// # Errors
     /// When it refuses, or cannot; nothing is left behind then.
     fn prepare(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Box<dyn Boxed>, StartError>;
+    /// Does what is done once and stays, before anything is counted: `spec` is of a sandbox that
+    /// nobody needs.
+    ///
+    /// # Errors
+    /// As [`Backend::prepare`].
+    fn settle(&self, spec: &SandboxSpec) -> Result<(), StartError>;
     /// One more of the same with a keeper of its own, which may be killed.
     ///
     /// # Errors
     /// When it cannot be had.
     fn another(&self) -> Result<Box<dyn Backend>, StartError>;
-    /// What is known not to be enforced, given the limits as they were measured.
-    fn gaps(&self, limits: &[LimitState]) -> Vec<Gap>;
+    /// What is known not to be enforced, given what was measured.
+    fn gaps(&self, report: &Report) -> Vec<Gap> {
+        known_gaps(&self.makes(), self.mode(), report)
+    }
+    /// Who must own a folder that a sandbox is to write to; `None` where ids are mapped.
+    fn writer(&self) -> Option<Owner>;
     /// The process that keeps sandboxes, by the host pid of one's first process; `None` where none
     /// dies with it.
     fn keeper(&self, first: u32) -> Option<u32>;
-    /// Control groups that stand for sandboxes of that keeper.
-    fn groups(&self, keeper: u32) -> usize;
+    /// How to count the control groups of the sandbox with that first process, which must live now;
+    /// `None` where they cannot be seen.
+    fn groups(&self, first: u32) -> Option<Count>;
     /// Removes what a keeper that was killed could not.
     fn tidy(&self);
 }
@@ -90,8 +110,13 @@ pub struct Place {
 const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 impl Place {
-    /// A session with folders of its own that runs our binary with these words.
-    fn spec(&self, name: &str, words: Vec<String>) -> io::Result<SandboxSpec> {
+    /// A session of that backend, with folders of its own, that runs our binary with these words.
+    fn spec(
+        &self,
+        backend: &dyn Backend,
+        name: &str,
+        words: Vec<String>,
+    ) -> io::Result<SandboxSpec> {
         let folder = self.root.join(name);
         for part in ["home", "workspace"] {
             std::fs::create_dir_all(folder.join(part))?;
@@ -100,7 +125,7 @@ impl Place {
         Ok(SandboxSpec {
             session: SessionId::parse(&format!("probe-{name}")).map_err(|e| odd(&e))?,
             agent: AgentName::parse("probe").map_err(|e| odd(&e))?,
-            backend: model::Backend::Native,
+            backend: backend.makes(),
             rootfs: RootFs::HostUsr,
             workspace: Workspace::Session(folder.join("workspace")),
             home: folder.join("home"),
@@ -140,14 +165,18 @@ fn host(spec: &SandboxSpec) -> io::Result<Bait> {
         mounts.push(text(folder));
     }
     let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    Ok(Bait {
+    let mut bait = Bait {
         namespaces,
         host_name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         machine_id: id.trim().to_owned(),
         env_names: spec.env.keys().cloned().collect(),
         mounts,
         ..Bait::default()
-    })
+    };
+    if spec.backend != model::Backend::Native {
+        engine::expect(&mut bait);
+    }
+    Ok(bait)
 }
 
 /// The words that run a battery inside.
@@ -174,9 +203,28 @@ pub fn probe_on_start(report: &Report, gaps: &[Gap]) -> Vec<Finding> {
     judge_all(quick, &seen, gaps)
 }
 
-/// What the native backend is known not to enforce with this privilege and these limits.
+/// What this backend is known not to enforce with this privilege, given what was measured.
 #[must_use]
-pub fn known_gaps(mode: Mode, limits: &[LimitState]) -> Vec<Gap> {
+pub fn known_gaps(backend: &model::Backend, mode: Mode, report: &Report) -> Vec<Gap> {
+    let mut gaps = match backend {
+        model::Backend::Native => native_gaps(mode, &report.limits),
+        model::Backend::Docker(_) | model::Backend::Podman(_) => engine::gaps(report),
+    };
+    if core_goes_to_a_program() {
+        let why = "the host's core_pattern is a program or a socket: the kernel hands it what \
+                   crashes, whatever the limit (core(5))";
+        gaps.push(("core-dump", why.to_owned()));
+    }
+    gaps
+}
+
+/// Whether the kernel gives core dumps to somebody, in place of writing files.
+fn core_goes_to_a_program() -> bool {
+    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+    pattern.starts_with(['|', '@'])
+}
+
+fn native_gaps(mode: Mode, limits: &[LimitState]) -> Vec<Gap> {
     let mut gaps: Vec<Gap> = Vec::new();
     if mode == Mode::User {
         let groups = "a plain user's process keeps that user's groups: only root can drop them";
@@ -230,8 +278,8 @@ mod tests {
             value: "1".into(),
             enforced_by: by.into(),
         };
-        assert_eq!(known_gaps(Mode::Root, &[cpu("cgroup v2")]), []);
-        let user = known_gaps(Mode::User, &[cpu("nothing: no control group is available")]);
+        assert_eq!(native_gaps(Mode::Root, &[cpu("cgroup v2")]), []);
+        let user = native_gaps(Mode::User, &[cpu("nothing: no control group is available")]);
         let names: Vec<&str> = user.iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["groups-none", "other-session-uid", "cpu-share"]);
         assert!(names.iter().all(|n| catalogue::find(n).is_some()));

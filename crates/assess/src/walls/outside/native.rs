@@ -1,9 +1,11 @@
 //! The native backend, as a battery sees it.
 
-use super::{Backend, Boxed, Running, known_gaps};
-use crate::walls::{Gap, Wall};
-use model::{LimitState, SandboxSpec};
-use sandbox::{Ended, Mode, Prepared, Report, Sandbox, Spawner, SpawnerOptions, StartError, Stdio};
+use super::{Backend, Boxed, Count, Running};
+use crate::walls::Wall;
+use model::SandboxSpec;
+use sandbox::{
+    Ended, Mode, Owner, Prepared, Report, Sandbox, Spawner, SpawnerOptions, StartError, Stdio,
+};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -49,6 +51,10 @@ impl Backend for Native {
         "native"
     }
 
+    fn makes(&self) -> model::Backend {
+        model::Backend::Native
+    }
+
     fn mode(&self) -> Mode {
         self.spawner.facts().mode
     }
@@ -61,18 +67,16 @@ impl Backend for Native {
         Ok(Box::new(self.spawner.prepare(spec, stdio)?))
     }
 
+    fn settle(&self, _: &SandboxSpec) -> Result<(), StartError> {
+        Ok(())
+    }
+
     fn another(&self) -> Result<Box<dyn Backend>, StartError> {
         Ok(Box::new(Self::launch(self.private.clone())?))
     }
 
-    fn gaps(&self, limits: &[LimitState]) -> Vec<Gap> {
-        let mut gaps = known_gaps(self.mode(), limits);
-        if core_goes_to_a_program() {
-            let why = "the host's core_pattern is a program or a socket: the kernel hands it what \
-                       crashes, whatever the limit (core(5))";
-            gaps.push(("core-dump", why.to_owned()));
-        }
-        gaps
+    fn writer(&self) -> Option<Owner> {
+        None
     }
 
     fn keeper(&self, first: u32) -> Option<u32> {
@@ -81,19 +85,14 @@ impl Backend for Native {
         stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
     }
 
-    fn groups(&self, keeper: u32) -> usize {
-        sandbox::groups_of(keeper)
+    fn groups(&self, first: u32) -> Option<Count> {
+        let keeper = self.keeper(first)?;
+        Some(Box::new(move || sandbox::groups_of(keeper)))
     }
 
     fn tidy(&self) {
         sandbox::sweep();
     }
-}
-
-/// Whether the kernel gives core dumps to somebody, in place of writing files.
-fn core_goes_to_a_program() -> bool {
-    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
-    pattern.starts_with(['|', '@'])
 }
 
 impl Boxed for Prepared {

@@ -85,7 +85,8 @@ impl Run {
     /// left behind then.
     pub fn full(backend: &dyn Backend, place: &Place, stop: &Stop) -> Result<Self, ProbeError> {
         let begun = Instant::now();
-        let stage = Stage::set()?;
+        let stage = Stage::set(backend.writer())?;
+        backend.settle(&place.spec(backend, "first", waiting_words())?)?;
         let before = mounts();
         let field = Field { backend, place, stage: &stage, stop };
         let (report, mut seen) = field.beside_another()?;
@@ -93,7 +94,7 @@ impl Run {
         seen.extend(field.time_out()?);
         seen.extend(field.supervisor()?);
         seen.push(as_before("residue-mounts", before, mounts));
-        let gaps = backend.gaps(&report.limits);
+        let gaps = backend.gaps(&report);
         let findings = judge_all(catalogue::all(), &seen, &gaps);
         Ok(Self::of(backend, findings, report.limits, begun))
     }
@@ -105,12 +106,12 @@ impl Run {
     /// As [`Run::full`].
     pub fn quick(backend: &dyn Backend, place: &Place, stop: &Stop) -> Result<Self, ProbeError> {
         let begun = Instant::now();
-        let mut spec = place.spec("quick", vec![LINGER_ROLE.to_owned(), "wait".to_owned()])?;
+        let mut spec = place.spec(backend, "quick", waiting_words())?;
         ask_for_probe(&mut spec)?;
         let prepared = backend.prepare(&spec, Stdio::null()?)?;
         stop.check()?;
         let report = prepared.report();
-        let findings = probe_on_start(report, &backend.gaps(&report.limits));
+        let findings = probe_on_start(report, &backend.gaps(report));
         let limits = report.limits.clone();
         Ok(Self::of(backend, findings, limits, begun))
     }
@@ -132,6 +133,11 @@ impl Run {
     pub fn passed(&self) -> bool {
         !self.findings.is_empty() && self.findings.iter().all(|f| f.verdict != Verdict::Broken)
     }
+}
+
+/// What a sandbox runs that is never started.
+fn waiting_words() -> Vec<String> {
+    vec![LINGER_ROLE.to_owned(), "wait".to_owned()]
 }
 
 /// What every part of a full battery needs.
@@ -167,7 +173,7 @@ impl Field<'_> {
         companion.lines_until(self.stop, STEP_TIME, |_| true)?;
         let mut session = prepared.start()?;
         let report = session.report.clone();
-        let keeper = self.backend.keeper(report.pid);
+        let groups = self.backend.groups(report.pid);
         let lines = session.lines_until(self.stop, BATTERY_TIME, |line| line == "{}")?;
         let mut seen = sightings(&lines);
         let marks = watched(&self.stage.word);
@@ -178,9 +184,9 @@ impl Field<'_> {
             seen.push(outlived(probe, mark, was_there));
         }
         seen.push(outlived("residue-processes", &name, true));
-        seen.push(match keeper {
-            None => sighting("residue-cgroups", Answer::Absent("the engine's affair".into())),
-            Some(keeper) => as_before("residue-cgroups", 0, || self.backend.groups(keeper)),
+        seen.push(match groups {
+            None => sighting("residue-cgroups", Answer::Failed("none could be seen".into())),
+            Some(count) => as_before("residue-cgroups", 0, count),
         });
         Ok((report, seen))
     }
@@ -194,7 +200,7 @@ impl Field<'_> {
                 ACCOMPLICE_ROLE.to_owned(),
                 serde_json::to_string(&other).map_err(io::Error::from)?,
             ];
-            let mut spec = self.place.spec("other", words)?;
+            let mut spec = self.place.spec(self.backend, "other", words)?;
             spec.mounts = self.shared(shared);
             Ok((Waiting::make(self.backend, &spec)?.start()?, other))
         };
@@ -211,7 +217,7 @@ impl Field<'_> {
     }
 
     fn under_test(&self, other: Other) -> Result<Waiting, ProbeError> {
-        let mut spec = self.place.spec("full", Vec::new())?;
+        let mut spec = self.place.spec(self.backend, "full", Vec::new())?;
         spec.mounts = self.shared(!other.shared.is_empty());
         spec.network = Network::Door(DoorSpec {
             socket: self.stage.door.path().clone(),
@@ -229,7 +235,7 @@ impl Field<'_> {
 
     /// A sandbox whose limits are reached, one after the other.
     fn tight(&self) -> Result<Vec<Sighting>, ProbeError> {
-        let mut spec = self.place.spec("tight", Vec::new())?;
+        let mut spec = self.place.spec(self.backend, "tight", Vec::new())?;
         spec.limits = Limits {
             memory_bytes: Limit::default_of(TIGHT.memory_bytes),
             cpu_milli: Limit::default_of(TIGHT.cpu_milli),
@@ -257,7 +263,8 @@ impl Field<'_> {
         Ok(vec![outlived("time-out", &mark, there && ran_on)])
     }
 
-    /// A spawner that is killed takes its sandboxes with it.
+    /// Whoever keeps sandboxes takes them with it when it is killed: the spawner, or, where an
+    /// engine makes them, the process that asked for them.
     fn supervisor(&self) -> Result<Vec<Sighting>, ProbeError> {
         let mark = format!("{}-kept", self.stage.word);
         let second = self.backend.another()?;
@@ -285,7 +292,7 @@ impl Field<'_> {
     ) -> Result<Session, ProbeError> {
         self.stop.check()?;
         let words = [LINGER_ROLE, way, mark].map(str::to_owned).into();
-        Waiting::make(backend, &self.place.spec(name, words)?)?.start()
+        Waiting::make(backend, &self.place.spec(backend, name, words)?)?.start()
     }
 }
 

@@ -4,10 +4,11 @@ use super::{Place, host};
 use crate::walls::{Bait, Other, Tight};
 use model::SandboxSpec;
 use rustix::net::sockopt::socket_peercred;
+use sandbox::Owner;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,7 +43,8 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    pub(super) fn set() -> io::Result<Self> {
+    /// `writer` is who must own the folder that sessions share, where that is not us.
+    pub(super) fn set(writer: Option<Owner>) -> io::Result<Self> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let word = format!("probe-{}-{}", std::process::id(), since.subsec_nanos());
         let folder = std::env::temp_dir().join(format!("nanoclaw-{word}"));
@@ -51,6 +53,9 @@ impl Stage {
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755))?;
         let folder = folder.canonicalize()?;
         std::fs::create_dir(folder.join("shared"))?;
+        if let Some(Owner { uid, gid }) = writer {
+            chown(folder.join("shared"), Some(uid), Some(gid))?;
+        }
         std::fs::write(folder.join("canary"), "a file of the host\n")?;
         let address = SocketAddr::from_abstract_name(abstract_name(&word))?;
         Ok(Self {
@@ -147,6 +152,8 @@ pub(super) struct Door {
 impl Door {
     fn open(path: PathBuf) -> io::Result<Self> {
         let listener = UnixListener::bind(&path)?;
+        // As the gateway does it: where ids are not mapped the program is nobody's to the host.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
         let door = Self { path, init: Arc::default(), closed: Arc::default() };
         let (init, closed) = (Arc::clone(&door.init), Arc::clone(&door.closed));
         std::thread::Builder::new().name("door".into()).spawn(move || {

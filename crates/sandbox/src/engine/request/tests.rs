@@ -119,6 +119,13 @@ fn every_wall_is_asked_for_by_name() {
         ("MaskedPaths", json!(["/sys", "/proc/kcore"])),
         ("ReadonlyPaths", json!(["/proc/sys"])),
         ("Runtime", json!("crun")),
+        (
+            "Sysctls",
+            json!({
+                "net.ipv4.ip_unprivileged_port_start": "0",
+                "net.ipv4.ping_group_range": "1 0",
+            }),
+        ),
         ("AutoRemove", json!(true)),
         ("Init", json!(false)),
         ("Devices", json!([])),
@@ -218,7 +225,11 @@ fn the_private_places_together_are_no_larger_than_the_limit() {
     let total: u64 = container.scratch.iter().map(|s| s.bytes).sum();
     assert!(total <= Limits::default().tmp_bytes, "{total}");
     let tmpfs = tmpfs(&container, Kind::Docker);
-    assert_eq!(tmpfs["/tmp"], json!("rw,exec,nosuid,nodev,size=167772160,mode=1777"));
+    let told = "rw,exec,nosuid,nodev,size=167772160,mode=1777";
+    assert_eq!(tmpfs["/tmp"], json!(format!("{told},nr_inodes=81920")));
+    let inodes: u64 = container.scratch.iter().map(|s| s.inodes).sum();
+    assert!(inodes <= 131_072, "{inodes}");
+    assert_eq!(self::tmpfs(&container, Kind::Podman)["/tmp"], json!(told));
     assert!(!tmpfs.contains_key("/dev/shm") && !tmpfs.contains_key("/run"));
 }
 
@@ -237,6 +248,8 @@ fn rootless_and_remapping_engines_keep_the_owner_of_files() {
     let me = Owner { uid: 1001, gid: 1002 };
     let podman = Facts { rootless: true, ..facts(Kind::Podman) };
     assert_eq!(asked(&podman)["HostConfig"]["UsernsMode"], json!("keep-id"));
+    let sysctls = json!({ "net.ipv4.ip_unprivileged_port_start": "0" });
+    assert_eq!(asked(&podman)["HostConfig"]["Sysctls"], sysctls, "ids may be unknown there");
     assert_eq!(inside(me, &podman), me);
     let docker = Facts { rootless: true, ..facts(Kind::Docker) };
     assert_eq!(inside(me, &docker), Owner { uid: 0, gid: 0 });
