@@ -91,8 +91,8 @@ fn lock(world: &Mutex<World>) -> MutexGuard<'_, World> {
 
 impl FakeEngine {
     /// Listens in `dir`. `behaviour` answers what it wants to; the rest is answered as a good
-    /// engine would. `program` is run with a container's arguments when one is started, the place of its
-    /// socket outside put in for the place inside.
+    /// engine would. `program` is run with a container's arguments when one is started, the place
+    /// of its socket outside put in for the place inside.
     ///
     /// # Errors
     /// If it cannot listen there.

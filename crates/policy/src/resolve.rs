@@ -286,8 +286,13 @@ impl ResolvedAgent {
                 "tokens_per_day": self.budget.tokens_per_day,
             },
         });
-        // Left out where they are the default, so that digests of agents without them stay what
-        // they were.
+        self.add_what_is_not_usual(&mut all);
+        all
+    }
+
+    /// Left out where it is the default, or not limited, so that digests of agents without it stay
+    /// what they were.
+    fn add_what_is_not_usual(&self, all: &mut serde_json::Value) {
         if let Some(image) = &self.image {
             all["image"] = serde_json::json!(image.to_string());
         }
@@ -298,7 +303,6 @@ impl ResolvedAgent {
                 "runtime": choice.runtime,
             });
         }
-        // Left out where it is not limited, so that digests of such agents stay what they were.
         for (key, limit) in
             [("disk_bytes", self.limits.disk_bytes), ("wall_ms", self.limits.wall_ms)]
         {
@@ -306,6 +310,5 @@ impl ResolvedAgent {
                 all["limits"][key] = serde_json::json!(limit);
             }
         }
-        all
     }
 }

@@ -28,6 +28,9 @@ const NO_SYSFS: &str = "/sys";
 /// user of the machine, or have a control group in their place.
 const OWN_LIMITS: [&str; 3] = ["fsize", "nofile", "core"];
 
+/// Ports below need a capability, as long as `net.ipv4.ip_unprivileged_port_start` is not lowered.
+const PRIVILEGED_PORTS: u16 = 1_024;
+
 /// A private writable place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scratch {
@@ -64,6 +67,9 @@ pub struct Container {
     pub pids: u64,
     /// Descriptors of one process.
     pub open_files: u64,
+    /// The first port that may be bound inside: the first process has no capability, and binds the
+    /// door's and the name server's. Those above it that it leaves free, the program may bind.
+    pub first_port: u16,
     /// Directories and links (path, target) of the root, where there is no image.
     pub skeleton: Vec<(String, Option<String>)>,
     /// Files of our own, put over whatever is there.
@@ -97,6 +103,7 @@ impl Container {
             cpu_milli: limits.cpu_milli.value,
             pids: limits.pids.value,
             open_files: limits.open_files,
+            first_port: PRIVILEGED_PORTS,
             skeleton: Vec::new(),
             files: Vec::new(),
             binds: Vec::new(),
@@ -142,9 +149,16 @@ pub(crate) fn translate(
         match step {
             Step::ResourceLimit { name, .. } if !OWN_LIMITS.contains(&name.as_str()) => {}
             Step::Verify => inside.extend([container.look(), Step::Verify]),
-            other => inside.push(other.clone()),
+            other => {
+                container.binds_port(other);
+                inside.push(other.clone());
+            }
         }
     }
+    // runc gives what is mounted at a folder that is there the permissions of that folder, whatever
+    // was asked for; where there is none, it makes one.
+    let Container { skeleton, scratch, .. } = &mut container;
+    skeleton.retain(|(path, _)| !scratch.iter().any(|place| &place.path == path));
     let mut steps = vec![Step::Container(Box::new(container))];
     steps.append(&mut inside);
     Plan { steps }
@@ -241,6 +255,15 @@ impl Container {
         self.files.push((path.to_owned(), contents));
     }
 
+    fn binds_port(&mut self, step: &Step) {
+        let port = match step {
+            Step::Listen { port, .. } | Step::DoorPort { port } => *port,
+            Step::Names => crate::init::NAME_PORT,
+            _ => return,
+        };
+        self.first_port = self.first_port.min(port);
+    }
+
     fn look(&self) -> Step {
         let mounted = self.watched().map(|b| &b.target);
         let places = mounted.chain(self.masks.iter().map(|m| &m.path)).cloned().collect();
@@ -278,7 +301,8 @@ impl fmt::Display for Container {
         write!(f, "; user {uid}:{gid}; no network, no capability, no new privileges, ")?;
         write!(f, "seccomp profile; host name {}; ", self.host_name)?;
         write!(f, "memory {} bytes without swap, ", self.memory_bytes)?;
-        write!(f, "{} thousandths of a CPU, {} processes", self.cpu_milli, self.pids)?;
+        write!(f, "{} thousandths of a CPU, {} processes; ", self.cpu_milli, self.pids)?;
+        write!(f, "no port below {} can be bound", self.first_port)?;
         for bind in &self.binds {
             write!(f, "\n     {bind}")?;
         }

@@ -31,6 +31,9 @@ pub(super) struct Facts {
     pub(super) remaps: bool,
     /// It labels its containers for SELinux.
     pub(super) labels: bool,
+    /// It gives no namespace of control groups: Podman, where those are of version 1, whatever its
+    /// settings and the request say.
+    pub(super) shares_group_names: bool,
     /// The runtimes it knows by name.
     pub(super) runtimes: Vec<String>,
     /// The one it takes when none is named.
@@ -113,6 +116,7 @@ pub(super) fn judge(
         rootless,
         remaps: has("name=userns"),
         labels: has("name=selinux"),
+        shares_group_names: podman && info.cgroup_version == "1",
         runtimes,
         default_runtime: info.default_runtime.clone(),
     })
@@ -200,6 +204,10 @@ mod tests {
         version.components = vec![Component { name: "Podman Engine".into() }];
         let podman = judge("docker", &version, &info, KERNEL).unwrap();
         assert_eq!(podman.kind, Kind::Podman, "by what it is, not by how it is called");
+        assert!(!podman.shares_group_names);
+        let old = Info { cgroup_version: "1".into(), ..info };
+        let shares = |version| judge("x", version, &old, KERNEL).unwrap().shares_group_names;
+        assert!(shares(&version) && !shares(&good().0), "Podman alone");
         assert_eq!(knows("podman", &podman, None), Ok(()));
         let error = knows("podman", &podman, Some("runc")).unwrap_err();
         assert!(error.remedy.contains("containers.conf"), "{error}");

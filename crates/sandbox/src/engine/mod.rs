@@ -27,6 +27,7 @@
 //!    its open counter, over the line (`reports.rs`). Where no listener comes, nothing starts.
 
 mod api;
+mod ceiling;
 mod container;
 mod fitness;
 mod folder;
@@ -45,11 +46,11 @@ pub(crate) use container::{identity, translate};
 use crate::error::{StartError, StartErrorKind};
 use crate::facts::HostFacts;
 use api::Api;
+use ceiling::Ceiling;
 use fitness::Facts;
 use folder::{Folder, HOME_LABEL, Leftover, STARTER_LABEL};
 use http::Http;
 use model::{Backend, SandboxSpec};
-use rustix::process::{Resource, getrlimit};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -88,8 +89,6 @@ struct Shop {
     /// This process' own namespaces.
     namespaces: Vec<(String, u64)>,
     facts: Arc<HostFacts>,
-    /// Hard limits of this process: descriptors, processes.
-    hard: (u64, u64),
     made: AtomicU64,
     /// Executions reported so far, of all containers.
     executions: AtomicU64,
@@ -99,14 +98,12 @@ impl Shop {
     fn open(folder: &Path, facts: Arc<HostFacts>) -> io::Result<Self> {
         let folder = Folder::make(folder)?;
         let text = crate::seccomp::oci_profile();
-        let hard = |resource| getrlimit(resource).maximum.unwrap_or(u64::MAX);
         Ok(Self {
             image: crate::spawner::sealed_image()?,
             filter: crate::spawner::sealed_filter()?,
             profile: (folder.file(text.as_bytes())?, text),
             namespaces: crate::init::namespaces()?,
             facts,
-            hard: (hard(Resource::Nofile), hard(Resource::Nproc)),
             made: AtomicU64::new(0),
             executions: AtomicU64::new(reports::FIRST_EXECUTION),
             folder,
@@ -120,6 +117,8 @@ struct Engine {
     api: Api,
     facts: Facts,
     shop: Arc<Shop>,
+    /// What its containers can be given at most.
+    hard: Ceiling,
     /// Images made here, by the name of what is in them.
     roots: Mutex<BTreeMap<String, String>>,
 }
@@ -147,7 +146,7 @@ impl Engines {
             if !left.is_empty() {
                 // Without a thread it is left to the next process.
                 let name = "engine-sweep".to_owned();
-                let sweep = move || left.iter().for_each(|l| clear(&folder, l));
+                let sweep = move || sweep_patiently(&folder);
                 drop(std::thread::Builder::new().name(name).spawn(sweep));
             }
         }
@@ -220,7 +219,8 @@ fn connect(name: &str, socket: &Path, shop: Arc<Shop>) -> Result<Engine, StartEr
         // One that cannot be removed now is found again by the next process.
         let _ = api.remove(&listed);
     }
-    Ok(Engine { api, facts, shop, roots: Mutex::default() })
+    let hard = Ceiling::of(socket);
+    Ok(Engine { api, facts, shop, hard, roots: Mutex::default() })
 }
 
 /// Ids of containers of this home whose starter is gone; of one starter only, if named.
@@ -248,6 +248,20 @@ fn clear(home: &Path, left: &Leftover) {
         // Found again if it cannot be removed now.
         let _ = std::fs::remove_dir_all(&left.path);
     }
+}
+
+/// Looks again while an engine is just removing a container, by itself or for another of us: it
+/// takes seconds at most, and the next process of this home looks again in any case.
+fn sweep_patiently(folder: &Path) {
+    const LOOKS: u32 = 10;
+    const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+    for _ in 1..LOOKS {
+        if sweep_engines(folder) {
+            return;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    sweep_engines(folder);
 }
 
 /// Removes what processes that are gone left in this folder and with the engines they used; the

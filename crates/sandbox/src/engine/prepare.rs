@@ -310,7 +310,7 @@ fn start(
             (SESSION_LABEL.to_owned(), spec.session.to_string()),
             (STARTER_LABEL.to_owned(), shop.folder.starter().to_owned()),
         ]),
-        hard: shop.hard,
+        hard: engine.hard,
     };
     let name = format!("nanoclaw-{}-{}-{number}", spec.session, shop.folder.starter());
     let request = request::body(container, &engine.facts, &occasion);

@@ -8,6 +8,7 @@
 //!    them: engines of this age make only the uppermost one read-only. What covers a place below
 //!    one is a mount of its own, read-only too; engines mount in the order of depth.
 
+use super::ceiling::Ceiling;
 use super::container::{Container, LINE_INSIDE};
 use super::fitness::{Facts, Kind};
 use crate::INIT_ROLE;
@@ -43,9 +44,8 @@ pub(super) struct Occasion {
     pub(super) profile: (PathBuf, String),
     /// Who it belongs to.
     pub(super) labels: BTreeMap<String, String>,
-    /// Hard limits of this process (descriptors, processes): a container that asks for more is not
-    /// started where root lacks the right to raise them.
-    pub(super) hard: (u64, u64),
+    /// What it can be given at most.
+    pub(super) hard: Ceiling,
 }
 
 /// The body of the request.
@@ -101,7 +101,7 @@ fn host_config(container: &Container, facts: &Facts, occasion: &Occasion) -> Val
         "CapAdd": [],
         "CapDrop": ["ALL"],
         "SecurityOpt": security(container, facts, occasion),
-        "Sysctls": sysctls(facts),
+        "Sysctls": sysctls(container, facts),
         "Memory": container.memory_bytes,
         "MemorySwap": container.memory_bytes,
         "CpuPeriod": CPU_PERIOD,
@@ -135,8 +135,9 @@ fn host_config(container: &Container, facts: &Facts, occasion: &Occasion) -> Val
 
 /// Settings of the container's own network. Below a rootless engine the ids of the second may not
 /// be known, and no such engine opens it to others than root inside.
-fn sysctls(facts: &Facts) -> Value {
-    let mut all = json!({ "net.ipv4.ip_unprivileged_port_start": "0" });
+fn sysctls(container: &Container, facts: &Facts) -> Value {
+    let first = container.first_port.to_string();
+    let mut all = json!({ "net.ipv4.ip_unprivileged_port_start": first });
     if !facts.rootless {
         let add = |fields: &mut Map<String, Value>| {
             fields.insert("net.ipv4.ping_group_range".to_owned(), json!(NOBODY_PINGS))
@@ -165,7 +166,7 @@ fn security(container: &Container, facts: &Facts, occasion: &Occasion) -> Vec<St
 }
 
 fn ulimits(container: &Container, occasion: &Occasion) -> Value {
-    let (files, processes) = occasion.hard;
+    let Ceiling { files, processes } = occasion.hard;
     let one = |name: &str, value: u64| json!({ "Name": name, "Soft": value, "Hard": value });
     json!([
         one("nofile", container.open_files.min(files)),

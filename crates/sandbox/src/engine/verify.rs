@@ -15,6 +15,9 @@ use crate::wire::Measured;
 use model::{DoorSpec, LimitState, Limits, Network, SandboxSpec, Strictness, WallState};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What is said of a container without a namespace of control groups.
+const GROUPS_SHOWN: &str = "; the names of its control groups are the host's";
+
 /// Which file of the machine stands at a place inside.
 pub(super) type Files = BTreeMap<String, (u64, u64)>;
 
@@ -58,7 +61,7 @@ fn expect(what: &str, found: &str, wanted: &str) -> Result<(), StartError> {
 /// The walls as measured, or the first that is not as it must be.
 pub(super) fn walls(demand: &Demand<'_>, found: &Found<'_>) -> Result<Vec<WallState>, StartError> {
     settings(demand, found.inspected)?;
-    let own = namespaces(demand.host, found.inside)?;
+    let own = namespaces(demand, found.inside)?;
     process(demand, found.outside)?;
     places(demand, found.inside)?;
     if !found.inside.root_read_only {
@@ -110,19 +113,20 @@ fn settings(demand: &Demand<'_>, inspected: &Inspected) -> Result<(), StartError
     }
 }
 
-/// Its own namespaces; whether the user namespace is among them.
-fn namespaces(host: &[(String, u64)], inside: &Measured) -> Result<bool, StartError> {
-    let mut own_users = false;
-    for (name, outside) in host {
+/// The names of those that are its own: all but the user namespace of root's engine, and where
+/// Podman gives none, that of control groups.
+fn namespaces(demand: &Demand<'_>, inside: &Measured) -> Result<Vec<String>, StartError> {
+    let mut all = Vec::new();
+    for (name, outside) in demand.host {
         let found = inside.namespaces.iter().find(|(n, _)| n == name).map(|(_, i)| i);
-        let own = found.is_some_and(|i| i != outside);
         match name.as_str() {
-            "user" => own_users = own,
-            _ if own => {}
+            _ if found.is_some_and(|i| i != outside) => all.push(name.clone()),
+            "user" => {}
+            "cgroup" if demand.facts.shares_group_names => {}
             _ => return Err(wrong(&format!("the {name} namespace"), "the host's", "its own")),
         }
     }
-    Ok(own_users)
+    Ok(all)
 }
 
 /// What the kernel says of the first process.
@@ -197,16 +201,10 @@ impl Facts {
 fn list(
     demand: &Demand<'_>,
     found: &Found<'_>,
-    own_users: bool,
+    own: Vec<String>,
     landlock: String,
 ) -> Vec<WallState> {
-    let names: Vec<&str> = found
-        .inside
-        .namespaces
-        .iter()
-        .map(|(n, _)| n.as_str())
-        .filter(|n| own_users || *n != "user")
-        .collect();
+    let groups = if own.iter().any(|name| name == "cgroup") { "" } else { GROUPS_SHOWN };
     let Owner { uid, gid } = demand.container.identity;
     let shared = if demand.owner == crate::plan::DISK_OWNER {
         "shared by the sessions of this machine's containers"
@@ -225,7 +223,7 @@ fn list(
     };
     [
         ("engine", format!("{title}, runtime {runtime}")),
-        ("namespaces", names.join(", ")),
+        ("namespaces", format!("{}{groups}", own.join(", "))),
         ("root", format!("the engine's, read-only{shown}")),
         ("uid", format!("{uid}:{gid} inside, {outside} outside, {shared}")),
         ("capabilities", "none, bounding set empty".to_owned()),

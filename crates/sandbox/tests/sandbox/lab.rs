@@ -62,6 +62,17 @@ impl Lab {
         Self { dir, spawner, backend, count: AtomicU32::new(0) }
     }
 
+    /// Whether its sandboxes are made by our own spawner.
+    pub(crate) fn native(&self) -> bool {
+        self.backend == Backend::Native
+    }
+
+    /// Whether this is the number of a first program. A container's first process was the engine's
+    /// runtime, a program of several threads, before it became ours: their numbers are used up.
+    pub(crate) fn first_number(&self, number: &str) -> bool {
+        number == "2" || !self.native() && number.parse::<u32>().is_ok_and(|n| (3..64).contains(&n))
+    }
+
     pub(crate) fn root(&self) -> bool {
         self.spawner.facts().mode == Mode::Root
     }

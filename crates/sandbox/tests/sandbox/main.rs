@@ -68,7 +68,12 @@ fn main() -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs the tests whose name has `filter` in it, each in a lab of its own.
+/// Whether a test is meant: by its own name, or with the mode before it (`docker::hello`).
+pub(crate) fn meant(mode: &str, name: &str, filter: &str) -> bool {
+    format!("{mode}::{name}").contains(filter)
+}
+
+/// Runs the tests that `filter` means, each in a lab of its own.
 pub(crate) fn run_all(
     tests: &[Test],
     filter: &str,
@@ -76,7 +81,7 @@ pub(crate) fn run_all(
     lab: &dyn Fn(&str) -> Lab,
 ) -> usize {
     let (mut passed, mut failed) = (0, Vec::new());
-    for (name, test) in tests.iter().filter(|(name, _)| name.contains(filter)) {
+    for (name, test) in tests.iter().filter(|(name, _)| meant(mode, name, filter)) {
         let started = std::time::Instant::now();
         // A spawner that does not start fails this test and hides no other.
         let run = || test(&lab(name));

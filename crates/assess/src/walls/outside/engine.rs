@@ -92,6 +92,13 @@ const PODMANS: [(&str, &str); 1] = [(
      which is limited",
 )];
 
+/// Where Podman finds control groups of version 1.
+const GROUP_NAMES: [(&str, &str); 1] = [(
+    "ns-separation-cgroup",
+    "Podman gives no namespace of control groups of version 1: their names are the host's, and their \
+     files are covered or read-only",
+)];
+
 /// What the measured root says of `/sys` where an engine could not cover it.
 const SHOWN: &str = "/sys read-only";
 const SYSFS: [(&str, &str); 1] =
@@ -108,14 +115,19 @@ pub(super) fn gaps(report: &Report) -> Vec<Gap> {
         _ => None,
     });
     let of = |what: fn(&Container) -> bool| container.is_some_and(what);
-    let own_users = state("namespaces").split(", ").any(|name| name == "user");
-    let groups: [(bool, &[(&'static str, &str)]); 6] = [
+    let own = |which: &str| {
+        let names = state("namespaces").split(';').next().unwrap_or_default();
+        names.split(", ").any(|name| name == which)
+    };
+    // By what answers at its socket, whatever the agent's file calls it.
+    let podman = state("engine").starts_with("podman");
+    let groups: [(bool, &[(&'static str, &str)]); 7] = [
         (true, &ALWAYS),
-        (!own_users, &ROOTS),
+        (!own("user"), &ROOTS),
         (of(|c| c.identity.uid == 0), &ROOT_INSIDE),
         (of(|c| c.image.is_some()), &IMAGED),
-        // By what answers at its socket, whatever the agent's file calls it.
-        (state("engine").starts_with("podman"), &PODMANS),
+        (podman, &PODMANS),
+        (podman && !own("cgroup"), &GROUP_NAMES),
         (state("root").ends_with(SHOWN), &SYSFS),
     ];
     let known = groups.into_iter().filter(|(here, _)| *here).flat_map(|(_, all)| all.iter());
@@ -270,7 +282,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     /// Probes that look at what carries a gap.
-    const CARRY: [&str; 15] = [
+    const CARRY: [&str; 16] = [
+        "cgroup-read-only",
         "nnp-set",
         "caps-zero-effective",
         "caps-zero-permitted",
@@ -321,6 +334,12 @@ mod tests {
             ("root", "the engine's, read-only; /sys read-only"),
         ]);
         assert_eq!(names(&old)[always..], ["tmpfs-inodes", "sysfs-absent"]);
+        // Of Docker it is no gap, but a wall that does not hold.
+        for (engine, gap) in [("podman 4.3.1", true), ("docker 20.10.24", false)] {
+            let shared = "mnt, pid, net, ipc, uts; the names of its control groups are the host's";
+            let walls = [("engine", engine), ("namespaces", shared)];
+            assert_eq!(names(&report(&walls)).contains(&"ns-separation-cgroup"), gap);
+        }
         // What says nothing of its user namespace has none.
         assert_eq!(names(&report(&[]))[always..], ["ns-separation-user"]);
     }
@@ -328,8 +347,8 @@ mod tests {
     /// Whatever is not enforced, what is said to carry it is looked at by probes that are no gaps.
     #[test]
     fn what_carries_a_gap_is_no_gap_itself() {
-        let groups: [&[(&str, &str)]; 6] =
-            [&ALWAYS, &ROOTS, &ROOT_INSIDE, &IMAGED, &PODMANS, &SYSFS];
+        let groups: [&[(&str, &str)]; 7] =
+            [&ALWAYS, &ROOTS, &ROOT_INSIDE, &IMAGED, &PODMANS, &GROUP_NAMES, &SYSFS];
         let all: Vec<&(&str, &str)> = groups.into_iter().flatten().collect();
         let names: BTreeSet<&str> = all.iter().map(|(name, _)| *name).collect();
         assert_eq!(names.len(), all.len(), "each gap stands once");

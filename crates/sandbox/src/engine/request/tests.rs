@@ -58,6 +58,7 @@ fn facts(kind: Kind) -> Facts {
         rootless: false,
         remaps: false,
         labels: false,
+        shares_group_names: false,
         runtimes: vec!["crun".into()],
         default_runtime: "runc".into(),
     }
@@ -71,7 +72,7 @@ fn occasion() -> Occasion {
         covers: ["/state/run/nothing".into(), "/state/run/cover".into()],
         profile: ("/state/run/seccomp.json".into(), "{\"p\":1}".into()),
         labels: BTreeMap::from([("io.nanoclaw.session".to_owned(), "s1".to_owned())]),
-        hard: (20_000, 9_000),
+        hard: Ceiling { files: 20_000, processes: 9_000 },
     }
 }
 
@@ -122,7 +123,7 @@ fn every_wall_is_asked_for_by_name() {
         (
             "Sysctls",
             json!({
-                "net.ipv4.ip_unprivileged_port_start": "0",
+                "net.ipv4.ip_unprivileged_port_start": "53",
                 "net.ipv4.ping_group_range": "1 0",
             }),
         ),
@@ -243,12 +244,35 @@ fn podman_reads_some_fields_in_its_own_way() {
     assert!(config.get("MaskedPaths").is_none() && config.get("UsernsMode").is_none());
 }
 
+/// A folder under a place in memory would have its own permissions given to it.
+#[test]
+fn places_in_memory_hide_no_folder_of_the_root() {
+    let container = container(&plan(&spec()));
+    let folders: Vec<&str> = container.skeleton.iter().map(|(path, _)| path.as_str()).collect();
+    assert!(folders.contains(&"/run/user") && folders.contains(&"/var"), "{folders:?}");
+    for place in ["/tmp", "/var/tmp", "/run/user/1000"] {
+        assert!(container.scratch.iter().any(|s| s.path == place && s.mode == 0o1777));
+        assert!(!folders.contains(&place), "{place}");
+    }
+}
+
+/// Nothing of what needs a right on a host needs none inside but what the first process binds.
+#[test]
+fn no_more_ports_are_opened_than_the_first_process_binds() {
+    let first = |network: Network| container(&plan(&SandboxSpec { network, ..spec() })).first_port;
+    assert_eq!(first(Network::None), 1_024);
+    let Network::Door(door) = spec().network else { panic!("it has a door") };
+    let ports = |ports: &[u16]| Network::Door(DoorSpec { ports: ports.to_vec(), ..door.clone() });
+    assert_eq!(first(ports(&[443])), 53, "names");
+    assert_eq!(first(ports(&[443, 22])), 22);
+}
+
 #[test]
 fn rootless_and_remapping_engines_keep_the_owner_of_files() {
     let me = Owner { uid: 1001, gid: 1002 };
     let podman = Facts { rootless: true, ..facts(Kind::Podman) };
     assert_eq!(asked(&podman)["HostConfig"]["UsernsMode"], json!("keep-id"));
-    let sysctls = json!({ "net.ipv4.ip_unprivileged_port_start": "0" });
+    let sysctls = json!({ "net.ipv4.ip_unprivileged_port_start": "53" });
     assert_eq!(asked(&podman)["HostConfig"]["Sysctls"], sysctls, "ids may be unknown there");
     assert_eq!(inside(me, &podman), me);
     let docker = Facts { rootless: true, ..facts(Kind::Docker) };

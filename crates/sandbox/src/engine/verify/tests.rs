@@ -28,6 +28,7 @@ fn container() -> Container {
         cpu_milli: 1_000,
         pids: 256,
         open_files: 4_096,
+        first_port: 53,
         skeleton: Vec::new(),
         files: vec![("/etc/hosts".into(), String::new())],
         binds: vec![bind("/w", "/workspace", false), bind("/n", "/mnt/notes", true)],
@@ -45,6 +46,7 @@ fn facts() -> Facts {
         rootless: false,
         remaps: false,
         labels: false,
+        shares_group_names: false,
         runtimes: vec!["runc".into()],
         default_runtime: "runc".into(),
     }
@@ -244,4 +246,20 @@ fn a_limit_that_the_kernel_does_not_have_refuses_the_start() {
     let mut loose = World::good().inside;
     loose.limits[1].1 = 1 << 20;
     assert!(limits(&asked, &held, &loose, true).unwrap_err().cause.contains("nofile"));
+}
+
+/// Only where the engine is known to give none, and then the report says so.
+#[test]
+fn a_missing_namespace_of_control_groups_is_told() {
+    let mut world = World::good();
+    world.facts.shares_group_names = true;
+    let told = |world: &World| world.walls().unwrap().swap_remove(1).state;
+    assert_eq!(told(&world), "mnt, pid, net, ipc, uts, cgroup");
+    world.inside.namespaces[5].1 = 7;
+    assert_eq!(
+        told(&world),
+        "mnt, pid, net, ipc, uts; the names of its control groups are the host's"
+    );
+    world.facts.shares_group_names = false;
+    assert!(world.walls().unwrap_err().cause.contains("cgroup namespace"));
 }
