@@ -63,7 +63,7 @@ pub use operation::{
     PATH_BYTES_MAX, Refusal,
 };
 pub use plan::{BINARY_INSIDE, DISK_OWNER, Plan, Sources, plan};
-pub use report::{Ended, NetworkCounts, Outcome, Report, Traffic, Usage};
+pub use report::{Ended, NetworkCounts, OVER_MEMORY, Outcome, Report, Traffic, Usage};
 pub use seccomp::{reachable_syscalls, refused_syscalls};
 pub use secrets::Mask;
 pub use spawner::{groups_of, spawner_main, sweep};

@@ -22,6 +22,10 @@ pub struct Report {
     pub probes: Option<String>,
 }
 
+/// What [`Outcome::Killed`] says where no control group held the memory limit, and a sandbox that
+/// was seen beyond it was killed.
+pub const OVER_MEMORY: &str = "it used more memory than its limit (watchdog)";
+
 /// How a sandbox ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {

@@ -36,7 +36,7 @@ pub use outside::{
 
 pub(crate) use errno::name as errno_name;
 
-/// `argv[1]` of a battery inside: `__walls quick|full|tight BAIT`. Not for people.
+/// `argv[1]` of a battery inside: `__walls quick|full|tight|memory BAIT`. Not for people.
 pub const WALLS_ROLE: &str = "__walls";
 /// `argv[1]` of the other session that a battery looks for.
 pub const ACCOMPLICE_ROLE: &str = "__walls-other";

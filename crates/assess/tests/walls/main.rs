@@ -32,7 +32,7 @@ const TESTS: &[Test] = &[
     ("every_probe_trips_in_its_open_place", open::every_probe_trips_in_its_open_place),
     ("a_host_without_walls_is_refused", open::a_host_without_walls_is_refused),
     ("every_native_wall_holds", native::every_native_wall_holds),
-    ("the_quick_battery_is_quick_and_leaves_nothing", native::the_quick_battery_is_quick),
+    ("the_quick_battery_leaves_nothing", native::the_quick_battery_leaves_nothing),
     ("a_wish_to_stop_leaves_nothing", native::a_wish_to_stop_leaves_nothing),
 ];
 

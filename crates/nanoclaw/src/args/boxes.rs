@@ -25,8 +25,8 @@ Over 200 probes in sandboxes of their own, beside another session, with baits on
 --quick is what `[sandbox] probe_on_start = true` does to an agent's own sandbox before it gets it.
 What is known not to be enforced with this privilege is named, with the reason.
 
-Exit codes: 0 every wall holds as far as it is said to, 4 no sandbox can be made, 6 a wall is broken,
-128 + N stopped by signal N.")]
+Exit codes: 0 every wall holds as far as it is said to, 4 no sandbox can be made,
+6 a wall is broken, 128 + N stopped by signal N.")]
     Probe(ProbeArgs),
 }
 

@@ -133,7 +133,7 @@ fn a_missing_or_changed_image_starts_nothing(lab: &Lab) {
     let Some(root) = system(lab, "tiny") else { return };
     let rootfs = stored(lab, &root, "tiny:1");
     boxed(lab, "true").ok();
-    let sessions = || lab.story().matches("ended").count();
+    let sessions = || lab.story().matches("The sandbox ended").count();
     let before = sessions();
     let tool = tree(lab, &rootfs).join("bin/busybox");
     let mut bytes = fs::read(&tool).unwrap();

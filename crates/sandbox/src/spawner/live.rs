@@ -304,7 +304,7 @@ impl Live {
                 let limit = self.demand.limits.memory_bytes.value;
                 let (used, _) = watchdog::tree(self.body.pid);
                 if used > limit {
-                    self.kill("it used more memory than its limit (watchdog)");
+                    self.kill(crate::report::OVER_MEMORY);
                     self.phase = Phase::Running { look: None };
                 } else {
                     let next = now + watchdog::pause(used, limit);

@@ -230,22 +230,23 @@ const RACE: &str = r#"
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
-static char *word;
+static volatile char *word; /* or the compiler leaves out what is overwritten at once */
 static volatile int stop;
 static void *rewrite(void *arg) {
     (void)arg;
-    while (!stop) { memcpy(word, "tame", 5); memcpy(word, "wild", 5); }
+    while (!stop) { *word = 't'; *word = 'w'; }
     return 0;
 }
 int main(int argc, char **argv) {
     if (argc > 1) { printf("%s\n", argv[1]); return 0; }
-    word = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    char *shared = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    word = strcpy(shared, "tame");
     pthread_t thread;
     pthread_create(&thread, 0, rewrite, 0);
     for (int i = 0; i < 300; i++) {
         fflush(stdout);
         if (fork() == 0) {
-            char *args[] = {"race", word, 0};
+            char *args[] = {"race", shared, 0};
             execv("/proc/self/exe", args);
             return 1;
         }

@@ -142,6 +142,9 @@ pub enum When {
     Inside,
     /// Inside a second sandbox, whose limits are made to be reached.
     Tight,
+    /// As [`When::Tight`], in one of its own: where the kernel holds no limit for all of a sandbox,
+    /// all of it ends at this one.
+    Alone,
     /// From outside, by what is left.
     Outside,
 }

@@ -12,6 +12,7 @@ use libc::{EAGAIN, ECONNREFUSED, EFBIG, EMFILE, ENOENT, ENOMEM, ENOSPC, EPERM, E
 use libc::{SIGKILL, SIGXFSZ};
 
 const GONE: super::Expect = Refused(&[ENOENT]);
+const FULL: super::Expect = Bounded { errnos: &[ENOMEM], signals: &[SIGKILL] };
 
 const fn limit(name: &'static str, act: &'static str, expect: super::Expect) -> Probe {
     row(name, Limits, act, expect, Staged, Tight)
@@ -20,7 +21,7 @@ const fn limit(name: &'static str, act: &'static str, expect: super::Expect) -> 
 pub(super) const LIMITS: &[Probe] = &[
     limit("fork-bomb", "start processes without end", Refused(&[EAGAIN])),
     limit("thread-bomb", "start threads without end", Refused(&[EAGAIN])),
-    limit("memory-bomb", "fill the memory", Bounded { errnos: &[ENOMEM], signals: &[SIGKILL] }),
+    Probe { when: Alone, ..limit("memory-bomb", "fill the memory", FULL) },
     limit("tmpfs-bomb", "fill /tmp", Refused(&[ENOSPC])),
     limit("tmpfs-inodes", "have room for files without end in /tmp", Seen("bounded")),
     limit("open-files", "open files without end", Refused(&[EMFILE])),

@@ -1,6 +1,6 @@
 //! The battery inside: every act in a copy of this process, one line of JSON each.
 //!
-//! Pipeline: `__walls quick|full|tight BAIT` ─► probes of that battery ─► copy ─► act ─► line.
+//! Pipeline: `__walls quick|full|tight|memory BAIT` ─► its probes ─► copy ─► act ─► line.
 //!
 //! 1. One thread, so that copies can be made of it.
 //! 2. Nothing is left behind, except by the full battery, which says so and waits for a word.
@@ -115,6 +115,7 @@ fn selected(args: &[String]) -> Option<(Vec<&'static Probe>, Bait)> {
         ("quick", [bait]) => (of(&[When::Start]), bait),
         ("full", [bait]) => (of(&[When::Start, When::Inside]), bait),
         ("tight", [bait]) => (of(&[When::Tight]), bait),
+        ("memory", [bait]) => (of(&[When::Alone]), bait),
         ("one", [name, bait]) => (vec![catalogue::find(name)?], bait),
         _ => return None,
     };

@@ -1,7 +1,7 @@
 //! The battery outside: sandboxes to try things in, baits around them, and what is left afterwards.
 //!
 //! Pipeline: `Stage` (canaries, listeners) ─► another session ─► the session under test ─► what
-//! outlived it ─► a tight one ─► time-out, supervisor ─► counts ─► `judge_all` ─► `Run`.
+//! outlived it ─► two tight ones ─► time-out, supervisor ─► counts ─► `judge_all` ─► `Run`.
 //!
 //! 1. It knows a backend by [`Backend`] alone.
 //! 2. Whatever it started ends with it: every handle kills on drop, every folder is removed.

@@ -9,7 +9,7 @@ use crate::walls::judge::{Finding, Sighting, judge_all};
 use crate::walls::{ACCOMPLICE_ROLE, Answer, Bait, Board, LINGER_ROLE, Other, Verdict};
 use model::{Access, Command, DoorSpec, Limit, LimitState, Limits, Mount, Network, SandboxSpec};
 use rustix::process::{Pid, Signal, kill_process};
-use sandbox::{Mode, Report, StartError, StartErrorKind, Stdio};
+use sandbox::{Mode, OVER_MEMORY, Outcome, Report, StartError, StartErrorKind, Stdio};
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -91,6 +91,7 @@ impl Run {
         let field = Field { backend, place, stage: &stage, stop };
         let (report, mut seen) = field.beside_another()?;
         seen.extend(field.tight()?);
+        seen.push(field.memory()?);
         seen.extend(field.time_out()?);
         seen.extend(field.supervisor()?);
         seen.push(as_before("residue-mounts", before, mounts));
@@ -235,7 +236,33 @@ impl Field<'_> {
 
     /// A sandbox whose limits are reached, one after the other.
     fn tight(&self) -> Result<Vec<Sighting>, ProbeError> {
-        let mut spec = self.place.spec(self.backend, "tight", Vec::new())?;
+        let mut session = self.limited("tight")?;
+        let lines = session.lines_until(self.stop, BATTERY_TIME, |_| false)?;
+        session.end();
+        Ok(sightings(&lines))
+    }
+
+    /// One whose memory is filled. Where no cgroup holds it, the whole of it is killed, and nobody
+    /// inside is left to tell of that.
+    fn memory(&self) -> Result<Sighting, ProbeError> {
+        let mut session = self.limited("memory")?;
+        let lines = session.lines_until(self.stop, BATTERY_TIME, |_| false)?;
+        let ended = session.running.wait_timeout(STEP_TIME).map(|ended| ended.outcome);
+        session.end();
+        Ok(sightings(&lines).pop().unwrap_or_else(|| {
+            let answer = match ended {
+                Some(Outcome::OutOfMemory) => Answer::Signal(Signal::KILL.as_raw()),
+                Some(Outcome::Killed(why)) if why == OVER_MEMORY => {
+                    Answer::Signal(Signal::KILL.as_raw())
+                }
+                other => Answer::Failed(format!("no answer, and it ended so: {other:?}")),
+            };
+            sighting("memory-bomb", answer)
+        }))
+    }
+
+    fn limited(&self, battery: &str) -> Result<Session, ProbeError> {
+        let mut spec = self.place.spec(self.backend, battery, Vec::new())?;
         spec.limits = Limits {
             memory_bytes: Limit::default_of(TIGHT.memory_bytes),
             cpu_milli: Limit::default_of(TIGHT.cpu_milli),
@@ -246,11 +273,8 @@ impl Field<'_> {
             ..Limits::default()
         };
         let bait = self.stage.bait(&spec, Other::default())?;
-        spec.command = Command::Builtin(words("tight", &bait)?);
-        let mut session = Waiting::make(self.backend, &spec)?.start()?;
-        let lines = session.lines_until(self.stop, BATTERY_TIME, |_| false)?;
-        session.end();
-        Ok(sightings(&lines))
+        spec.command = Command::Builtin(words(battery, &bait)?);
+        Waiting::make(self.backend, &spec)?.start()
     }
 
     /// What does not end when its time is over is ended.
