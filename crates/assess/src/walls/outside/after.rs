@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 /// How long the kernel may take to end what was killed.
 const DEAD_WITHIN: Duration = Duration::from_secs(2);
+/// How long an engine may take to clear away what it made; only a bound, for nothing can be done
+/// with that any more.
+pub(super) const CLEARED_WITHIN: Duration = Duration::from_secs(20);
 /// How often is looked.
 const TICK: Duration = Duration::from_millis(5);
 
@@ -41,16 +44,30 @@ pub(super) fn outlived(probe: &str, mark: &str, was_there: bool) -> Sighting {
 }
 
 /// Whether there are as many as before, after what takes its time has had it.
-pub(super) fn as_before(probe: &str, before: usize, mut now: impl FnMut() -> usize) -> Sighting {
-    let settled = until(DEAD_WITHIN, || now() <= before);
+pub(super) fn as_before(
+    probe: &str,
+    before: usize,
+    limit: Duration,
+    mut now: impl FnMut() -> usize,
+) -> Sighting {
+    let settled = until(limit, || now() <= before);
     let count = now();
     let told = format!("{before} before, {count} after");
     sighting(probe, if settled { Answer::Held(told) } else { Answer::Tripped(told) })
 }
 
-/// Mounts that the host sees.
-pub(super) fn mounts() -> usize {
-    std::fs::read_to_string("/proc/self/mountinfo").map_or(0, |table| table.lines().count())
+/// Where something is mounted on the host.
+pub(super) fn mounts() -> Vec<String> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned).collect()
+}
+
+/// Whether the host has no more mounts than before; else which are new, for others may mount too.
+pub(super) fn mounts_as_before(before: &[String], limit: Duration) -> Sighting {
+    let seen = as_before("residue-mounts", before.len(), limit, || mounts().len());
+    let Answer::Tripped(told) = seen.answer else { return seen };
+    let new: Vec<String> = mounts().into_iter().filter(|place| !before.contains(place)).collect();
+    sighting("residue-mounts", Answer::Tripped(format!("{told}: {}", new.join(", "))))
 }
 
 fn until(limit: Duration, mut true_now: impl FnMut() -> bool) -> bool {
@@ -99,10 +116,14 @@ mod tests {
 
     #[test]
     fn one_more_than_before_is_seen() {
-        for probe in ["residue-mounts", "residue-cgroups"] {
-            assert_eq!(verdict(&as_before(probe, 3, || 4)), Verdict::Broken);
-            assert_eq!(verdict(&as_before(probe, 3, || 3)), Verdict::Held);
+        const AT_ONCE: Duration = Duration::ZERO;
+        let before = mounts();
+        assert_eq!(verdict(&mounts_as_before(&before, CLEARED_WITHIN)), Verdict::Held);
+        let seen = mounts_as_before(&[], AT_ONCE);
+        assert_eq!(verdict(&seen), Verdict::Broken);
+        assert!(format!("{:?}", seen.answer).contains("/proc"), "{:?}", seen.answer);
+        for (now, wanted) in [(3, Verdict::Held), (4, Verdict::Broken)] {
+            assert_eq!(verdict(&as_before("residue-cgroups", 3, AT_ONCE, || now)), wanted);
         }
-        assert!(mounts() > 0);
     }
 }

@@ -1,6 +1,8 @@
 //! One battery from its first bait to its findings.
 
-use super::after::{appears, as_before, mounts, outlived, sighting};
+use super::after::{
+    CLEARED_WITHIN, appears, as_before, mounts, mounts_as_before, outlived, sighting,
+};
 use super::stage::{SHARED, Stage, TIGHT};
 use super::{Backend, Boxed, Place, Running, ask_for_probe, probe_on_start, words};
 use crate::walls::catalogue;
@@ -94,7 +96,7 @@ impl Run {
         seen.push(field.memory()?);
         seen.extend(field.time_out()?);
         seen.extend(field.supervisor()?);
-        seen.push(as_before("residue-mounts", before, mounts));
+        seen.push(mounts_as_before(&before, CLEARED_WITHIN));
         let gaps = backend.gaps(&report);
         let findings = judge_all(catalogue::all(), &seen, &gaps);
         Ok(Self::of(backend, findings, report.limits, begun))
@@ -187,7 +189,7 @@ impl Field<'_> {
         seen.push(outlived("residue-processes", &name, true));
         seen.push(match groups {
             None => sighting("residue-cgroups", Answer::Failed("none could be seen".into())),
-            Some(count) => as_before("residue-cgroups", 0, count),
+            Some(count) => as_before("residue-cgroups", 0, CLEARED_WITHIN, count),
         });
         Ok((report, seen))
     }
