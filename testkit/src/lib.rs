@@ -10,6 +10,7 @@
 //! 3. A machine that is slow by nature says so in one variable ([`slow`]): only patience grows.
 //! 4. A missing tool skips by name outside CI and fails in CI ([`need`]).
 
+mod fake_container;
 mod fake_engine;
 mod fake_model;
 pub mod fuzz;
@@ -19,6 +20,7 @@ mod sink;
 mod slow;
 mod temp_dir;
 
+pub use fake_container::{ContainerAct, FakeContainer, container_main, good_versions};
 pub use fake_engine::{EngineAnswer, EngineCall, FakeEngine, good_info, good_version};
 pub use fake_model::{FakeLogin, FakeModel, LoginPlan, Options, Seen};
 pub use need::need;
