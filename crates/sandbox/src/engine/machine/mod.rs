@@ -178,7 +178,7 @@ fn home(shop: &Shop) -> String {
 /// Removes machines of this home whose starter is gone. What cannot be removed now is found again
 /// by the next start.
 fn sweep(apple: &Apple, shop: &Shop) {
-    let found = apple.orphans((HOME_LABEL, &home(shop)), STARTER_LABEL, folder::alive);
+    let found = apple.orphans((HOME_LABEL, home(shop).as_str()), STARTER_LABEL, folder::alive);
     for name in found.unwrap_or_default() {
         let _ = apple.remove(&name);
     }
@@ -208,7 +208,7 @@ fn work(stream: UnixStream, spec: &SandboxSpec) -> Result<(Report, Link), StartE
     let lost = |e: io::Error| engine_error(format!("the guest was lost: {e}"), AGAIN);
     stream.set_read_timeout(Some(WORK_TIMEOUT)).map_err(lost)?;
     let mut link = Link::new(stream).map_err(lost)?;
-    let Greeting { version } = link.hear().map_err(lost)?.ok_or_else(ended_early)?;
+    let Greeting { version } = link.hear::<Greeting>().map_err(lost)?.ok_or_else(ended_early)?;
     if version != env!("CARGO_PKG_VERSION") {
         let own = env!("CARGO_PKG_VERSION");
         let version: String = version.chars().filter(|c| !c.is_control()).take(40).collect();
@@ -217,7 +217,7 @@ fn work(stream: UnixStream, spec: &SandboxSpec) -> Result<(Report, Link), StartE
     }
     let inner = SandboxSpec { backend: Backend::Native, ..spec.clone() };
     link.tell(&Request::Prepare { id: BOX, spec: Box::new(inner) }).map_err(lost)?;
-    match link.hear().map_err(lost)?.ok_or_else(ended_early)? {
+    match link.hear::<Answer>().map_err(lost)?.ok_or_else(ended_early)? {
         Answer::Prepared { report, .. } => {
             link.forget_timeout().map_err(lost)?;
             Ok((*report, link))
