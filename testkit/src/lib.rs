@@ -11,6 +11,7 @@
 //! 4. A missing tool skips by name outside CI and fails in CI ([`need`]).
 
 mod engine_daemon;
+mod fake_container;
 mod fake_engine;
 mod fake_model;
 pub mod fuzz;
@@ -21,6 +22,7 @@ mod slow;
 mod temp_dir;
 
 pub use engine_daemon::{ENGINES, EngineDaemon};
+pub use fake_container::{ContainerAct, FakeContainer, container_main, good_versions};
 pub use fake_engine::{EngineAnswer, EngineCall, FakeEngine, good_info, good_version};
 pub use fake_model::{FakeLogin, FakeModel, LoginPlan, Options, Seen};
 pub use need::need;

@@ -1,7 +1,9 @@
 //! The checks that other tools make: rustfmt, clippy, cargo-deny; and `full`, which is everything.
 
+use std::path::Path;
+
 use crate::product::{Profile, prepare};
-use crate::repo::{Outcome, Repo, host_target, run, step};
+use crate::repo::{Outcome, Repo, capture, host_target, run, step, warn};
 use crate::{bench, cross, dist, kernel, only_flags, setup, suite};
 
 /// The version of cargo-deny that `deny.toml` is written for.
@@ -21,6 +23,28 @@ pub(crate) fn lint(repo: &Repo, arguments: &[String]) -> Outcome {
     clippy.args(["--profile", profile, "--target", &target, "--", "-D", "warnings"]);
     prepare(&mut clippy, repo, &target, Profile::Ci)?;
     run(&mut clippy)
+}
+
+/// Crates that need neither Linux nor an Apple SDK: those that a Mac must be able to compile.
+const PORTABLE: &[&str] = &["nanoclaw-model", "nanoclaw-policy", "nanoclaw-apple"];
+/// The only machines that Apple's `container` runs on.
+const MAC: &str = "aarch64-apple-darwin";
+
+/// `cargo xtask darwin`: the portable crates compile for macOS, where the toolchain has the
+/// libraries of that target. Where it has not, that is said, and nothing fails.
+pub(crate) fn darwin(repo: &Repo, arguments: &[String]) -> Outcome {
+    only_flags(arguments, &[])?;
+    let names = PORTABLE.join(", ");
+    step(format!("cargo check for {MAC}: {names}"));
+    let printed = ["--print", "target-libdir", "--target", MAC];
+    let folder = capture(repo.command("rustc").args(printed))?;
+    if !Path::new(folder.trim()).is_dir() {
+        warn(format!("not checked: this toolchain has no {MAC} (rustup target add {MAC})"));
+        return Ok(());
+    }
+    let mut check = repo.cargo(&["check", "--locked", "--quiet", "--target", MAC]);
+    check.args(PORTABLE.iter().flat_map(|name| ["-p", *name]));
+    run(&mut check)
 }
 
 /// `cargo xtask deny`: cargo-deny is built once, into the target folder.

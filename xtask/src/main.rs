@@ -100,6 +100,13 @@ const TASKS: &[Task] = &[
         act: deps::deps,
     },
     Task {
+        name: "darwin",
+        summary: "the crates that need no Linux compile for macOS, where that can be tried",
+        help: "cargo xtask darwin\n\nWithout the target's libraries it says so and checks \
+               nothing.\n\nExample: cargo xtask darwin",
+        act: checks::darwin,
+    },
+    Task {
         name: "deny",
         summary: "cargo-deny: advisories, licences, bans, sources",
         help: "cargo xtask deny\n\nInstalls cargo-deny under target/ the first time (minutes).\n\n\

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every check that a change must pass, and one line that sums them up.
 //!
 //! ```text
-//! setup ─► lint, tidy, deps ─► build ─► cargo test ─► N passed, N failed, N skipped
+//! setup ─► lint, tidy, deps, darwin ─► build ─► cargo test ─► N passed, N failed, N skipped
 //! ```
 //!
 //! Invariants:
@@ -59,6 +59,7 @@ pub(crate) fn test(repo: &Repo, arguments: &[String]) -> Outcome {
         tally.check("tidy", tidy::tidy(repo, &[]));
         tally.check("deps", deps::deps(repo, &[]));
         tally.check("lint", checks::lint(repo, &[]));
+        tally.check("darwin", checks::darwin(repo, &[]));
     }
     match cargo_test(repo, filter) {
         Ok(tests) => tally.add(tests),

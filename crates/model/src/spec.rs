@@ -52,6 +52,8 @@ pub enum Backend {
     Docker(EngineChoice),
     /// A container of this machine's Podman.
     Podman(EngineChoice),
+    /// A virtual machine of Apple's `container` (macOS), and in it a sandbox as natively made.
+    Apple(EngineChoice),
 }
 
 impl Backend {
@@ -62,6 +64,7 @@ impl Backend {
             Self::Native => "native",
             Self::Docker(_) => "docker",
             Self::Podman(_) => "podman",
+            Self::Apple(_) => "apple",
         }
     }
 }

@@ -43,6 +43,7 @@ fn main() -> ExitCode {
     match words.first().map(String::as_str) {
         Some(sandbox::SPAWNER_ROLE) => return sandbox::spawner_main(),
         Some(sandbox::INIT_ROLE) => return sandbox::init_main(),
+        Some(sandbox::GUEST_ROLE) => return sandbox::guest_main(),
         Some("__agent") => return agent::agent_main(),
         Some(agent::MCP_ROLE) => return agent::mcp_main(),
         Some("__probe") => return assess::probe_main(&words[1..]),

@@ -81,7 +81,10 @@ fn shown(item: &str) -> String {
 /// What makes the sandbox, where it is not NanoClaw itself: then another program with all rights
 /// over this machine is trusted as well.
 pub(crate) fn backend(backend: &Backend) -> Option<String> {
-    let (Backend::Docker(choice) | Backend::Podman(choice)) = backend else { return None };
+    let (Backend::Docker(choice) | Backend::Podman(choice) | Backend::Apple(choice)) = backend
+    else {
+        return None;
+    };
     let root = choice.image.as_ref().map_or("the host's /usr".into(), |i| format!("image {i}"));
     let runtime = choice.runtime.as_ref().map(|r| format!(", runtime {r}")).unwrap_or_default();
     Some(format!("sandbox by {}, root {root}{runtime}", backend.name()))

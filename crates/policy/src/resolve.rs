@@ -296,7 +296,9 @@ impl ResolvedAgent {
         if let Some(image) = &self.image {
             all["image"] = serde_json::json!(image.to_string());
         }
-        if let Backend::Docker(choice) | Backend::Podman(choice) = &self.backend {
+        if let Backend::Docker(choice) | Backend::Podman(choice) | Backend::Apple(choice) =
+            &self.backend
+        {
             all["backend"] = serde_json::json!({
                 "engine": self.backend.name(),
                 "image": choice.image,

@@ -243,9 +243,8 @@ fn read_backend(section: &Section<'_, '_>) -> Result<Backend, PolicyError> {
         "native" => Ok(Backend::Native),
         "docker" => Ok(Backend::Docker(choice.clone())),
         "podman" => Ok(Backend::Podman(choice.clone())),
-        "apple" | "kubernetes" => {
-            Err(Problem::NotEnforced { what: format!("backend = {}", quote(text)) })
-        }
+        "apple" => apple(choice.clone()),
+        "kubernetes" => Err(Problem::NotEnforced { what: format!("backend = {}", quote(text)) }),
         _ => Err(Problem::bad(
             "backend",
             format!("is {}", quote(text)),
@@ -262,6 +261,18 @@ fn read_backend(section: &Section<'_, '_>) -> Result<Backend, PolicyError> {
         .at(&place)),
         _ => Ok(backend),
     }
+}
+
+/// Apple's `container` makes virtual machines on macOS, and on macOS only.
+fn apple(choice: EngineChoice) -> Result<Backend, Problem> {
+    if cfg!(target_os = "macos") {
+        return Ok(Backend::Apple(choice));
+    }
+    Err(Problem::bad(
+        "backend",
+        "is \"apple\", and Apple's container exists on macOS only",
+        "write \"native\", \"docker\" or \"podman\" on this machine",
+    ))
 }
 
 /// An image by digest: a name alone may mean another image tomorrow.

@@ -592,7 +592,7 @@ fn every_published_key_is_recognised() {
     for (table, lines) in [
         ("", "description = 'x'|runtime = 'builtin'|runtime = 'codex'|runtime = 'acp'|model = 'c'"),
         ("", "workspace = 'session'|workspace = 'agent'|instructions = 'x'"),
-        ("[sandbox]", "backend = 'native'|backend = 'podman'|backend = 'apple'"),
+        ("[sandbox]", "backend = 'native'|backend = 'podman'|backend = 'kubernetes'"),
         ("[sandbox]", "rootfs = 'host-usr'|probe_on_start = true|turn_timeout = '10min'"),
         ("[sandbox]", "memory = '1GiB'|cpus = 1.0|pids = 256|disk = '2GiB'"),
         ("[sandbox]", "wall_time = '8h'"),

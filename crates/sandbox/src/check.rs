@@ -142,7 +142,7 @@ pub(crate) fn host(spec: &SandboxSpec, facts: &HostFacts) -> Result<Sources, Spe
 fn root(spec: &SandboxSpec) -> Result<(), SpecError> {
     match (&spec.rootfs, &spec.backend) {
         (RootFs::HostUsr, _) | (RootFs::Image { .. }, Backend::Native) => Ok(()),
-        (RootFs::Image { image, .. }, Backend::Docker(_) | Backend::Podman(_)) => {
+        (RootFs::Image { image, .. }, _) => {
             let name = spec.backend.name();
             let cause = format!("{name} does not use the image {image} of NanoClaw's own store");
             let remedy = format!(

@@ -262,7 +262,7 @@ impl Spawner {
     pub fn prepare(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Prepared, StartError> {
         match spec.backend {
             Backend::Native => self.native(spec, stdio),
-            Backend::Docker(_) | Backend::Podman(_) => self.engines.prepare(spec, stdio),
+            _ => self.engines.prepare(spec, stdio),
         }
     }
 

@@ -73,7 +73,18 @@ pub fn inspect() -> Vec<Check> {
         checks.insert(1, crate::userns::inspect(whole.status != Status::Missing));
     }
     checks.push(whole);
+    checks.push(apple_backend());
     checks
+}
+
+/// A word about the backend of another system, so that nobody takes it for tried.
+fn apple_backend() -> Check {
+    let found = format!(
+        "backend \"apple\" is for macOS (container {} or later); this version of it was never \
+         run on real hardware, and is not used here",
+        apple::FLOOR
+    );
+    check("apple", Status::Ok, found, "")
 }
 
 fn privilege(facts: &HostFacts) -> Check {

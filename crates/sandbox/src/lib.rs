@@ -32,6 +32,7 @@ mod error;
 mod facts;
 #[doc(hidden)]
 pub mod floor;
+mod guest;
 mod image;
 mod init;
 mod landlock;
@@ -53,9 +54,12 @@ pub use backend::{Prepared, Sandbox};
 pub use check::check;
 pub use client::{Operations, Pipes, Spawner, SpawnerOptions, Stdio};
 pub use doctor::{Check, Status, inspect};
-pub use engine::{Container, EngineOptions, Scratch, groups_of_container, sweep_engines};
+pub use engine::{
+    AppleOptions, Container, EngineOptions, Scratch, groups_of_container, sweep_engines,
+};
 pub use error::{PauseError, SpecError, SpecErrorKind, StartError, StartErrorKind};
 pub use facts::{HostEntry, HostFacts, Ladder, Mode, Rung};
+pub use guest::guest_main;
 pub use image::{ImageEntry, ImageView};
 pub use init::init_main;
 pub use operation::{
@@ -75,5 +79,7 @@ pub use wall::{LANDLOCK_LEVELS, LandlockLevel, Need, WALLS, Wall, kernel_floor, 
 
 /// `argv[1]` of the spawner process; `main` hands over to [`spawner_main`] before anything else.
 pub const SPAWNER_ROLE: &str = "__spawner";
+/// `argv[1]` of a virtual machine's first process; `main` hands over to [`guest_main`].
+pub const GUEST_ROLE: &str = apple::GUEST_ROLE;
 /// `argv[1]` of a sandbox's first process; `main` hands over to [`init_main`].
 pub const INIT_ROLE: &str = "__sandbox-init";

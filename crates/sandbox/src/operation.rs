@@ -21,7 +21,7 @@ pub const ARGV_MAX: usize = 128;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Execution {
     /// Counted by the spawner over all its sandboxes, from 1; in containers by who serves them,
-    /// from 2^32 + 1.
+    /// from 2^32 + 1; in the n-th virtual machine from n times 2^36 + 1.
     pub number: u64,
     /// The process inside.
     pub pid: u32,

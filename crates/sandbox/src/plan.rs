@@ -120,11 +120,12 @@ impl<const N: usize> From<[(PathBuf, Owner); N]> for Sources {
 
 /// Turns a checked spec into steps. Use [`crate::check`] first; `sources` come from it. For a
 /// container engine the first step is the container, as a rootful engine of this machine would be
-/// asked for it, and the others are what its first process does.
+/// asked for it, and the others are what its first process does. For a virtual machine the steps
+/// are those of one like this machine: the guest plans with its own facts.
 #[must_use]
 pub fn plan(spec: &SandboxSpec, facts: &HostFacts, sources: &Sources) -> Plan {
     match &spec.backend {
-        Backend::Native => native(spec, facts, sources),
+        Backend::Native | Backend::Apple(_) => native(spec, facts, sources),
         Backend::Docker(_) | Backend::Podman(_) => {
             let inside = crate::engine::identity(facts.mode);
             crate::engine::translate(spec, facts, &native(spec, facts, sources), inside)

@@ -21,6 +21,11 @@ impl Operations {
         Self { from, server }
     }
 
+    /// Both halves, for two threads: where reports come from, and who wants to know what was taken.
+    pub(crate) fn split(self) -> (mpsc::Receiver<Operation>, Box<dyn Serve>) {
+        (self.from, self.server)
+    }
+
     /// Waits for the next reports, one or more; `None` when the sandbox has ended and all were
     /// given.
     #[must_use]

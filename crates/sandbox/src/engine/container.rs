@@ -90,7 +90,8 @@ impl Container {
     fn new(spec: &SandboxSpec, identity: Owner) -> Self {
         let EngineChoice { image, runtime } = match &spec.backend {
             Backend::Docker(choice) | Backend::Podman(choice) => choice.clone(),
-            Backend::Native => EngineChoice::default(),
+            // Both are made by our own plan, here or in a machine of its own.
+            Backend::Native | Backend::Apple(_) => EngineChoice::default(),
         };
         let limits = &spec.limits;
         Self {

@@ -144,10 +144,19 @@ impl Folder {
 
     /// A socket to be called at; whoever it is mounted for may call.
     pub(super) fn line(&self, number: u64) -> io::Result<Line> {
+        self.called_at(number, SocketType::SEQPACKET)
+    }
+
+    /// As [`Folder::line`], of the kind that is relayed into virtual machines: a stream.
+    pub(super) fn relayed(&self, number: u64) -> io::Result<Line> {
+        self.called_at(number, SocketType::STREAM)
+    }
+
+    fn called_at(&self, number: u64, kind: SocketType) -> io::Result<Line> {
         let name = format!("line-{number}");
         let path = self.path.join(&name);
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let socket = socket_with(AddressFamily::UNIX, kind, flags, None)?;
         // Through the folder's descriptor: a path may be longer than an address has room for.
         let short = format!("/proc/self/fd/{}/{name}", self.handle.as_raw_fd());
         bind(&socket, &SocketAddrUnix::new(short)?)?;

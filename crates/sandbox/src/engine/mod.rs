@@ -1,4 +1,5 @@
-//! Sandboxes made by a container engine of this machine: Docker and Podman, by their API.
+//! Sandboxes made by a container engine of this machine: Docker and Podman, by their API; and
+//! Apple's `container`, by its command line (`machine/`), whose machines make their own.
 //!
 //! ```text
 //! spec ─► native plan ─► translated (container.rs) ─► request.rs ─► engine ─► container
@@ -33,6 +34,7 @@ mod fitness;
 mod folder;
 mod http;
 mod live;
+mod machine;
 mod outside;
 mod prepare;
 mod reports;
@@ -42,6 +44,7 @@ mod verify;
 
 pub use container::{Container, Scratch};
 pub(crate) use container::{identity, translate};
+pub use machine::AppleOptions;
 
 use crate::error::{StartError, StartErrorKind};
 use crate::facts::HostFacts;
@@ -68,6 +71,8 @@ pub struct EngineOptions {
     pub docker: Option<PathBuf>,
     /// Podman's socket; by default `CONTAINER_HOST` or the usual places.
     pub podman: Option<PathBuf>,
+    /// Apple's `container`, where there is one. Without it that backend is refused.
+    pub apple: Option<AppleOptions>,
 }
 
 impl EngineOptions {
@@ -161,6 +166,10 @@ impl Engines {
     ) -> Result<crate::Prepared, StartError> {
         let runtime = match &spec.backend {
             Backend::Docker(choice) | Backend::Podman(choice) => choice.runtime.as_deref(),
+            Backend::Apple(_) => {
+                let options = AppleOptions::found(self.options.apple.as_ref())?;
+                return machine::prepare(&self.shop()?, options, spec, stdio);
+            }
             Backend::Native => None,
         };
         let name = spec.backend.name();

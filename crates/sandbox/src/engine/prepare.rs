@@ -364,7 +364,7 @@ fn called(body: &Body, line: &Line) -> Result<OwnedFd, StartError> {
     ))
 }
 
-fn timespec(time: Duration) -> Timespec {
+pub(super) fn timespec(time: Duration) -> Timespec {
     let seconds = time.as_secs().try_into().unwrap_or(i64::MAX);
     Timespec { tv_sec: seconds, tv_nsec: time.subsec_nanos().into() }
 }

@@ -13,6 +13,7 @@ mod gateway;
 mod lab;
 mod lifecycle;
 mod limits;
+mod machines;
 mod programs;
 mod roles;
 mod still;
@@ -33,9 +34,13 @@ pub(crate) type Test = (&'static str, fn(&Lab));
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
+    if args.first().is_some_and(|own| own.ends_with("/container")) {
+        return testkit::container_main();
+    }
     match args.get(1).map(String::as_str) {
         Some(nanoclaw_sandbox::SPAWNER_ROLE) => return nanoclaw_sandbox::spawner_main(),
         Some(nanoclaw_sandbox::INIT_ROLE) => return nanoclaw_sandbox::init_main(),
+        Some(nanoclaw_sandbox::GUEST_ROLE) => return nanoclaw_sandbox::guest_main(),
         Some("__hold") => return lifecycle::hold(),
         Some(dockerd::HOLD) => return dockerd::hold(&args[2..]),
         Some("__builtin") => return programs::builtin(&args[2..]),
@@ -57,6 +62,7 @@ fn main() -> ExitCode {
         transparent::TESTS,
         witness::TESTS,
         engines::TESTS,
+        machines::TESTS,
     ]
     .concat();
     let mode = if as_user { "user" } else { "self" };

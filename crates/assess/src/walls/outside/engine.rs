@@ -166,7 +166,8 @@ impl Engine {
         engines: EngineOptions,
         private: Vec<PathBuf>,
     ) -> Result<Self, StartError> {
-        if choice == model::Backend::Native || engines.folder.is_none() {
+        let engine = matches!(choice, model::Backend::Docker(_) | model::Backend::Podman(_));
+        if !engine || engines.folder.is_none() {
             return Err(StartError {
                 kind: StartErrorKind::Engine,
                 cause: "no container engine is named, or no folder for it".to_owned(),

@@ -36,7 +36,8 @@ pub(super) struct Order {
 
 impl Order {
     pub(super) fn new(spec: &SandboxSpec, engines: &EngineOptions, private: &[PathBuf]) -> Self {
-        let EngineOptions { folder, docker, podman } = engines.clone();
+        // A machine has its own keeper: no battery is kept in one.
+        let EngineOptions { folder, docker, podman, apple: _ } = engines.clone();
         Self { spec: spec.clone(), folder, docker, podman, private: private.to_vec() }
     }
 }
@@ -64,7 +65,7 @@ pub fn keeper_main(args: &[String]) -> ExitCode {
 
 fn keep(order: Order) -> io::Result<()> {
     let Order { spec, folder, docker, podman, private } = order;
-    let engines = EngineOptions { folder, docker, podman };
+    let engines = EngineOptions { folder, docker, podman, apple: None };
     let engine = Engine::launch(spec.backend.clone(), engines, private);
     let prepared = engine.and_then(|engine| {
         let streams = Stdio::null().map_err(|e| lost(&e.to_string()))?;

@@ -208,6 +208,8 @@ pub fn probe_on_start(report: &Report, gaps: &[Gap]) -> Vec<Finding> {
 pub fn known_gaps(backend: &model::Backend, mode: Mode, report: &Report) -> Vec<Gap> {
     let mut gaps = match backend {
         model::Backend::Native => native_gaps(mode, &report.limits),
+        // The guest of a machine makes it natively, and is root there.
+        model::Backend::Apple(_) => native_gaps(Mode::Root, &report.limits),
         model::Backend::Docker(_) | model::Backend::Podman(_) => engine::gaps(report),
     };
     if core_goes_to_a_program() {
