@@ -180,7 +180,7 @@ impl Field<'_> {
         let lines = session.lines_until(self.stop, BATTERY_TIME, |line| line == "{}")?;
         let mut seen = sightings(&lines);
         let marks = watched(&self.stage.word);
-        let there: Vec<bool> = marks.iter().map(|(_, mark)| appears(mark, STEP_TIME / 5)).collect();
+        let there: Vec<bool> = marks.iter().map(|(_, mark)| appears(mark, STEP_TIME)).collect();
         session.end();
         companion.end();
         for ((probe, mark), was_there) in marks.iter().zip(there) {
@@ -283,7 +283,7 @@ impl Field<'_> {
     fn time_out(&self) -> Result<Vec<Sighting>, ProbeError> {
         let mark = format!("{}-late", self.stage.word);
         let session = self.lingering(self.backend, "late", "deaf", &mark)?;
-        let there = appears(&mark, STEP_TIME / 5);
+        let there = appears(&mark, STEP_TIME);
         let ran_on = session.running.wait_timeout(PATIENCE).is_none();
         session.running.kill()?;
         Ok(vec![outlived("time-out", &mark, there && ran_on)])
@@ -295,7 +295,7 @@ impl Field<'_> {
         let mark = format!("{}-kept", self.stage.word);
         let second = self.backend.another()?;
         let session = self.lingering(second.as_ref(), "kept", "stay", &mark)?;
-        let there = appears(&mark, STEP_TIME / 5);
+        let there = appears(&mark, STEP_TIME);
         let keeper = second.keeper(session.report.pid).and_then(|p| i32::try_from(p).ok());
         let Some(keeper) = keeper.and_then(Pid::from_raw) else {
             let why = Answer::Absent("nobody here is to be killed".into());
