@@ -49,7 +49,8 @@ pub struct Bait {
     pub init: u32,
     /// A file of the host that everybody there may read.
     pub host_file: String,
-    /// Granted folders: places inside where mounts and names are meant to be.
+    /// Granted folders, and what stands at the top of an image: places inside where mounts and names
+    /// are meant to be.
     pub mounts: Vec<String>,
     /// A TCP port on the host's loopback at which somebody listens.
     pub tcp_port: u16,
