@@ -16,6 +16,7 @@
 
 mod adopt;
 mod body;
+pub(crate) mod id_range;
 mod live;
 mod mapping;
 mod operations;
