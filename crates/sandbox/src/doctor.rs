@@ -3,6 +3,7 @@
 use crate::client::{Spawner, SpawnerOptions, Stdio};
 use crate::error::StartErrorKind;
 use crate::facts::{HostFacts, LANDLOCK_VETTED, Mode, Rung};
+use crate::spawner::id_range::IdRange;
 use model::{
     AgentName, Backend, Command, Limits, Network, RootFs, SandboxSpec, SessionId, Workspace,
 };
@@ -89,7 +90,19 @@ fn apple_backend() -> Check {
 
 fn privilege(facts: &HostFacts) -> Check {
     match facts.mode {
-        Mode::Root => check("privilege", Status::Ok, "root: each session has its own uid", ""),
+        Mode::Root => match IdRange::of_host() {
+            Ok(range) => {
+                let IdRange { first, count } = range;
+                let what = format!("root: each session has its own uid, of {count} from {first}");
+                check("privilege", Status::Ok, what, "")
+            }
+            Err(e) => check(
+                "privilege",
+                Status::Missing,
+                e.to_string(),
+                "give nanoclaw ids of its own in /etc/subuid and /etc/subgid, or none",
+            ),
+        },
         Mode::User => check(
             "privilege",
             Status::Degraded,

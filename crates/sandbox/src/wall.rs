@@ -75,7 +75,7 @@ pub const WALLS: [Wall; 24] = [
     },
     Wall {
         name: "uid",
-        mechanism: "one id mapped: as root the session's own of 65,536, as a plain user the \
+        mechanism: "one id mapped: as root the session's own, of those set aside, as a plain user the \
                     caller's",
         kernel: (3, 8),
         need: Need::Required,

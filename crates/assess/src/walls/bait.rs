@@ -51,8 +51,8 @@ pub struct Bait {
     pub init: u32,
     /// A file of the host that everybody there may read.
     pub host_file: String,
-    /// Granted folders, and what a backend puts into every sandbox of its own: places inside where
-    /// mounts and names are meant to be.
+    /// Granted folders, what stands at the top of an image, and what a backend puts into every
+    /// sandbox of its own: places inside where mounts and names are meant to be.
     pub mounts: Vec<String>,
     /// The uid that its processes have inside; `None` where it is not the same everywhere and any
     /// but root's will do.

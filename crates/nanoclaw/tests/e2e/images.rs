@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 both!(
     programs_run_in_an_image,
     an_image_cannot_take_the_sandboxes_own_places,
+    the_walls_around_an_image_are_tried_before_it_is_handed_over,
     a_missing_or_changed_image_starts_nothing,
     an_image_in_use_is_not_removed,
     hostile_archives_are_refused_with_a_remedy,
@@ -127,6 +128,18 @@ fn an_image_cannot_take_the_sandboxes_own_places(lab: &Lab) {
     let seen = lab.sh(&["--agent", "boxed", "--mount", &mount], script).ok();
     assert!(seen.starts_with("granted\ncat\nroot:x:0:0:"), "{seen}");
     assert!(seen.ends_with("\nx\n"), "{seen}");
+}
+
+fn the_walls_around_an_image_are_tried_before_it_is_handed_over(lab: &Lab) {
+    let Some(root) = system(lab, "tiny") else { return };
+    fs::create_dir(root.join("srv")).unwrap();
+    let rootfs = stored(lab, &root, "tiny:1");
+    let text = format!("schema = 1\n[sandbox]\nrootfs = \"{rootfs}\"\nprobe_on_start = true\n");
+    lab.file(&lab.home().join("agents/boxed.toml"), &text);
+    let seen = boxed(lab, "ls -d /srv /opt/tools").ok();
+    assert_eq!(seen, "/opt/tools\n/srv\n");
+    let story = lab.run(["audit", "show", "--all"]).ok();
+    assert!(story.contains("0 of ") && story.contains("probes found a wall broken"), "{story}");
 }
 
 fn a_missing_or_changed_image_starts_nothing(lab: &Lab) {

@@ -38,6 +38,7 @@ mod provider;
 mod roles;
 mod run;
 mod secret;
+mod session_ids;
 mod side_by_side;
 mod snapshots;
 mod terminal;

@@ -155,7 +155,9 @@ impl Body {
 
 fn identity(e: &io::Error) -> StartError {
     let cause = format!("no session uid could be taken: {e}");
-    StartError::new(Kind::Identity, cause, "make /run/nanoclaw writable for root")
+    let remedy = "root must be able to write /run/nanoclaw, and /etc/subuid and /etc/subgid must set \
+                  the same ids aside for the name nanoclaw, or none";
+    StartError::new(Kind::Identity, cause, remedy)
 }
 
 fn cgroup(e: &io::Error) -> StartError {

@@ -18,6 +18,7 @@ mod adopt;
 mod body;
 mod bounds;
 mod disk;
+pub(crate) mod id_range;
 mod live;
 mod mapping;
 mod operations;

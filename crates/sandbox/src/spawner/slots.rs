@@ -1,8 +1,10 @@
 //! Which uid a session runs under in root mode: distinct for all live sessions on the machine.
 //!
-//! One file, one locked byte a slot, held by the open file: the kernel frees the slots of a
-//! spawner that dies in any way, and two spawners cannot get the same one.
+//! One file, the byte at the uid's own offset locked, held by the open file: the kernel frees the
+//! uids of a spawner that dies in any way, and two spawners cannot get the same one, whatever range
+//! each of them was told.
 
+use super::id_range::IdRange;
 use crate::sys;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -10,49 +12,46 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-/// First session uid: above all that distributions, directory services and container engines
-/// hand out by default, below 2^31, which some file systems cannot hold.
-pub(super) const BASE: u32 = 1_879_048_192;
-/// Sessions at a time on one machine.
-const SLOTS: u32 = 65_536;
 /// Machine-wide, gone at reboot, root's alone.
 const DIRECTORY: &str = "/run/nanoclaw";
 const FILE: &str = "/run/nanoclaw/session-uids";
 
-/// The slots this spawner holds.
+/// The uids this spawner holds.
 #[derive(Debug)]
 pub(super) struct Slots {
-    file: Option<File>,
+    host: Option<(File, IdRange)>,
     taken: BTreeSet<u32>,
 }
 
 impl Slots {
     pub(super) fn new() -> Self {
-        Self { file: None, taken: BTreeSet::new() }
+        Self { host: None, taken: BTreeSet::new() }
     }
 
-    /// The lowest free uid.
+    /// The lowest free uid of those that this host sets aside.
     pub(super) fn take(&mut self) -> io::Result<u32> {
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => none.insert(open()?),
+        let (file, range) = match &mut self.host {
+            Some((file, range)) => (file, *range),
+            none => {
+                let (file, range) = none.insert((open()?, IdRange::of_host()?));
+                (file, *range)
+            }
         };
-        for slot in (0..SLOTS).filter(|s| !self.taken.contains(s)) {
-            if sys::lock_byte(&*file, slot)? {
-                self.taken.insert(slot);
-                return Ok(BASE + slot);
+        for uid in (0..range.count).map(|n| range.first + n) {
+            if !self.taken.contains(&uid) && sys::lock_byte(&*file, uid)? {
+                self.taken.insert(uid);
+                return Ok(uid);
             }
         }
-        Err(io::Error::other("all session uids are in use"))
+        Err(io::Error::other(format!("all {} session uids are in use", range.count)))
     }
 
     /// Gives one back, after all its processes are gone.
     pub(super) fn give_back(&mut self, uid: u32) {
-        let slot = uid.saturating_sub(BASE);
-        if self.taken.remove(&slot)
-            && let Some(file) = &self.file
+        if self.taken.remove(&uid)
+            && let Some((file, _)) = &self.host
         {
-            sys::unlock_byte(file, slot);
+            sys::unlock_byte(file, uid);
         }
     }
 }

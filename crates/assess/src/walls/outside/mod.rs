@@ -164,6 +164,11 @@ fn host(spec: &SandboxSpec) -> io::Result<Bait> {
     if let Workspace::User(folder) = &spec.workspace {
         mounts.push(text(folder));
     }
+    if let RootFs::Image { tree, .. } = &spec.rootfs {
+        for entry in std::fs::read_dir(tree)? {
+            mounts.push(text(&Path::new("/").join(entry?.file_name())));
+        }
+    }
     let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let mut bait = Bait {
         namespaces,
