@@ -84,8 +84,7 @@ fn sized_server(dir: &Path, mib: usize) -> ExitCode {
     for part in ["state/home", "state/workspace"] {
         std::fs::create_dir_all(dir.join(part)).unwrap();
     }
-    let options =
-        SpawnerOptions { private: vec![dir.join("state")], ..SpawnerOptions::default() };
+    let options = SpawnerOptions { private: vec![dir.join("state")], ..SpawnerOptions::default() };
     let spawner = Spawner::launch(options).unwrap();
     let spec = spec(dir, Network::None);
     let mut order = [0u8; 1];
