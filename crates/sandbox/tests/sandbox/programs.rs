@@ -164,18 +164,29 @@ fn pty(lab: &Lab) {
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
     let slave = rustix::fs::open(&name, flags, rustix::fs::Mode::empty()).unwrap();
     let spec = lab.sh("test -t 0 && echo tty; echo direct > /dev/tty; echo again > /dev/stdout; \
-         python3 -c 'import fcntl;fcntl.ioctl(0,0x5412,b\"x\")' 2>&1 | grep -o 'Errno 1'");
+         python3 -c 'import fcntl;fcntl.ioctl(0,0x5412,b\"x\")' 2>&1 | grep -o 'Errno 1'; \
+         exec python3 -c 'import os,signal;signal.signal(signal.SIGWINCH,lambda *a:None);\
+         signal.pthread_sigmask(signal.SIG_BLOCK,[signal.SIGWINCH]);print(\"wide?\",flush=True);\
+         signal.sigwait([signal.SIGWINCH]);print(*os.get_terminal_size(0))'");
     let stdio = Stdio::terminal(slave).unwrap();
     let sandbox = lab.spawner.prepare(&spec, stdio).unwrap().start().unwrap();
     let mut text = Vec::new();
     let mut buffer = [0; 1024];
+    let mut asked = false;
     while let Ok(n) = rustix::io::read(&master, &mut buffer) {
         if n == 0 {
             break;
         }
         text.extend_from_slice(&buffer[..n]);
+        if !asked && String::from_utf8_lossy(&text).contains("wide?") {
+            asked = true;
+            let size =
+                rustix::termios::Winsize { ws_row: 7, ws_col: 91, ws_xpixel: 0, ws_ypixel: 0 };
+            rustix::termios::tcsetwinsize(&master, size).unwrap();
+        }
     }
     let text = String::from_utf8_lossy(&text).replace('\r', "");
-    assert_eq!(text, "tty\ndirect\nagain\nErrno 1\n");
+    // Whoever holds the terminal outside makes it wider, and the program hears of it.
+    assert_eq!(text, "tty\ndirect\nagain\nErrno 1\nwide?\n91 7\n");
     assert_eq!(sandbox.wait().outcome, Outcome::Exited(0));
 }
