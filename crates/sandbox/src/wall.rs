@@ -75,8 +75,8 @@ pub const WALLS: [Wall; 24] = [
     },
     Wall {
         name: "uid",
-        mechanism: "one id mapped: as root the session's own, of those set aside, as a plain user the \
-                    caller's",
+        mechanism: "one id mapped: as root the session's own, of those set aside, as a plain user \
+                    the caller's",
         kernel: (3, 8),
         need: Need::Required,
         otherwise: REFUSED,
