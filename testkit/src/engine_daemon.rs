@@ -100,6 +100,32 @@ impl Drop for EngineDaemon {
         }
         drop(self.child.kill());
         drop(self.child.wait());
+        self.clear();
         drop(fs::remove_dir_all(&self.dir));
+    }
+}
+
+impl EngineDaemon {
+    /// An engine that was killed leaves its containers' keepers and mounts behind: all that have
+    /// this one's own folder in their name.
+    fn clear(&self) {
+        let own = format!("{}/", self.dir.display());
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let pid = entry.file_name().to_string_lossy().into_owned();
+            let command = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+            let mut words = command.split('\0');
+            // Tests that are told of the engine's socket have its folder in their words too.
+            let keeper = words.next().is_some_and(|w| w.contains("containerd-shim"));
+            if keeper && words.any(|word| word.starts_with(&own)) {
+                drop(Command::new("kill").args(["-KILL", &pid]).status());
+            }
+        }
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let places = table.lines().filter_map(|line| line.split(' ').nth(4));
+        let places: Vec<&str> = places.filter(|place| place.starts_with(&own)).collect();
+        // The last was mounted on what came before.
+        for place in places.iter().rev() {
+            drop(Command::new("umount").args(["--lazy", place]).status());
+        }
     }
 }
