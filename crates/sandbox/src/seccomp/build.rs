@@ -89,6 +89,11 @@ fn leaf(rule: Option<Rule>) -> Vec<sock_filter> {
         }
         Some(Rule::OneOf(index, values)) => compare(index, values, ALLOW, REFUSE),
         Some(Rule::NoneOf(index, values)) => compare(index, values, REFUSE, ALLOW),
+        Some(Rule::OfOthers(kind)) => {
+            let kind = [argument(0), jump(JUMP_EQUAL, kind, 0, 2)];
+            let whose = [argument(1), jump(JUMP_EQUAL, super::FIRST, 0, 1)];
+            kind.into_iter().chain(whose).chain(refused_or_allowed).collect()
+        }
         Some(Rule::Reported) => vec![op(RETURN, REPORT)],
         Some(Rule::Socket) => socket(REFUSE),
         Some(Rule::ReportedSocket) => socket(REPORT),

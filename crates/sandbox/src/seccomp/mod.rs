@@ -41,6 +41,8 @@ pub(crate) enum Rule {
     OneOf(u8, &'static [u32]),
     /// Argument `.0` must be none of these.
     NoneOf(u8, &'static [u32]),
+    /// Argument 0 must be this, and argument 1 not the first process.
+    OfOthers(u32),
     /// A `clone` that makes a thread, and neither a process nor a namespace.
     Thread,
     /// `AF_NETLINK` only with protocol 0 (route), else one of the plain families, and raw ones
@@ -68,10 +70,17 @@ const PAIRS: &[u32] = &[1];
 /// `PR_SET_MM` lets a process pose as another, `PR_MCE_KILL` and `PR_SET_TSC` change what the
 /// machine does, `PR_SET_PTRACER` opens a process to another.
 const PRCTLS: &[u32] = &[35, 33, 26, 0x5961_6d61];
-/// The first process of a sandbox, as every process in it sees it. It has the same uid, so whoever
-/// set its limits could have the kernel kill it (`RLIMIT_CPU` of 0), with it the sandbox, and for a
-/// plain user's spawner the counts that only a process which is still there shows.
-const FIRST_PROCESS: &[u32] = &[1];
+/// The first process of a sandbox, as every process in it sees it; it has one thread. It has the
+/// same uid, so whoever set its limits could have the kernel kill it (`RLIMIT_CPU` of 0), with it the
+/// sandbox, and for a plain user's spawner the counts that only a process which is still there
+/// shows. Whoever set its priority could keep it from running, and so from ending when it is killed.
+const FIRST: u32 = 1;
+/// As a list.
+const FIRST_PROCESS: &[u32] = &[FIRST];
+/// `PRIO_PROCESS` of setpriority(2): by group or by user the first process could be meant, too.
+const PRIO_PROCESS: u32 = 0;
+/// `IOPRIO_WHO_PROCESS` of ioprio_set(2).
+const IOPRIO_WHO_PROCESS: u32 = 1;
 
 /// Kinds of sockets of the Internet that see or make whole packets: `SOCK_RAW`, and `SOCK_PACKET`,
 /// a way to `AF_PACKET` from before there was one, which musl does not name.
@@ -87,6 +96,12 @@ const FILTERED: &[(table::Call, Rule)] = &[
     (("SYS_ioctl", libc::SYS_ioctl), Rule::NoneOf(1, IOCTLS)),
     (("SYS_prctl", libc::SYS_prctl), Rule::NoneOf(0, PRCTLS)),
     (("SYS_prlimit64", libc::SYS_prlimit64), Rule::NoneOf(0, FIRST_PROCESS)),
+    (("SYS_sched_setaffinity", libc::SYS_sched_setaffinity), Rule::NoneOf(0, FIRST_PROCESS)),
+    (("SYS_sched_setattr", libc::SYS_sched_setattr), Rule::NoneOf(0, FIRST_PROCESS)),
+    (("SYS_sched_setparam", libc::SYS_sched_setparam), Rule::NoneOf(0, FIRST_PROCESS)),
+    (("SYS_sched_setscheduler", libc::SYS_sched_setscheduler), Rule::NoneOf(0, FIRST_PROCESS)),
+    (("SYS_setpriority", libc::SYS_setpriority), Rule::OfOthers(PRIO_PROCESS)),
+    (("SYS_ioprio_set", libc::SYS_ioprio_set), Rule::OfOthers(IOPRIO_WHO_PROCESS)),
     (("SYS_personality", libc::SYS_personality), Rule::OneOf(0, PERSONALITIES)),
     (("SYS_fchmod", libc::SYS_fchmod), Rule::NoBits(1, SET_ID_BITS)),
     (("SYS_fchmodat", libc::SYS_fchmodat), Rule::NoBits(2, SET_ID_BITS)),

@@ -89,6 +89,10 @@ fn alternatives(rule: Rule) -> Option<Vec<Entry>> {
             .into_iter()
             .map(|(mask, value)| vec![Test { argument, mask, value }])
             .collect(),
+        Rule::OfOthers(kind) => others(super::FIRST_PROCESS, ALL_BITS)
+            .into_iter()
+            .map(|(mask, value)| vec![is(0, kind), Test { argument: 1, mask, value }])
+            .collect(),
         Rule::Thread => {
             let mask = super::THREAD | super::NEW_NAMESPACES;
             vec![vec![Test { argument: 0, mask, value: super::THREAD }]]
@@ -174,6 +178,7 @@ mod tests {
             Rule::NotThese(i, bits, wrong) => at(i) & bits != wrong,
             Rule::OneOf(i, values) => values.contains(&at(i)),
             Rule::NoneOf(i, values) => !values.contains(&at(i)),
+            Rule::OfOthers(kind) => at(0) == kind && at(1) != 1,
             Rule::Thread => at(0) & (0x0001_0000 | 0x7e02_0000) == 0x0001_0000,
             Rule::Socket => match at(0) {
                 1 => true,

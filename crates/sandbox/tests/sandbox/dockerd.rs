@@ -30,7 +30,7 @@ const SHARED: [&[Test]; 6] = [
 ];
 /// Those of them that a container keeps too; the others look at native processes or at ids that an
 /// engine cannot map.
-const KEPT: [&str; 55] = [
+const KEPT: [&str; 56] = [
     "only_its_own_places_are_writable",
     "host_processes_are_out_of_sight",
     "network_is_loopback_only",
@@ -46,6 +46,7 @@ const KEPT: [&str; 55] = [
     "a_sandbox_ends_when_its_time_is_over",
     "what_was_used_is_measured_or_not_said",
     "nobody_inside_sets_limits_of_the_first_process",
+    "nobody_inside_sets_the_priority_of_the_first_process",
     "door_relays_and_half_closes",
     "signals_reach_the_program",
     "dropping_kills_all",

@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_sandbox_ends_when_its_time_is_over", wall),
     ("what_was_used_is_measured_or_not_said", used),
     ("nobody_inside_sets_limits_of_the_first_process", first_process),
+    ("nobody_inside_sets_the_priority_of_the_first_process", first_priority),
 ];
 
 const MIB: u64 = 1 << 20;
@@ -233,4 +234,28 @@ while time.monotonic() < end:
 print('there')
 ";
     assert_eq!(lab.run(&lab.spec(&["python3", "-c", script])).ok(), "refused\nthere\n");
+}
+
+/// Kept from running, it could not end when it is killed, and what is in it would run on.
+fn first_priority(lab: &Lab) {
+    let script = "
+import os
+acts = {
+    'policy': lambda pid: os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0)),
+    'param': lambda pid: os.sched_setparam(pid, os.sched_param(0)),
+    'affinity': lambda pid: os.sched_setaffinity(pid, [min(os.sched_getaffinity(0))]),
+    'nice': lambda pid: os.setpriority(os.PRIO_PROCESS, pid, 5),
+    'user': lambda pid: os.setpriority(os.PRIO_USER, 0, 5) if pid else None,
+    'group': lambda pid: os.setpriority(os.PRIO_PGRP, pid, 5) if pid else None,
+}
+for name, act in acts.items():
+    act(0)
+    try: act(1)
+    except PermissionError: pass
+    else: print(name)
+print(os.sched_getscheduler(1), os.getpriority(os.PRIO_PROCESS, 1))
+";
+    let nice = lab.out("cut -d' ' -f19 /proc/self/stat");
+    let told = lab.run(&lab.spec(&["python3", "-c", script])).ok();
+    assert_eq!(told, format!("0 {nice}"));
 }
