@@ -71,9 +71,10 @@ const PAIRS: &[u32] = &[1];
 /// machine does, `PR_SET_PTRACER` opens a process to another.
 const PRCTLS: &[u32] = &[35, 33, 26, 0x5961_6d61];
 /// The first process of a sandbox, as every process in it sees it; it has one thread. It has the
-/// same uid, so whoever set its limits could have the kernel kill it (`RLIMIT_CPU` of 0), with it the
-/// sandbox, and for a plain user's spawner the counts that only a process which is still there
-/// shows. Whoever set its priority could keep it from running, and so from ending when it is killed.
+/// same uid, so whoever set its limits could have the kernel kill it (`RLIMIT_CPU` of 0), with it
+/// the sandbox, and for a plain user's spawner the counts that only a process which is still there
+/// shows. Whoever set its priority could keep it from running, and so from ending when it is
+/// killed.
 const FIRST: u32 = 1;
 /// As a list.
 const FIRST_PROCESS: &[u32] = &[FIRST];
