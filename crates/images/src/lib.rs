@@ -27,6 +27,7 @@ mod pull;
 mod seal;
 mod store;
 mod tar;
+mod top;
 mod unpack;
 mod writer;
 
