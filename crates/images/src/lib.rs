@@ -18,6 +18,8 @@
 mod archive;
 mod digest;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod import;
 mod limits;
 mod oci;
