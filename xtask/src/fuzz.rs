@@ -36,6 +36,8 @@ prints its input and how to repeat it. Targets:
   paths           policy   path patterns: a second, plain matcher; what is permitted can be forbidden
   settings        policy   agent files, nanoclaw.toml, arguments: errors stay in the text
   dns             sandbox  questions to the stub: answers are bounded and are no questions
+  image-tar       images   archives of images: pieces, sizes bounded, a complete file is all there
+  image-packing   images   compressed layers: bounded by length, ratio and slack, one after another
   audit-frames    audit    the recorder's socket: pieces, and written and read again
   audit-log       audit    write-ahead file, bundles, entries: nothing forged, canonical as elsewhere
   audit-notes     audit    checkpoints, keys, tile names: one spelling a value, no forged head

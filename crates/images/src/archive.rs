@@ -10,7 +10,7 @@ use crate::tar::{Kind, Reader};
 use crate::unpack::open_top;
 use crate::writer::Writer;
 use crate::{Digest, Watch};
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -29,17 +29,25 @@ impl Files {
         open_top(path).map(Self::Folder)
     }
 
-    /// Opens one; `None` when it is not there.
+    /// Opens one; `None` when it is not there. What is no ordinary file is refused: reading a pipe
+    /// or a device could wait for ever, or do something.
     pub(crate) fn open(&self, name: &str) -> Result<Option<File>> {
         match self {
             Self::Folder(top) => {
                 let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
                 let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-                match openat2(top, name, flags, Mode::empty(), beneath) {
-                    Ok(fd) => Ok(Some(File::from(fd))),
-                    Err(Errno::NOENT) => Ok(None),
-                    Err(e) => Err(Error::disk(format!("{name:?} of the image"), e)),
+                let told = |e| Error::disk(format!("{name:?} of the image"), e);
+                let probe = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+                let stat = match openat2(top, name, probe, Mode::empty(), beneath) {
+                    Err(Errno::NOENT) => return Ok(None),
+                    looked => looked.and_then(fstat).map_err(told)?,
+                };
+                if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                    let cause = format!("{name:?} of the image is no ordinary file");
+                    return Err(Error::refused(cause));
                 }
+                let opened = openat2(top, name, flags, Mode::empty(), beneath);
+                opened.map(|fd| Some(File::from(fd))).map_err(told)
             }
             Self::Parts(parts) => match parts.get(name.as_bytes()) {
                 Some(path) => {
@@ -60,6 +68,8 @@ impl Files {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Scan {
     pub(crate) packing: Packing,
+    /// How long the file is, bytes.
+    pub(crate) bytes: u64,
     /// Of its bytes, uncompressed.
     pub(crate) unpacked: Digest,
     pub(crate) shape: Shape,
@@ -78,10 +88,10 @@ pub(crate) enum Shape {
 /// Reads it once from start to end.
 pub(crate) fn scan(path: &Path, limits: &Limits, watch: &dyn Watch) -> Result<Scan> {
     let file = File::open(path).map_err(|e| Error::disk(path.display(), e))?;
-    let opened = packing::open(file, limits, 0, watch)?;
-    let mut reader = Reader::new(opened.bytes);
+    let opened = packing::open(file, limits, watch)?;
+    let mut reader = Reader::new(opened.bytes, limits.unpacked_bytes);
     let (mut layout, mut index, mut docker, mut system) = (false, false, false, false);
-    let mut entries = 0;
+    let mut entries: u64 = 0;
     while let Some(entry) = reader.next_entry()? {
         entries += 1;
         if entries > limits.entries {
@@ -104,7 +114,8 @@ pub(crate) fn scan(path: &Path, limits: &Limits, watch: &dyn Watch) -> Result<Sc
         (false, true) => Shape::Docker,
         (false, false) => Shape::Plain,
     };
-    Ok(Scan { packing: opened.packing, unpacked: opened.unpacked.digest(), shape })
+    let (bytes, unpacked) = (opened.packed.bytes(), opened.unpacked.digest());
+    Ok(Scan { packing: opened.packing, bytes, unpacked, shape })
 }
 
 /// Takes a tar apart: each of its files under a number in `tmp/`.
@@ -115,10 +126,16 @@ pub(crate) fn parts(
     watch: &dyn Watch,
 ) -> Result<Files> {
     let file = File::open(path).map_err(|e| Error::disk(path.display(), e))?;
-    let opened = packing::open(file, limits, 0, watch)?;
-    let mut reader = Reader::new(opened.bytes);
+    let opened = packing::open(file, limits, watch)?;
+    let mut reader = Reader::new(opened.bytes, limits.unpacked_bytes);
     let mut parts = BTreeMap::new();
+    let mut entries: u64 = 0;
     while let Some(entry) = reader.next_entry()? {
+        // Counted anew: the file may have changed since it was looked through.
+        entries += 1;
+        if entries > limits.entries {
+            return Err(Error::refused("the image has more entries than an image may"));
+        }
         if entry.kind != Kind::File {
             continue;
         }

@@ -20,6 +20,8 @@ use std::path::Path;
 struct Found {
     manifest: Digest,
     called: Option<ImageName>,
+    /// The archive's length, where it is one file: what comes out of it is held against that.
+    file_bytes: Option<u64>,
 }
 
 impl Store {
@@ -53,7 +55,8 @@ impl Store {
         let own = || found.called.clone().map_or_else(|| by_path(&real), Ok);
         let name = name.cloned().map_or_else(own, Ok)?;
         let source = real.to_string_lossy();
-        self.finish(&writer, &found.manifest, &name, &source, limits)
+        let limits = found.file_bytes.map_or_else(|| limits.clone(), |b| limits.within(b));
+        self.finish(&writer, &found.manifest, &name, &source, &limits)
     }
 }
 
@@ -63,7 +66,7 @@ fn from_folder(
     name: Option<&ImageName>,
     limits: &Limits,
 ) -> Result<Found> {
-    if path.join("oci-layout").is_file() && path.join("index.json").is_file() {
+    if is_layout(path)? {
         return layout(writer, &Files::folder(path)?, name, limits);
     }
     let place = writer.fresh();
@@ -80,8 +83,8 @@ fn from_file(
     name: Option<&ImageName>,
     limits: &Limits,
 ) -> Result<Found> {
-    let Scan { packing, unpacked, shape } = archive::scan(path, limits, writer.watch)?;
-    match shape {
+    let Scan { packing, bytes, unpacked, shape } = archive::scan(path, limits, writer.watch)?;
+    let found = match shape {
         Shape::Layout => {
             layout(writer, &archive::parts(writer, path, limits, writer.watch)?, name, limits)
         }
@@ -93,7 +96,29 @@ fn from_file(
             let (digest, size) = writer.blob(file, None, limits.packed_bytes, "the archive")?;
             plain(writer, packing, &unpacked, (&digest, size))
         }
-    }
+    }?;
+    Ok(Found { file_bytes: Some(bytes), ..found })
+}
+
+/// Whether a folder is an OCI layout, by its two documents. One that is there but no file would
+/// make a layout look like a root file system, and is refused: nobody meant that.
+fn is_layout(path: &Path) -> Result<bool> {
+    let file = |name: &str| {
+        let place = path.join(name);
+        match place.symlink_metadata() {
+            Ok(meta) if meta.is_file() => Ok(true),
+            Ok(_) => {
+                let cause = format!("{} is no ordinary file", place.display());
+                let remedy = "nothing was stored; put the file itself in its place, or remove it";
+                Err(Error::new(ErrorKind::Refused, cause, remedy))
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(Error::disk(place.display(), e)),
+        }
+    };
+    // Both are looked at, whatever the first one is.
+    let (marker, index) = (file("oci-layout")?, file("index.json")?);
+    Ok(marker && index)
 }
 
 /// An image of one layer that came without documents.
@@ -121,7 +146,7 @@ fn made(
     let manifest = Manifest { schema_version: 2, media_type, config, layers };
     let bytes = serde_json::to_vec(&manifest)
         .map_err(|e| Error::disk("the manifest", std::io::Error::from(e)))?;
-    Ok(Found { manifest: writer.document(&bytes)?, called })
+    Ok(Found { manifest: writer.document(&bytes)?, called, file_bytes: None })
 }
 
 fn layout(
@@ -153,7 +178,7 @@ fn layout(
         let file = files.need(&format!("blobs/sha256/{}", expected.hex()))?;
         writer.blob(file, Some(&expected), blob.size, &what)?;
     }
-    Ok(Found { manifest: digest, called })
+    Ok(Found { manifest: digest, called, file_bytes: None })
 }
 
 /// From an index's entry to one manifest, through further indexes; `fetch` gives documents whose
@@ -241,7 +266,7 @@ fn docker(writer: &Writer<'_>, files: &Files, limits: &Limits) -> Result<Found> 
     for name in &saved.layers {
         let what = format!("the layer {:?}", name.chars().take(80).collect::<String>());
         let (digest, size) = writer.blob(files.need(name)?, None, left, &what)?;
-        left -= size;
+        left = left.saturating_sub(size);
         layers.push(Descriptor::new(Packing::None.media_type(), &digest, size));
     }
     let tag = saved.repo_tags.unwrap_or_default().into_iter().next();

@@ -18,6 +18,8 @@
 mod archive;
 mod digest;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod import;
 mod limits;
 mod oci;
@@ -27,6 +29,7 @@ mod pull;
 mod seal;
 mod store;
 mod tar;
+mod top;
 mod unpack;
 mod writer;
 

@@ -13,6 +13,12 @@ pub(crate) const DOCUMENT_BYTES_MAX: u64 = 4 << 20;
 pub(crate) const LAYERS_MAX: usize = 128;
 /// Pieces of an index that are looked at.
 pub(crate) const INDEX_ENTRIES_MAX: usize = 1_024;
+/// Names and links' targets at the root and in [`TOP_FOLDERS`], bytes as JSON writes them. A
+/// sandbox is told each by itself, of a folder or file twice, in one packet of 192 KiB with all
+/// else. A Debian with everything has 5 KiB.
+pub(crate) const TOP_BYTES_MAX: u64 = 24 << 10;
+/// Folders in which every sandbox has something of its own, so that they are shown piece by piece.
+pub(crate) const TOP_FOLDERS: [&str; 3] = ["etc", "var", "home"];
 /// Indexes within indexes.
 pub(crate) const INDEX_DEPTH_MAX: usize = 3;
 
@@ -27,8 +33,18 @@ pub struct Limits {
     pub entries: u64,
     /// How many bytes may come out of one byte of a compressed layer, beyond [`Limits::slack`].
     pub ratio: u64,
-    /// Bytes of a layer that may come out whatever the ratio: long runs of zeros are honest.
+    /// Bytes that may come out whatever the ratio, of all layers together: long runs of zeros are
+    /// honest.
     pub slack: u64,
+}
+
+impl Limits {
+    /// What a file of so many bytes may hold: a compressed archive of compressed layers may be no
+    /// more of a bomb than a layer.
+    pub(crate) fn within(&self, file_bytes: u64) -> Self {
+        let most = file_bytes.saturating_mul(self.ratio).saturating_add(self.slack);
+        Self { unpacked_bytes: self.unpacked_bytes.min(most), ..self.clone() }
+    }
 }
 
 impl Default for Limits {

@@ -5,7 +5,9 @@
 //! 1. The guard sees every byte before anybody else: what comes out may be no more than
 //!    [`Limits::ratio`] times what went in, plus [`Limits::slack`], and [`Limits::unpacked_bytes`]
 //!    in all.
-//! 2. Whoever watches can stop the work between any two reads.
+//! 2. What one layer took is gone for the next ([`Opened::rest`]): slack and bytes are an image's,
+//!    not a layer's.
+//! 3. Whoever watches can stop the work between any two reads.
 
 use crate::digest::{Tally, Tap};
 use crate::error::{Error, Result, carry};
@@ -58,11 +60,26 @@ pub(crate) struct Opened<'a> {
     pub(crate) unpacked: Tally,
 }
 
-/// Opens a stream; `before` bytes have been unpacked for this image already.
+impl Opened<'_> {
+    /// What is left of `limits` for the image's next stream, when this one was read to its end.
+    pub(crate) fn rest(&self, limits: &Limits) -> Limits {
+        let out = self.unpacked.bytes();
+        let free = match self.packing {
+            Packing::None => out,
+            Packing::Gzip | Packing::Zstd => self.packed.bytes().saturating_mul(limits.ratio),
+        };
+        Limits {
+            unpacked_bytes: limits.unpacked_bytes.saturating_sub(out),
+            slack: limits.slack.saturating_sub(out.saturating_sub(free)),
+            ..limits.clone()
+        }
+    }
+}
+
+/// Opens a stream; `limits` are what the streams before have left of the image's.
 pub(crate) fn open<'a>(
     source: impl Read + 'a,
     limits: &Limits,
-    before: u64,
     watch: &'a dyn Watch,
 ) -> Result<Opened<'a>> {
     let (tap, packed) = Tap::new(source);
@@ -79,7 +96,7 @@ pub(crate) fn open<'a>(
         packed: packed.clone(),
         bare: packing == Packing::None,
         out: 0,
-        left: limits.unpacked_bytes.saturating_sub(before),
+        left: limits.unpacked_bytes,
         ratio: limits.ratio,
         slack: limits.slack,
         watch,
@@ -105,11 +122,11 @@ impl<R: Read> Read for Guard<'_, R> {
             return Err(carry(Error::cancelled()));
         }
         let n = self.inner.read(buffer)? as u64;
-        self.out += n;
-        if n > self.left {
+        let Some(left) = self.left.checked_sub(n) else {
             return Err(carry(Error::refused("the image unpacks to more than an image may")));
-        }
-        self.left -= n;
+        };
+        self.left = left;
+        self.out = self.out.saturating_add(n);
         let most = self.packed.bytes().saturating_mul(self.ratio).saturating_add(self.slack);
         if !self.bare && self.out > most {
             let cause = format!(

@@ -296,7 +296,7 @@ impl Store {
         rustix::fs::chmod(&root, rustix::fs::Mode::from_raw_mode(0o755))
             .map_err(|e| Error::disk(root.display(), e))?;
         let mut unpacker = Unpacker::new(open_top(&root)?, limits);
-        let mut before = 0;
+        let mut left = limits.clone();
         for (at, (layer, diff_id)) in
             manifest.layers.iter().zip(&config.rootfs.diff_ids).enumerate()
         {
@@ -304,9 +304,9 @@ impl Store {
             let digest = layer.digest()?;
             let path = self.blob(&digest);
             let file = File::open(&path).map_err(|e| Error::disk(path.display(), e))?;
-            let opened = packing::open(file, limits, before, writer.watch)?;
-            unpacker.layer(opened.bytes)?;
-            before += opened.unpacked.bytes();
+            let mut opened = packing::open(file, &left, writer.watch)?;
+            unpacker.layer(&mut opened.bytes, left.unpacked_bytes)?;
+            left = opened.rest(&left);
             if opened.packed.digest() != digest {
                 return Err(changed(&format!("the layer {digest} is not what was stored")));
             }
@@ -318,6 +318,7 @@ impl Store {
             }
         }
         writer.watch.tell(Event::Sealing);
+        crate::top::bounded(&open_top(&root)?)?;
         let report = unpacker.finish()?;
         let seal = Seal::of(&open_top(&root)?, writer.watch)?;
         let meta = Meta { seal, report, packed_bytes: manifest.packed_bytes() };

@@ -6,6 +6,8 @@
 //!    [`EXTENSION_BYTES_MAX`].
 //! 2. What is not exactly understood (sparse files, unknown kinds, bad numbers) is refused: two
 //!    readers that disagree about an archive are how files get smuggled.
+//! 3. No number of an archive is believed: a file's size beyond what may come out of the whole is
+//!    refused where it is read, and no sum of such numbers can wrap.
 //!
 //! Formats: POSIX.1-2017 pax, and tar(5) of GNU for `L` and `K`.
 
@@ -56,6 +58,8 @@ struct Extension {
 /// Reads entries one after the other.
 pub(crate) struct Reader<R> {
     inner: R,
+    /// The largest file there may be, bytes.
+    most: u64,
     /// Bytes of the current entry not yet read, and what fills up its last block.
     left: u64,
     padding: u64,
@@ -77,8 +81,9 @@ impl<R: Read> Read for Reader<R> {
 }
 
 impl<R: Read> Reader<R> {
-    pub(crate) fn new(inner: R) -> Self {
-        Self { inner, left: 0, padding: 0, global: Extension::default(), ended: false }
+    /// Of a stream from which at most so many bytes may come: no file can be larger.
+    pub(crate) fn new(inner: R, most: u64) -> Self {
+        Self { inner, most, left: 0, padding: 0, global: Extension::default(), ended: false }
     }
 
     /// The next entry, or `None` at the archive's end. Unread bytes of the last one are skipped.
@@ -110,11 +115,12 @@ impl<R: Read> Reader<R> {
     }
 
     fn skip_rest(&mut self) -> Result<()> {
-        let left = self.left + self.padding;
-        (self.left, self.padding) = (0, 0);
-        let skipped = io::copy(&mut (&mut self.inner).take(left), &mut io::sink());
-        if skipped.map_err(|e| bad(&e))? < left {
-            return Err(Error::refused("the archive is cut off"));
+        // One after the other, for their sum need not be a number.
+        for left in [std::mem::take(&mut self.left), std::mem::take(&mut self.padding)] {
+            let skipped = io::copy(&mut (&mut self.inner).take(left), &mut io::sink());
+            if skipped.map_err(|e| bad(&e))? < left {
+                return Err(Error::refused("the archive is cut off"));
+            }
         }
         Ok(())
     }
@@ -198,6 +204,10 @@ impl<R: Read> Reader<R> {
         };
         // Only files have bytes behind them, whatever the header says (as in Go's archive/tar).
         let size = if kind == Kind::File { extension.size.unwrap_or(size) } else { 0 };
+        if size > self.most {
+            let cause = format!("{} has {size} bytes, more than an image may", shown(&path));
+            return Err(Error::refused(cause));
+        }
         self.begin(size);
         let mtime = match extension.mtime {
             Some(time) => time,

@@ -10,7 +10,8 @@
 //!    a file, and enter and change a folder.
 //! 3. What an entry replaces is removed first, never written through.
 //! 4. A whiteout hides what lower layers brought, never what its own layer did (OCI image
-//!    specification, layer.md).
+//!    specification, layer.md). What a layer brought is remembered by where it came to lie, not by
+//!    how it was called, and a whiteout whose way leads through a link is refused.
 
 mod root;
 
@@ -20,14 +21,13 @@ use crate::error::{Error, Result, carried, shown};
 use crate::limits::{Limits, PATH_BYTES_MAX};
 use crate::packing::CHUNK;
 use crate::tar::{Entry, Kind, Reader};
-use root::{BENEATH, Place, Root, identity, kind_at, make_folder, names};
+use root::{BENEATH, Place, Root, Way, identity, kind_at, make_folder, names};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 use rustix::fs::{chmodat, fchmod, futimens, linkat, openat2, symlinkat};
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
 
 /// Names of the layer at hand, for whiteouts: as much as a million ordinary ones.
 const NAMES_BYTES_MAX: usize = 128 << 20;
@@ -54,28 +54,38 @@ pub(crate) struct Unpacker<'a> {
     report: Report,
     /// What this layer brought so far, and how long those names are.
     brought: HashSet<Vec<u8>>,
-    brought_bytes: usize,
+    /// Folders in which this layer has hidden what was there already: it need be done once, however
+    /// often it is said.
+    hidden: HashSet<Vec<u8>>,
+    names_bytes: usize,
 }
 
 impl<'a> Unpacker<'a> {
     /// Into this empty folder.
     pub(crate) fn new(top: OwnedFd, limits: &'a Limits) -> Self {
-        let report = Report::default();
-        Self { root: Root::new(top), limits, report, brought: HashSet::new(), brought_bytes: 0 }
+        Self {
+            root: Root::new(top),
+            limits,
+            report: Report::default(),
+            brought: HashSet::new(),
+            hidden: HashSet::new(),
+            names_bytes: 0,
+        }
     }
 
-    /// Applies one layer, and reads its stream to the end.
-    pub(crate) fn layer(&mut self, bytes: impl Read) -> Result<()> {
+    /// Applies one layer, and reads its stream, from which at most so many bytes come, to the end.
+    pub(crate) fn layer(&mut self, bytes: impl Read, most: u64) -> Result<()> {
         self.brought.clear();
-        self.brought_bytes = 0;
+        self.hidden.clear();
+        self.names_bytes = 0;
         self.root.forget();
-        let mut reader = Reader::new(bytes);
+        let mut reader = Reader::new(bytes, most);
         while let Some(entry) = reader.next_entry()? {
             self.report.entries += 1;
             self.report.attributes += entry.attributes;
             self.entry(&entry, &mut reader)?;
             // Folders that no entry named count, too: each costs an inode.
-            if self.report.entries + self.root.made > self.limits.entries {
+            if self.report.entries.saturating_add(self.root.made) > self.limits.entries {
                 return Err(Error::refused("the image has more entries than an image may"));
             }
         }
@@ -109,10 +119,10 @@ impl<'a> Unpacker<'a> {
         if entry.mode & 0o7000 != 0 {
             self.report.mode_bits += 1;
         }
-        self.remember(&names)?;
-        let Some(place) = self.root.place(&names, true)? else {
+        let Some(place) = self.root.place(&names, Way::Make)? else {
             return Err(Error::refused(format!("{} has no place", shown(&entry.path))));
         };
+        self.remember(&place.real)?;
         match entry.kind {
             Kind::Directory => self.directory(&place, entry),
             Kind::File => self.file(&place, entry, content),
@@ -122,17 +132,21 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    /// This layer brought `names`, and so every folder above.
-    fn remember(&mut self, names: &[Vec<u8>]) -> Result<()> {
-        for length in (1..=names.len()).rev() {
-            let path = names.get(..length).unwrap_or_default().join(&b'/');
+    /// This layer brought what lies here, and so every folder above.
+    fn remember(&mut self, real: &[Vec<u8>]) -> Result<()> {
+        for length in (1..=real.len()).rev() {
+            let path = real.get(..length).unwrap_or_default().join(&b'/');
             let bytes = path.len();
             if !self.brought.insert(path) {
                 break;
             }
-            self.brought_bytes += bytes;
+            self.names_bytes = self.names_bytes.saturating_add(bytes);
         }
-        if self.brought_bytes > NAMES_BYTES_MAX {
+        self.bounded()
+    }
+
+    fn bounded(&self) -> Result<()> {
+        if self.names_bytes > NAMES_BYTES_MAX {
             return Err(Error::refused("a layer's names are longer than those of an image may be"));
         }
         Ok(())
@@ -216,7 +230,7 @@ impl<'a> Unpacker<'a> {
             let (path, link) = (shown(&entry.path), shown(&entry.link));
             Err(Error::refused(format!("the hard link {path} to {link} {why}")))
         };
-        let Some(source) = self.root.place(&names(&entry.link)?, false)? else {
+        let Some(source) = self.root.place(&names(&entry.link)?, Way::Find)? else {
             return refuse("leads nowhere");
         };
         match kind_at(&source.dir, &source.name)? {
@@ -246,28 +260,25 @@ impl<'a> Unpacker<'a> {
             return Err(Error::refused("a whiteout names no file"));
         }
         above.push(hidden);
-        if self.brought.contains(&above.join(&b'/')) {
+        let Some(place) = self.root.place(&above, Way::Straight)? else { return Ok(()) };
+        if self.brought.contains(&place.real.join(&b'/')) {
             return Ok(());
         }
-        let Some(place) = self.root.place(&above, false)? else { return Ok(()) };
         self.clear(&place, false).map(drop)
     }
 
     /// Removes what lower layers put into a folder.
     fn opaque(&mut self, above: &[Vec<u8>]) -> Result<()> {
-        let top = match above {
-            [] => Rc::new(self.root.fd().try_clone().map_err(|e| Error::disk("the tree", e))?),
-            _ => {
-                let Some(place) = self.root.place(above, false)? else { return Ok(()) };
-                if kind_at(&place.dir, &place.name)? != Some(FileType::Directory) {
-                    return Ok(());
-                }
-                let opened = folder(&*place.dir, &place.name);
-                Rc::new(opened.map_err(|e| Error::disk("a folder", e))?)
-            }
-        };
+        let Some(top) = self.root.reach(above, Way::Straight)? else { return Ok(()) };
+        let path = top.real.join(&b'/');
+        let bytes = path.len();
+        if !self.hidden.insert(path.clone()) {
+            return Ok(());
+        }
+        self.names_bytes = self.names_bytes.saturating_add(bytes);
+        self.bounded()?;
         self.root.forget();
-        self.hide(&top, &above.join(&b'/'))
+        self.hide(&top.dir, &path)
     }
 
     fn hide(&mut self, dir: &OwnedFd, path: &[u8]) -> Result<()> {

@@ -18,6 +18,10 @@ use std::rc::Rc;
 
 /// Links followed on the way to one place; the kernel's own number (path_resolution(7)).
 const LINKS_MAX: usize = 40;
+/// Names gone through on the way to one place, those of links' targets included. The deepest path
+/// with every link that may be on it has a thousand when each link has twenty names; what has more
+/// was made to take time, and every entry would take it again.
+const STEPS_MAX: usize = 1_024;
 
 pub(crate) const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
@@ -39,6 +43,28 @@ pub(crate) fn folder(
 pub(super) struct Place {
     pub(super) dir: Rc<OwnedFd>,
     pub(super) name: CString,
+    /// The way from the tree's root, on which no link is.
+    pub(super) real: Vec<Vec<u8>>,
+}
+
+/// A folder of the tree that was reached.
+#[derive(Debug, Clone)]
+pub(super) struct Reached {
+    pub(super) dir: Rc<OwnedFd>,
+    /// As in [`Place`].
+    pub(super) real: Vec<Vec<u8>>,
+}
+
+/// What may be done on the way to a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Links are followed, missing folders made.
+    Make,
+    /// Links are followed.
+    Find,
+    /// A link is refused: what is to be hidden is named by its own name (layer.md), and behind a
+    /// link it would be something else than what is named.
+    Straight,
 }
 
 /// The names of a path, checked: no `..`, nothing too long or too deep. Leading slashes mean the
@@ -70,8 +96,9 @@ fn c_name(name: &[u8]) -> Result<CString> {
 /// The tree's root.
 pub(super) struct Root {
     fd: Rc<OwnedFd>,
-    /// The folder of the entry before: archives keep a folder's files together.
-    last: Option<(Vec<Vec<u8>>, Rc<OwnedFd>)>,
+    /// The folder of the entry before, and what it was called: archives keep a folder's files
+    /// together.
+    last: Option<(Vec<Vec<u8>>, Reached)>,
     /// Folders made that no entry of an archive named.
     pub(super) made: u64,
 }
@@ -90,39 +117,45 @@ impl Root {
         self.last = None;
     }
 
-    /// Where an entry goes. With `make`, missing folders on the way are made.
-    pub(super) fn place(&mut self, names: &[Vec<u8>], make: bool) -> Result<Option<Place>> {
+    /// Where an entry goes; `None` when a folder on the way is missing, or a file.
+    pub(super) fn place(&mut self, names: &[Vec<u8>], how: Way) -> Result<Option<Place>> {
         let Some((name, above)) = names.split_last() else {
             return Err(Error::refused("an entry has no name"));
         };
-        let name = c_name(name)?;
-        if let Some((path, dir)) = &self.last
-            && path == above
-        {
-            return Ok(Some(Place { dir: Rc::clone(dir), name }));
-        }
-        let Some(dir) = self.walk(above, make)? else { return Ok(None) };
-        self.last = Some((above.to_vec(), Rc::clone(&dir)));
-        Ok(Some(Place { dir, name }))
+        let Some(Reached { dir, mut real }) = self.reach(above, how)? else { return Ok(None) };
+        real.push(name.clone());
+        Ok(Some(Place { dir, name: c_name(name)?, real }))
     }
 
-    fn walk(&mut self, names: &[Vec<u8>], make: bool) -> Result<Option<Rc<OwnedFd>>> {
+    /// A folder; `None` when it is missing, or one on the way, or a file.
+    pub(super) fn reach(&mut self, names: &[Vec<u8>], how: Way) -> Result<Option<Reached>> {
+        if let Some((path, reached)) = &self.last
+            && path == names
+            && (how != Way::Straight || reached.real == names)
+        {
+            return Ok(Some(reached.clone()));
+        }
+        let Some(reached) = self.walk(names, how)? else { return Ok(None) };
+        self.last = Some((names.to_vec(), reached.clone()));
+        Ok(Some(reached))
+    }
+
+    fn walk(&mut self, names: &[Vec<u8>], how: Way) -> Result<Option<Reached>> {
         let path = || shown(&names.join(&b'/'));
         let mut todo: VecDeque<Vec<u8>> = names.iter().cloned().collect();
-        let mut way: Vec<Rc<OwnedFd>> = vec![Rc::clone(&self.fd)];
-        let mut links = 0;
+        let mut way: Vec<(Vec<u8>, Rc<OwnedFd>)> = Vec::new();
+        let (mut links, mut steps) = (0, 0);
         while let Some(name) = todo.pop_front() {
+            steps += 1;
             if name == b".." {
-                if way.len() > 1 {
-                    way.pop();
-                }
+                way.pop();
                 continue;
             }
-            let here = Rc::clone(way.last().unwrap_or(&self.fd));
+            let here = Rc::clone(way.last().map_or(&self.fd, |(_, fd)| fd));
             let c = c_name(&name)?;
             match folder(&here, &c) {
-                Ok(fd) => way.push(Rc::new(fd)),
-                Err(Errno::NOENT) if make => {
+                Ok(fd) => way.push((name, Rc::new(fd))),
+                Err(Errno::NOENT) if how == Way::Make => {
                     make_folder(&here, &c, 0o755)?;
                     self.made += 1;
                     todo.push_front(name);
@@ -131,11 +164,19 @@ impl Root {
                 Err(Errno::LOOP | Errno::NOTDIR) => {
                     let Some(target) = link_target(&here, &c)? else {
                         let cause = format!("{} needs a folder where a file is", path());
-                        return if make { Err(Error::refused(cause)) } else { Ok(None) };
+                        return if how == Way::Make {
+                            Err(Error::refused(cause))
+                        } else {
+                            Ok(None)
+                        };
                     };
+                    if how == Way::Straight {
+                        let cause = format!("a whiteout in {} leads through a link", path());
+                        return Err(Error::refused(cause));
+                    }
                     links += 1;
                     if target.first() == Some(&b'/') {
-                        way.truncate(1);
+                        way.clear();
                     }
                     for part in target.split(|b| *b == b'/').rev() {
                         if !matches!(part, b"" | b".") {
@@ -145,12 +186,14 @@ impl Root {
                 }
                 Err(e) => return Err(Error::disk(path(), e)),
             }
-            if links > LINKS_MAX || way.len() > DEPTH_MAX {
+            // What is still to do counts, too: a link's target is not gone through to be refused.
+            if links > LINKS_MAX || way.len() >= DEPTH_MAX || steps + todo.len() > STEPS_MAX {
                 let cause = format!("{} goes through too many links or folders", path());
                 return Err(Error::refused(cause));
             }
         }
-        Ok(way.pop())
+        let dir = Rc::clone(way.last().map_or(&self.fd, |(_, fd)| fd));
+        Ok(Some(Reached { dir, real: way.into_iter().map(|(name, _)| name).collect() }))
     }
 }
 
