@@ -9,6 +9,9 @@
 //!    spawner are recognised and swept, and those of a live one never touched.
 
 mod freezer;
+mod sockets;
+
+pub(crate) use sockets::share as socket_share;
 
 use crate::facts::{Ladder, Rung};
 use model::Limits;
@@ -44,10 +47,17 @@ impl Parent {
     /// Which limits it can hold.
     pub(crate) fn ladder(&self) -> Ladder {
         match self {
-            Self::V2(_) => Ladder { memory: Rung::V2, cpu: Rung::V2, pids: Rung::V2 },
+            Self::V2(_) => {
+                let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+                let memory =
+                    if sockets::charged(&command_line) { Rung::V2 } else { Rung::Fallback };
+                Ladder { memory, cpu: Rung::V2, pids: Rung::V2 }
+            }
             Self::V1 { memory, cpu, pids } => {
-                let rung = |p: &Option<PathBuf>| p.as_ref().map_or(Rung::Fallback, |_| Rung::V1);
-                Ladder { memory: rung(memory), cpu: rung(cpu), pids: rung(pids) }
+                let rung = |p: Option<&PathBuf>| p.map_or(Rung::Fallback, |_| Rung::V1);
+                // A limit that sockets go round is none.
+                let memory = memory.as_ref().filter(|dir| sockets::limitable(dir));
+                Ladder { memory: rung(memory), cpu: rung(cpu.as_ref()), pids: rung(pids.as_ref()) }
             }
         }
     }
@@ -165,6 +175,9 @@ fn directory_v1(own: &str, info: &str, name: &str) -> Option<PathBuf> {
 fn find_v1(own: &str, info: &str) -> Option<Parent> {
     let controller = |name: &str| directory_v1(own, info, name).filter(|dir| writable(dir));
     let (memory, cpu, pids) = (controller("memory"), controller("cpu"), controller("pids"));
+    // One that does not hold all memory is used beside others only: alone it is joined by nobody.
+    let others = cpu.is_some() || pids.is_some();
+    let memory = memory.filter(|dir| others || sockets::limitable(dir));
     if memory.is_none() && cpu.is_none() && pids.is_none() {
         return None;
     }
@@ -349,6 +362,10 @@ impl Group {
         }
         if let Some(dir) = &self.memory {
             memory_v1(dir, &bytes)?;
+            if sockets::limitable(dir) {
+                let beside = socket_share(limits.memory_bytes.value);
+                set(dir, sockets::LIMIT, &beside.to_string())?;
+            }
         }
         if let Some(dir) = &self.cpu {
             set(dir, "cpu.cfs_period_us", &CPU_PERIOD_US.to_string())?;

@@ -114,6 +114,7 @@ pub(crate) fn host(spec: &SandboxSpec, facts: &HostFacts) -> Result<Sources, Spe
             own(trust, FileKind::File)?;
         }
     }
+    crate::interfaces::refuse(spec)?;
     match &spec.workspace {
         Workspace::Session(path) => own(path, FileKind::Directory)?,
         Workspace::User(path) => {
@@ -296,11 +297,9 @@ fn look(path: &Path, kinds: &[FileKind]) -> Result<Source, SpecError> {
     match Source::look(path) {
         Some(source) if kinds.contains(&source.kind) => Ok(source),
         _ => {
-            let cause = format!(
-                "the source {path:?} is not a {:?}",
-                kinds.first().copied().unwrap_or(FileKind::File)
-            )
-            .to_lowercase();
+            let is = crate::facts::kind_word(path);
+            let wanted: Vec<&str> = kinds.iter().map(|kind| kind.word()).collect();
+            let cause = format!("the source {path:?} is {is}, not {}", wanted.join(" or "));
             Err(SpecError::new(Kind::Missing, cause, "name one that is"))
         }
     }

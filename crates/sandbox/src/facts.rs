@@ -215,6 +215,28 @@ pub(crate) enum Kind {
     Socket,
 }
 
+impl Kind {
+    /// With its article.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Directory => "a folder",
+            Self::File => "a file",
+            Self::Socket => "a socket",
+        }
+    }
+}
+
+/// What stands at `path`, with its article, in messages.
+pub(crate) fn kind_word(path: &Path) -> &'static str {
+    match fs::symlink_metadata(path).map(|meta| meta.file_type()) {
+        Ok(t) if t.is_fifo() => "a FIFO",
+        Ok(t) if t.is_block_device() => "a block device",
+        Ok(t) if t.is_char_device() => "a character device",
+        Ok(t) if t.is_symlink() => "a symbolic link",
+        _ => Source::look(path).map_or("gone", |source| source.kind.word()),
+    }
+}
+
 /// A source that was looked at without following links.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Source {

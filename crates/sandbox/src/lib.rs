@@ -35,6 +35,7 @@ pub mod floor;
 mod guest;
 mod image;
 mod init;
+mod interfaces;
 mod landlock;
 mod operation;
 mod plan;

@@ -409,7 +409,10 @@ fn work(body: &Body, plan: &Plan, stdio: &Stdio, witness: bool) -> Result<Told, 
         }
         match word {
             Word::Probing => {}
-            Word::Measured(measured) => return Ok(Told { measured, io: fds.pop(), reports }),
+            Word::Measured(measured) => {
+                let io = measured.moved.is_some().then(|| fds.pop()).flatten();
+                return Ok(Told { measured, io, reports });
+            }
             Word::Failed { error, .. } => return Err(error),
             Word::Finished { .. } => {
                 return Err(engine_error("the first process ended early", AGAIN));

@@ -11,6 +11,11 @@ use std::os::fd::AsFd;
 /// is read back afterwards, so a newer one would be noticed.
 const CAPABILITIES: u32 = 63;
 
+/// Instances of inotify that one sandbox of a plain user may have. The kernel counts them for the
+/// user (128 as a rule), whose other programs need some too, and below that for each user namespace
+/// (namespaces(7), `/proc/sys/user`). A program has one or two.
+const WATCHERS: u32 = 32;
+
 fn write_maps(inside: u32, uid: u32, gid: u32) -> io::Result<()> {
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("{inside} {uid} 1"))?;
@@ -19,7 +24,10 @@ fn write_maps(inside: u32, uid: u32, gid: u32) -> io::Result<()> {
 
 /// Plain-user mode: this process is alone in a new user namespace and maps its one id.
 pub(super) fn map_caller(inside: u32, caller: (u32, u32)) -> io::Result<()> {
-    write_maps(inside, caller.0, caller.1)
+    write_maps(inside, caller.0, caller.1)?;
+    // Where somebody made /proc/sys read-only it stays as it was: no report claims this bound.
+    let _ = fs::write("/proc/sys/user/max_inotify_instances", WATCHERS.to_string());
+    Ok(())
 }
 
 /// Root mode: from root to the session's uid, in a user namespace that knows only it. The mounts

@@ -115,7 +115,7 @@ fn carry_out(
     filter: OwnedFd,
     contained: bool,
 ) -> Result<(run::Program, Option<door::Door>), (String, StartError)> {
-    let io = measure::own_io();
+    let (io, shared) = (measure::own_io(), measure::shared_memory());
     let mut machine = execute::Machine::new(line, filter, contained);
     let (mut program, mut probe) = (None, None);
     while program.is_none() {
@@ -140,7 +140,7 @@ fn carry_out(
         None => None,
         Some((step, argv)) => {
             let listener = machine.listener.take();
-            wire::send(line, &Word::Probing, &descriptors(None, listener.as_ref()))
+            wire::send(line, &Word::Probing, &descriptors(&[], listener.as_ref()))
                 .map_err(internal)?;
             drop(listener);
             let said = probe::run(image, &argv, &program);
@@ -151,7 +151,10 @@ fn carry_out(
     let mut measured = measure::measure(io.as_ref()).map_err(internal)?;
     (measured.probes, measured.places, measured.shown) = (probes, places, shown);
     measured.felt = felt;
-    tell_and_wait(line, measured, io, listener).map_err(internal)?;
+    // Whoever hears it tells by this whether the counter is among what comes with it.
+    let io = io.filter(|_| measured.moved.is_some());
+    let files: Vec<OwnedFd> = shared.into_iter().chain(io).map(OwnedFd::from).collect();
+    tell_and_wait(line, measured, files, listener).map_err(internal)?;
     Ok((program, door))
 }
 
@@ -169,12 +172,12 @@ fn next_job(line: &OwnedFd) -> io::Result<(Job, Vec<OwnedFd>)> {
 fn tell_and_wait(
     line: &OwnedFd,
     measured: wire::Measured,
-    io: Option<std::fs::File>,
+    files: Vec<OwnedFd>,
     listener: Option<OwnedFd>,
 ) -> io::Result<()> {
-    let fds = descriptors(io.as_ref(), listener.as_ref());
+    let fds = descriptors(&files, listener.as_ref());
     wire::send(line, &Word::Measured(measured), &fds)?;
-    drop((io, listener));
+    drop((files, listener));
     let mut buffer = vec![0; wire::ORDER_MAX];
     loop {
         match wire::receive::<Order>(line, &mut buffer)? {
@@ -186,11 +189,8 @@ fn tell_and_wait(
 }
 
 /// What goes with a word, the listener last.
-fn descriptors<'a>(
-    io: Option<&'a std::fs::File>,
-    listener: Option<&'a OwnedFd>,
-) -> Vec<BorrowedFd<'a>> {
-    io.map(AsFd::as_fd).into_iter().chain(listener.map(AsFd::as_fd)).collect()
+fn descriptors<'a>(files: &'a [OwnedFd], listener: Option<&'a OwnedFd>) -> Vec<BorrowedFd<'a>> {
+    files.iter().chain(listener).map(AsFd::as_fd).collect()
 }
 
 /// An error of one step, with the general remedy.

@@ -5,7 +5,7 @@ use super::bounds::Bounds;
 use super::operations::{Watch, Way};
 use super::still::Still;
 use super::verify::{self, Demand};
-use super::{PREPARE_TIMEOUT, Shop, adopt, outcome, pool, slots::Slots, watchdog};
+use super::{PREPARE_TIMEOUT, Shop, adopt, outcome, pool, slots::Slots, watchdog::Watchdog};
 use crate::cgroup::Group;
 use crate::error::{StartError, StartErrorKind as Kind};
 use crate::facts::{Mode, Rung};
@@ -38,6 +38,8 @@ pub(super) struct Live {
     still: Still,
     /// What no kernel holds: time, and room on the disk.
     bounds: Bounds,
+    /// What it holds in memory, where no control group counts it.
+    memory: Watchdog,
     killed: Option<String>,
     finished: Option<i32>,
     failed: Option<StartError>,
@@ -105,6 +107,7 @@ impl Live {
             watch: None,
             still: Still::default(),
             bounds: Bounds::of(spec),
+            memory: Watchdog::default(),
             killed: None,
             finished: None,
             failed: None,
@@ -138,7 +141,8 @@ impl Live {
     pub(super) fn hear(&mut self, buffer: &mut Vec<u8>, host: &[(String, u64)]) -> Option<Answer> {
         match wire::receive::<Word>(&self.body.line, buffer) {
             Ok(Some((Word::Probing, fds))) if matches!(self.phase, Phase::Preparing { .. }) => {
-                if let Err(error) = self.listen(fds) {
+                let mut fds = fds;
+                if let Err(error) = self.listen(&mut fds) {
                     self.failed = Some(error);
                     self.kill("its operations cannot be witnessed");
                 }
@@ -164,23 +168,25 @@ impl Live {
     }
 
     /// Takes the listener, the last of what came with a word, unless there is one already.
-    fn listen(&mut self, mut fds: Vec<OwnedFd>) -> Result<Option<OwnedFd>, StartError> {
+    fn listen(&mut self, fds: &mut Vec<OwnedFd>) -> Result<(), StartError> {
         if self.demand.witness && self.watch.is_none() {
             self.watch = Some(Watch::new(fds.pop(), self.body.pid)?);
         }
-        Ok(fds.pop())
+        Ok(())
     }
 
     fn measured(
         &mut self,
         m: &wire::Measured,
-        fds: Vec<OwnedFd>,
+        mut fds: Vec<OwnedFd>,
         host: &[(String, u64)],
     ) -> Option<Answer> {
         let walls = verify::walls(&self.demand, m, host);
         let limits = verify::limits(&self.demand, m, self.body.group.as_ref(), self.body.pid);
-        match walls.and_then(|w| Ok((w, limits?, self.listen(fds)?))) {
-            Ok((mut walls, limits, io)) => {
+        match walls.and_then(|w| Ok((w, limits?, self.listen(&mut fds)?))) {
+            Ok((mut walls, limits, ())) => {
+                let io = m.moved.is_some().then(|| fds.pop()).flatten();
+                self.memory.segments(fds.pop());
                 self.phase = Phase::Waiting;
                 walls.push(verify::witness(self.watch.as_ref().map(Watch::reads)));
                 if let Some(watch) = &mut self.watch {
@@ -302,13 +308,11 @@ impl Live {
             }
             Phase::Running { .. } => {
                 let limit = self.demand.limits.memory_bytes.value;
-                let (used, _) = watchdog::tree(self.body.pid);
-                if used > limit {
-                    self.kill(crate::report::OVER_MEMORY);
-                    self.phase = Phase::Running { look: None };
-                } else {
-                    let next = now + watchdog::pause(used, limit);
-                    self.phase = Phase::Running { look: Some(next) };
+                let found = self.memory.look(self.body.pid, limit);
+                let pause = found.pause(limit, now.elapsed());
+                self.phase = Phase::Running { look: pause.map(|pause| Instant::now() + pause) };
+                if pause.is_none() {
+                    self.kill(found.reason());
                 }
             }
             Phase::Waiting => {}
@@ -318,16 +322,15 @@ impl Live {
     /// What it uses now.
     pub(super) fn usage(&self) -> Usage {
         let group = self.body.group.as_ref();
-        let (tree_bytes, tree_pids) = match group.and_then(Group::memory) {
-            Some(_) => (0, 0),
-            None => watchdog::tree(self.body.pid),
-        };
-        let memory = group.and_then(Group::memory).unwrap_or(tree_bytes);
+        let counted = group.and_then(Group::memory);
+        let tree = counted.is_none().then(|| self.memory.look(self.body.pid, 0));
+        let tree = tree.unwrap_or_default();
+        let memory = counted.unwrap_or(tree.bytes);
         Usage {
             cpu_ms: group.and_then(Group::cpu).map_or(0, millis),
             memory_bytes: memory,
             peak_memory_bytes: group.and_then(Group::peak).unwrap_or(memory),
-            pids: group.and_then(Group::pids).unwrap_or(tree_pids),
+            pids: group.and_then(Group::pids).unwrap_or(tree.processes),
             oom_kills: group.and_then(Group::oom_kills).unwrap_or(0),
             peak_pids: group.and_then(Group::peak_pids),
             disk_bytes: self.bounds.found(),

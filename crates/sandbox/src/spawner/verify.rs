@@ -165,6 +165,10 @@ pub(super) fn limits(
         ),
         ("tmp", format!("{} bytes", l.tmp_bytes), "tmpfs size".to_owned()),
     ];
+    if ladder.memory == Rung::V1 {
+        let beside = crate::cgroup::socket_share(l.memory_bytes.value);
+        states.push(("socket-memory", format!("{beside} bytes beside"), "cgroup v1".to_owned()));
+    }
     states.extend(super::bounds::states(l));
     for (name, asked) in [("fsize", l.file_bytes), ("nofile", l.open_files), ("core", 0)] {
         let found = measured.limits.iter().find(|(n, _)| n == name).map(|(_, v)| *v);

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) const TESTS: &[Test] = &[
     ("bad_input_is_refused_and_leaves_nothing", bad),
+    ("interfaces_of_the_kernel_are_not_granted_wherever_they_are_mounted", interfaces),
     ("what_may_hold_keys_below_a_grant_is_covered", covered),
 ];
 
@@ -112,6 +113,58 @@ fn bad(lab: &Lab) {
         assert!(soon(|| left() == before), "{name}: {:?}, where it was {before:?}", left());
     }
     assert_eq!(lab.run(&good).ok(), "fine\n");
+}
+
+/// Taken away again, whatever becomes of the test: what removes the lab's folder must not see it.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
+
+fn interfaces(lab: &Lab) {
+    let at = |inner: &str| lab.dir.join(inner);
+    std::fs::create_dir_all(at("grant/an other/sys")).unwrap();
+    std::fs::create_dir_all(at("grant/dev")).unwrap();
+    let made = rustix::fs::mknodat(
+        rustix::fs::CWD,
+        at("pipe"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR,
+        0,
+    );
+    made.unwrap();
+    let refused = |source: &str, kind| {
+        let mut spec = lab.sh("true");
+        spec.mounts = vec![mount(at(source), "/mnt/x")];
+        let error = lab.refused(&spec);
+        assert_eq!(error.kind, StartErrorKind::Spec(kind), "{source}: {error}");
+        assert!(!error.remedy.is_empty());
+        error.cause
+    };
+    let cause = refused("pipe", Kind::Missing);
+    assert!(cause.ends_with("is a FIFO, not a folder or a file"), "{cause}");
+    let mut spec = lab.sh("true");
+    spec.mounts = vec![mount(at("grant"), "/mnt/x")];
+    lab.run(&spec).ok();
+    if !lab.root() {
+        return;
+    }
+    for (kind, place) in [("sysfs", "grant/an other/sys"), ("proc", "grant/dev")] {
+        let none = rustix::mount::MountFlags::empty();
+        rustix::mount::mount(kind, at(place), kind, none, None).unwrap();
+        let _mounted = Mounted(at(place));
+        let cause = refused("grant", Kind::Secret);
+        assert!(cause.contains(&format!("{place}\", and there {kind}")), "{cause}");
+        let cause = refused(place, Kind::Secret);
+        assert!(cause.contains(&format!("lies on {kind}, an interface of the kernel")), "{cause}");
+        let mut spec = lab.sh("true");
+        spec.workspace = Workspace::User(at("grant"));
+        assert_eq!(lab.refused(&spec).kind, StartErrorKind::Spec(Kind::Secret));
+    }
+    lab.run(&spec).ok();
 }
 
 fn covered(lab: &Lab) {

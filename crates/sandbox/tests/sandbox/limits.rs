@@ -12,6 +12,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_ran_out_of_memory_is_told_from_what_was_killed", out_of_memory),
     ("cpu_is_limited", cpu),
     ("file_size_is_limited", file),
+    ("shared_memory_counts_wherever_it_is_kept", shared),
+    ("memory_that_processes_share_counts_once", once),
+    ("queues_of_sockets_are_within_the_memory_limit", sockets),
+    ("one_sandbox_leaves_watchers_of_files_to_its_user", watchers),
     ("required_limits_are_hard_or_refused", required),
     ("what_is_kept_on_the_disk_is_counted_and_stopped", disk),
     ("a_deleted_file_that_is_held_open_counts", deleted),
@@ -258,4 +262,111 @@ print(os.sched_getscheduler(1), os.getpriority(os.PRIO_PROCESS, 1))
     let nice = lab.out("cut -d' ' -f19 /proc/self/stat");
     let told = lab.run(&lab.spec(&["python3", "-c", script])).ok();
     assert_eq!(told, format!("0 {nice}"));
+}
+
+/// Three kinds that no file system bounds, each kept without a map of it, and one that is mapped.
+fn shared(lab: &Lab) {
+    let fill = "import ctypes, mmap, os, sys, time
+c = ctypes.CDLL(None, use_errno=True)
+c.shmat.restype = ctypes.c_void_p
+size, piece = 300 << 20, bytes(1 << 20)
+def memfd():
+    fd = os.memfd_create('x')
+    for _ in range(size >> 20): os.write(fd, piece)
+def anonymous():
+    global kept
+    kept = mmap.mmap(-1, size)
+    for _ in range(size >> 20): kept.write(piece)
+def segment():
+    at = ctypes.c_void_p(c.shmat(c.shmget(0, ctypes.c_size_t(size), 0o600), None, 0))
+    ctypes.memset(at, 1, size)
+    c.shmdt(at)
+def thread():
+    import threading
+    memfd()
+    threading.Thread(target=lambda: (time.sleep(9), print('held'), sys.stdout.flush())).start()
+    c.syscall(60, 0)
+globals()[sys.argv[1]]()
+time.sleep(9)
+print('held')";
+    let kinds = ["memfd", "anonymous", "segment"];
+    // The number of a system call is an architecture's own.
+    let more = cfg!(target_arch = "x86_64").then_some("thread");
+    for kind in kinds.into_iter().chain(more) {
+        let mut spec = lab.spec(&["python3", "-c", fill, kind]);
+        spec.limits.memory_bytes.value = 64 << 20;
+        let done = lab.run(&spec);
+        assert_eq!(done.out, "", "{kind}: {:?}", done.ended);
+        let wanted = if lab.spawner.facts().ladder.memory == Rung::Fallback && lab.native() {
+            Outcome::Killed(nanoclaw_sandbox::OVER_MEMORY.to_owned())
+        } else {
+            Outcome::OutOfMemory
+        };
+        assert_eq!(done.ended.outcome, wanted, "{kind}: {}", done.err);
+    }
+}
+
+fn once(lab: &Lab) {
+    let share = "import mmap, os, time
+kept, size = mmap.mmap(-1, 40 << 20), 40 << 20
+for _ in range(40): kept.write(bytes(1 << 20))
+fd = os.memfd_create('x')
+os.write(fd, bytes(20 << 20))
+file = mmap.mmap(fd, 20 << 20)
+for _ in range(8):
+    if os.fork() == 0:
+        sum(kept[::4096]); sum(file[::4096]); time.sleep(2); os._exit(0)
+for _ in range(8): os.wait()
+print('went on')";
+    let mut spec = lab.spec(&["python3", "-c", share]);
+    spec.limits.memory_bytes.value = 160 << 20;
+    let done = lab.run(&spec);
+    assert_eq!(done.out, "went on\n", "{:?} {}", done.ended, done.err);
+}
+
+/// A plain user's sandbox without a control group has no such limit, as the threat model says; nor
+/// has a container on version 1.
+fn sockets(lab: &Lab) {
+    let memory = lab.spawner.facts().ladder.memory;
+    if memory == Rung::Fallback || memory == Rung::V1 && !lab.native() {
+        return;
+    }
+    let fill = "import socket
+server = socket.socket()
+server.bind(('127.0.0.1', 0))
+server.listen(200)
+kept, total, piece = [], 0, bytes(1 << 16)
+for _ in range(150):
+    one = socket.create_connection(server.getsockname())
+    other, _ = server.accept()
+    kept += [one, other]
+    for end in (one, other):
+        end.setblocking(False)
+        try:
+            while True: total += end.send(piece)
+        except BlockingIOError: pass
+        end.setblocking(True)
+print(total)";
+    let mut spec = lab.spec(&["python3", "-c", fill]);
+    spec.limits.memory_bytes = Limit { value: 64 << 20, strictness: Strictness::Required };
+    let done = lab.run(&spec);
+    // Where they are charged to all memory, that ends it.
+    if done.ended.outcome != Outcome::OutOfMemory {
+        let held: u64 = done.ok().trim().parse().unwrap();
+        println!("    sockets: {} MiB unread", held / MIB);
+        assert!(held < 64 * MIB, "{} MiB unread in queues", held / MIB);
+    }
+}
+
+/// As root every session has a uid of its own, and with it a count of its own.
+fn watchers(lab: &Lab) {
+    if lab.root() || !lab.native() {
+        return;
+    }
+    let take = "import ctypes
+c, n = ctypes.CDLL(None), 0
+while c.inotify_init1(0) >= 0: n += 1
+print(n)";
+    let taken: u32 = lab.run(&lab.spec(&["python3", "-c", take])).ok().trim().parse().unwrap();
+    assert!((1..=32).contains(&taken), "{taken}");
 }
