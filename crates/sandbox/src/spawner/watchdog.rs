@@ -7,7 +7,7 @@
 //! Between two looks a program gets at most `FILL_RATE` times the pause past the limit: 80 MiB with
 //! `SHORTEST`. A pause is also twice what the look took: 0.2 ms a process and 10 µs a descriptor
 //! where that was slow, and for maps, which are read only where the plain sum is over the limit,
-//! 0.1 ms a MiB, `MAPS_TIME` in all. Who makes the look last 0.1 s has 0.3 s for it.
+//! 0.1 ms a MiB that is shared. Who makes the look last 0.1 s has 0.3 s for it.
 //!
 //! Not seen: files that an undumpable process, a thread with a table of its own or a message on its
 //! way in a socket has open; shared pages that no process maps any more, of a map that is left in
@@ -20,11 +20,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How fast anonymous memory can be filled by one core, bytes per second, rounded up.
 const FILL_RATE: u64 = 8 << 30;
-/// Never more often: a look costs some microseconds a process.
+/// Never more often: a look costs up to 0.2 ms a process.
 const SHORTEST: Duration = Duration::from_millis(10);
 /// Never more seldom while anything runs.
 const LONGEST: Duration = Duration::from_secs(1);
@@ -35,8 +35,10 @@ const PROCESSES_MAX: usize = 65_536;
 const REST: u32 = 2;
 /// Descriptors looked at in one go: 2 to 10 µs each. A browser and its tests have some thousand.
 const DESCRIPTORS_MAX: usize = 16_384;
-/// Beyond that no more maps of processes are read in one look: the kernel walks their pages.
-const MAPS_TIME: Duration = Duration::from_millis(50);
+/// Shared bytes whose pages the kernel walks in one look, each as often as it is mapped.
+const MAPS_BYTES_MAX: u64 = 2 << 30;
+/// Text of maps in one look: some 50,000 of them.
+const MAPS_TEXT_MAX: u64 = 32 << 20;
 /// Bytes of the kernel's list of System V segments: 4,096 segments of 200.
 const SEGMENTS_BYTES_MAX: u64 = 1 << 20;
 /// `st_blocks` counts in these (inode(7)).
@@ -87,7 +89,7 @@ impl Watchdog {
     /// First all is added up as if every process had its shared memory to itself. Only if that is
     /// over `limit` the maps say what is counted twice, for the kernel walks all pages for them.
     pub(super) fn look(&self, init: i32, limit: u64) -> Found {
-        let segments = self.segments.as_ref().and_then(|list| listed(list));
+        let segments = self.segments.as_ref().and_then(listed);
         let mut files = Files::default();
         let (mut found, mut private, mut sharing) = (Found::default(), 0u64, Vec::new());
         for pid in processes(init) {
@@ -194,20 +196,31 @@ fn listed(list: &File) -> Option<u64> {
 }
 
 /// What these processes have mapped of memory that has no file system, so that no size of one
-/// bounds it, without what is `apart`. Where the maps cannot be read, or not in time, all that a
-/// process shares is its own.
+/// bounds it, without what is `apart`. Where the maps cannot be read, or are too much for one look,
+/// all that a process shares is its own.
 fn mapped(sharing: &[(PathBuf, u64)], apart: impl Fn(u64, bool) -> bool) -> u64 {
-    let begun = Instant::now();
     let device = device();
+    let (mut bytes, mut text) = (MAPS_BYTES_MAX, MAPS_TEXT_MAX);
     let one = |(at, all): &(PathBuf, u64)| {
-        let late = begun.elapsed() > MAPS_TIME;
-        let text = (!late).then(|| fs::read_to_string(at.join("smaps")).ok()).flatten();
-        match (&device, text) {
-            (Some(device), Some(text)) => proportional(&text, device, &apart),
+        let maps = bytes.checked_sub(*all).and_then(|left| {
+            bytes = left;
+            maps(at, &mut text)
+        });
+        match (&device, maps) {
+            (Some(device), Some(maps)) => proportional(&maps, device, &apart),
             _ => *all,
         }
     };
     sharing.iter().map(one).fold(0, u64::saturating_add)
+}
+
+/// All maps with their shares; `None` where they are not to be had in what is `left` of text.
+fn maps(at: &Path, left: &mut u64) -> Option<String> {
+    let (mut text, most) = (Vec::new(), *left);
+    File::open(at.join("smaps")).ok()?.take(most).read_to_end(&mut text).ok()?;
+    *left = most.saturating_sub(text.len() as u64);
+    // A path need not be UTF-8.
+    (*left > 0).then(|| String::from_utf8_lossy(&text).into_owned())
 }
 
 /// The kernel's own file system in memory, as maps name it: files without a name are on it, shared
@@ -294,10 +307,11 @@ mod tests {
 
     #[test]
     fn shares_are_of_the_device_without_what_is_counted_apart() {
-        let text = "7f00-7f10 rw-s 00000000 00:01 7   /dev/zero (deleted)\nSize: 64 kB\nPss:   32 kB\n\
-            Anonymous:      0 kB\n\
+        let text = "7f00-7f10 rw-s 00000000 00:01 7   /dev/zero (deleted)\n\
+            Size: 64 kB\nPss:   32 kB\nAnonymous:      0 kB\n\
             7f10-7f20 rw-s 00000000 00:01 8   /memfd:x (deleted)\nPss:   16 kB\n\
-            7f20-7f30 rw-p 00000000 00:01 9   /memfd:y (deleted)\nPss:   12 kB\nAnonymous: 4 kB\n\
+            7f20-7f30 rw-p 00000000 00:01 9   /memfd:y (deleted)\nPss:   12 kB\n\
+            Anonymous: 4 kB\n\
             7f30-7f40 rw-s 00000000 00:01 3   /SYSV00000000 (deleted)\nPss:   4 kB\n\
             7f40-7f50 rw-p 00000000 00:00 0   [heap]\nPss:   1 kB\n\
             7f50-7f60 rw-s 00000000 00:21 7   /tmp/file\nPss:   1 kB\nVmFlags: rd\n";
@@ -310,9 +324,9 @@ mod tests {
     #[test]
     fn segments_count_by_what_is_in_memory_and_in_swap() {
         let path = std::env::temp_dir().join(format!("nanoclaw-shm-{}", std::process::id()));
-        let head =
-            "key shmid perms size cpid lpid nattch uid gid cuid cgid atime dtime ctime rss swap";
-        fs::write(&path, format!("{head}\n0 1 600 9999 1 1 0 0 0 0 0 0 0 0 4096 1\n0 2 600 9 1 1 0 0 0 0 0 0 0 0 8192 0\n")).unwrap();
+        let head = "key shmid perms size cpid lpid nattch uid gid cuid cgid atime dtime ctime";
+        let rows = "0 1 600 9999 1 1 0 0 0 0 0 0 0 0 4096 1\n0 2 600 9 1 1 0 0 0 0 0 0 0 0 8192 0";
+        fs::write(&path, format!("{head} rss swap\n{rows}\n")).unwrap();
         let list = File::open(&path).unwrap();
         assert_eq!((listed(&list), listed(&list)), (Some(12_289), Some(12_289)));
         fs::remove_file(&path).unwrap();
