@@ -133,7 +133,7 @@ Costs come from [models.NAME.price] in nanoclaw.toml; days are UTC.")]
         /// Machine-readable output
         #[arg(long)]
         json: bool,
-        /// Print the AppArmor profile that lets this program alone make user namespaces, leave
+        /// Print the AppArmor profile that lets this program alone make user namespaces
         #[arg(long, conflicts_with = "json")]
         apparmor: bool,
     },

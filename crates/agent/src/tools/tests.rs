@@ -104,8 +104,8 @@ fn bash_leaves_nothing_behind_and_is_not_held_up_by_what_escapes() {
     let start = Instant::now();
     let text = bench.good("bash", json!({"command": "sleep 300 & echo $$"}));
     assert!(!group_lives(text.trim()));
-    bench.good("bash", json!({"command": "setsid sleep 3 & exec true"}));
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    bench.good("bash", json!({"command": "setsid sleep 40 & exec true"}));
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -308,7 +308,7 @@ impl Live {
             }
             Phase::Running { .. } => {
                 let limit = self.demand.limits.memory_bytes.value;
-                let found = self.memory.look(self.body.pid, limit);
+                let found = self.memory.look(self.body.pid);
                 let pause = found.pause(limit, now.elapsed());
                 self.phase = Phase::Running { look: pause.map(|pause| Instant::now() + pause) };
                 if pause.is_none() {
@@ -323,7 +323,7 @@ impl Live {
     pub(super) fn usage(&self) -> Usage {
         let group = self.body.group.as_ref();
         let counted = group.and_then(Group::memory);
-        let tree = counted.is_none().then(|| self.memory.look(self.body.pid, 0));
+        let tree = counted.is_none().then(|| self.memory.look(self.body.pid));
         let tree = tree.unwrap_or_default();
         let memory = counted.unwrap_or(tree.bytes);
         Usage {

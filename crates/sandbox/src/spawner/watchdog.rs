@@ -1,17 +1,18 @@
 //! The fallback for memory where no cgroup can hold it: look, and kill when it is too much.
 //!
 //! Each process is bounded by `RLIMIT_DATA` by the kernel; this bounds their sum, and what they
-//! share: mapped memory, files without a name (`memfd_create`) and System V segments. The interval
-//! adapts: the nearer to the limit, the sooner the next look.
+//! share by name: files without one (`memfd_create`) and System V segments. The interval adapts: the
+//! nearer to the limit, the sooner the next look.
 //!
 //! Between two looks a program gets at most `FILL_RATE` times the pause past the limit: 80 MiB with
 //! `SHORTEST`. A pause is also twice what the look took: 0.2 ms a process and 10 µs a descriptor
-//! where that was slow, and for maps, which are read only where the plain sum is over the limit,
-//! 0.1 ms a MiB that is shared. Who makes the look last 0.1 s has 0.3 s for it.
+//! where that was slow. Who makes the look last 0.1 s has 0.3 s for it.
 //!
-//! Not seen: files that an undumpable process, a thread with a table of its own or a message on its
-//! way in a socket has open; shared pages that no process maps any more, of a map that is left in
-//! part; and what the kernel holds for the program in sockets and pipes.
+//! Not seen: memory that is mapped for sharing and has no file that is open (the kernel tells whose
+//! it is in `smaps` alone, for which it takes the lock of the program's maps, and a program can hold
+//! that: the look would wait for it); files that an undumpable process, a thread with a table of its
+//! own or a message on its way in a socket has open; and what the kernel holds for the program in
+//! sockets and pipes.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -35,10 +36,6 @@ const PROCESSES_MAX: usize = 65_536;
 const REST: u32 = 2;
 /// Descriptors looked at in one go: 2 to 10 µs each. A browser and its tests have some thousand.
 const DESCRIPTORS_MAX: usize = 16_384;
-/// Shared bytes whose pages the kernel walks in one look, each as often as it is mapped.
-const MAPS_BYTES_MAX: u64 = 2 << 30;
-/// Text of maps in one look: some 50,000 of them.
-const MAPS_TEXT_MAX: u64 = 32 << 20;
 /// Bytes of the kernel's list of System V segments: 4,096 segments of 200.
 const SEGMENTS_BYTES_MAX: u64 = 1 << 20;
 /// `st_blocks` counts in these (inode(7)).
@@ -49,7 +46,7 @@ const UNCOUNTED: &str = "it has more descriptors open than can be looked at for 
 /// What one look found.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Found {
-    /// Bytes; exact as far as it can be had, or more where that is within the limit too.
+    /// Bytes.
     pub(super) bytes: u64,
     /// Processes.
     pub(super) processes: u64,
@@ -85,50 +82,26 @@ impl Watchdog {
 
     /// What the processes below `init` hold, and it itself, whose image is not the program's.
     /// Orphans inside become its children, so none is missed.
-    ///
-    /// First all is added up as if every process had its shared memory to itself. Only if that is
-    /// over `limit` the maps say what is counted twice, for the kernel walks all pages for them.
-    pub(super) fn look(&self, init: i32, limit: u64) -> Found {
-        let segments = self.segments.as_ref().and_then(listed);
-        let mut files = Files::default();
-        let (mut found, mut private, mut sharing) = (Found::default(), 0u64, Vec::new());
+    pub(super) fn look(&self, init: i32) -> Found {
+        let segments = self.segments.as_ref().and_then(listed).unwrap_or(0);
+        let (mut found, mut files) = (Found::default(), Files::default());
         for pid in processes(init) {
             found.processes += 1;
-            let Some((at, held)) = held(pid) else { continue };
-            private = private.saturating_add(held.private);
-            if pid == init {
-                continue;
-            }
-            files.add(&at);
-            if held.shared > 0 {
-                sharing.push((at, held.shared));
+            let Some((at, private)) = held(pid) else { continue };
+            found.bytes = found.bytes.saturating_add(private);
+            if pid != init {
+                files.add(&at);
             }
         }
         found.uncounted = files.uncounted;
-        let rest = private.saturating_add(files.bytes()).saturating_add(segments.unwrap_or(0));
-        let shared = sharing.iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes));
-        found.bytes = rest.saturating_add(shared);
-        if found.bytes > limit && shared > 0 {
-            // The image of programs of our own: it is ours, and there once for all sandboxes.
-            let own = fs::metadata(format!("/proc/{init}/exe")).map(|m| m.ino()).ok();
-            let apart = |ino: u64, segment: bool| {
-                files.blocks.contains_key(&ino) || own == Some(ino) || segment && segments.is_some()
-            };
-            found.bytes = rest.saturating_add(mapped(&sharing, apart));
-        }
+        found.bytes = found.bytes.saturating_add(files.bytes()).saturating_add(segments);
         found
     }
 }
 
-/// Of one process, bytes.
-struct Held {
-    private: u64,
-    shared: u64,
-}
-
-/// What `pid` holds, and where its files in `/proc` are: those of one of its threads where the
+/// Bytes that `pid` has to itself, and where its files in `/proc` are: those of one of its threads where the
 /// first has ended, for then the kernel shows nothing with the process itself.
-fn held(pid: i32) -> Option<(PathBuf, Held)> {
+fn held(pid: i32) -> Option<(PathBuf, u64)> {
     let own = PathBuf::from(format!("/proc/{pid}"));
     if let Some(held) = status(&own) {
         return Some((own, held));
@@ -137,11 +110,10 @@ fn held(pid: i32) -> Option<(PathBuf, Held)> {
     tasks.map(|task| task.path()).find_map(|task| status(&task).map(|held| (task, held)))
 }
 
-fn status(at: &Path) -> Option<Held> {
+fn status(at: &Path) -> Option<u64> {
     let text = fs::read_to_string(at.join("status")).ok()?;
     let field = |name: &str| text.lines().find_map(|l| kib(l.strip_prefix(name)?));
-    let private = field("RssAnon:")?.saturating_add(field("VmSwap:").unwrap_or(0));
-    Some(Held { private, shared: field("RssShmem:")? })
+    Some(field("RssAnon:")?.saturating_add(field("VmSwap:").unwrap_or(0)))
 }
 
 /// `   12 kB` in bytes.
@@ -195,66 +167,6 @@ fn listed(list: &File) -> Option<u64> {
     Some(text.lines().skip(1).filter_map(row).fold(0, u64::saturating_add))
 }
 
-/// What these processes have mapped of memory that has no file system, so that no size of one
-/// bounds it, without what is `apart`. Where the maps cannot be read, or are too much for one look,
-/// all that a process shares is its own.
-fn mapped(sharing: &[(PathBuf, u64)], apart: impl Fn(u64, bool) -> bool) -> u64 {
-    let device = device();
-    let (mut bytes, mut text) = (MAPS_BYTES_MAX, MAPS_TEXT_MAX);
-    let one = |(at, all): &(PathBuf, u64)| {
-        let maps = bytes.checked_sub(*all).and_then(|left| {
-            bytes = left;
-            maps(at, &mut text)
-        });
-        match (&device, maps) {
-            (Some(device), Some(maps)) => proportional(&maps, device, &apart),
-            _ => *all,
-        }
-    };
-    sharing.iter().map(one).fold(0, u64::saturating_add)
-}
-
-/// All maps with their shares; `None` where they are not to be had in what is `left` of text.
-fn maps(at: &Path, left: &mut u64) -> Option<String> {
-    let (mut text, most) = (Vec::new(), *left);
-    File::open(at.join("smaps")).ok()?.take(most).read_to_end(&mut text).ok()?;
-    *left = most.saturating_sub(text.len() as u64);
-    // A path need not be UTF-8.
-    (*left > 0).then(|| String::from_utf8_lossy(&text).into_owned())
-}
-
-/// The kernel's own file system in memory, as maps name it: files without a name are on it, shared
-/// memory without a file, and System V segments.
-fn device() -> Option<String> {
-    let file = rustix::fs::memfd_create("device", rustix::fs::MemfdFlags::CLOEXEC).ok()?;
-    let dev = rustix::fs::fstat(&file).ok()?.st_dev;
-    Some(format!("{:02x}:{:02x}", rustix::fs::major(dev), rustix::fs::minor(dev)))
-}
-
-/// Of the text of `smaps`, this process' share of every map of `device` that is not `apart`. What
-/// a process wrote to a private map is not in the file, and counted with its private memory.
-fn proportional(text: &str, device: &str, apart: impl Fn(u64, bool) -> bool) -> u64 {
-    let (mut sum, mut share, mut counts) = (0u64, 0u64, false);
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        let first = words.next().unwrap_or_default();
-        if !first.ends_with(':') {
-            // `from-to rwxp offset device inode path`
-            let mut words = words.skip(2);
-            let on = words.next() == Some(device);
-            let inode = words.next().and_then(|n| n.parse().ok()).unwrap_or(0);
-            let segment = words.next().is_some_and(|path| path.starts_with("/SYSV"));
-            sum = sum.saturating_add(std::mem::take(&mut share));
-            counts = on && !apart(inode, segment);
-        } else if counts && first == "Pss:" {
-            share = line.strip_prefix(first).and_then(kib).unwrap_or(0);
-        } else if counts && first == "Anonymous:" {
-            share = share.saturating_sub(line.strip_prefix(first).and_then(kib).unwrap_or(0));
-        }
-    }
-    sum.saturating_add(share)
-}
-
 /// `pid` and all its descendants.
 pub(super) fn processes(pid: i32) -> Vec<i32> {
     let (mut list, mut at) = (vec![pid], 0);
@@ -301,24 +213,8 @@ mod tests {
     #[test]
     fn own_memory_is_seen() {
         let own = rustix::process::getpid().as_raw_nonzero().get();
-        let found = Watchdog::default().look(own, 0);
+        let found = Watchdog::default().look(own);
         assert!(found.bytes > 0 && found.processes > 0);
-    }
-
-    #[test]
-    fn shares_are_of_the_device_without_what_is_counted_apart() {
-        let text = "7f00-7f10 rw-s 00000000 00:01 7   /dev/zero (deleted)\n\
-            Size: 64 kB\nPss:   32 kB\nAnonymous:      0 kB\n\
-            7f10-7f20 rw-s 00000000 00:01 8   /memfd:x (deleted)\nPss:   16 kB\n\
-            7f20-7f30 rw-p 00000000 00:01 9   /memfd:y (deleted)\nPss:   12 kB\n\
-            Anonymous: 4 kB\n\
-            7f30-7f40 rw-s 00000000 00:01 3   /SYSV00000000 (deleted)\nPss:   4 kB\n\
-            7f40-7f50 rw-p 00000000 00:00 0   [heap]\nPss:   1 kB\n\
-            7f50-7f60 rw-s 00000000 00:21 7   /tmp/file\nPss:   1 kB\nVmFlags: rd\n";
-        let all = |_: u64, _: bool| false;
-        assert_eq!(proportional(text, "00:01", all), (32 + 16 + 8 + 4) << 10);
-        let apart = |ino: u64, segment: bool| ino == 8 || segment;
-        assert_eq!(proportional(text, "00:01", apart), (32 + 8) << 10);
     }
 
     #[test]
