@@ -17,7 +17,8 @@ const TOLD: &str = "\
 #4  The session ended: done. Counted: 2 turn, 1 \u{fb33}, 3 \u{1f600}.
 #5  A sandbox was ready to run sh. Walls: landlock (ABI 7). Limits: pids 256 by cgroup v2.
 #6  THE TOTALS DO NOT AGREE: bytes up: the gateway says 1, the kernel counted 2; it should be equal.
-#7  The sandbox ended: exit 0, 1 ms of CPU, at most 2 bytes of memory.
+#7  The sandbox ended: exit 0, 1 ms of CPU, at most 2 bytes of memory, at most 3 processes and threads, \
+4 bytes kept on the disk.
 #8  The kernel was asked by process 7 of the server of tools lab to execute /bin/sh in /workspace, \
 as [\"sh\", \"-c\", \"<U+001B>[31m\u{fffd}\"] (execution 1; as passed, it can have been \
 changed since). Not read: its memory: EPERM.
