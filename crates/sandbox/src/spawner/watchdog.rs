@@ -1,17 +1,17 @@
 //! The fallback for memory where no cgroup can hold it: look, and kill when it is too much.
 //!
 //! Each process is bounded by `RLIMIT_DATA` by the kernel; this bounds their sum, and what they
-//! share by name: files without one (`memfd_create`) and System V segments. The interval adapts: the
-//! nearer to the limit, the sooner the next look.
+//! share by name: files in memory (`memfd_create`) and System V segments. The interval adapts:
+//! the nearer to the limit, the sooner the next look.
 //!
 //! Between two looks a program gets at most `FILL_RATE` times the pause past the limit: 80 MiB with
 //! `SHORTEST`. A pause is also twice what the look took: 0.2 ms a process and 10 µs a descriptor
 //! where that was slow. Who makes the look last 0.1 s has 0.3 s for it.
 //!
 //! Not seen: memory that is mapped for sharing and has no file that is open (the kernel tells whose
-//! it is in `smaps` alone, for which it takes the lock of the program's maps, and a program can hold
-//! that: the look would wait for it); files that an undumpable process, a thread with a table of its
-//! own or a message on its way in a socket has open; and what the kernel holds for the program in
+//! it is in `smaps` alone, for which it takes the lock of the program's maps, and a program can
+//! hold that: the look would wait for it); files that an undumpable process, a thread with a table
+//! of its own or a message on its way in a socket has open; and what the kernel holds for the program in
 //! sockets and pipes.
 
 use std::collections::BTreeMap;
@@ -99,8 +99,8 @@ impl Watchdog {
     }
 }
 
-/// Bytes that `pid` has to itself, and where its files in `/proc` are: those of one of its threads where the
-/// first has ended, for then the kernel shows nothing with the process itself.
+/// Bytes that `pid` has to itself, and where its files in `/proc` are: those of one of its threads
+/// where the first has ended, for then the kernel shows nothing with the process itself.
 fn held(pid: i32) -> Option<(PathBuf, u64)> {
     let own = PathBuf::from(format!("/proc/{pid}"));
     if let Some(held) = status(&own) {
