@@ -11,8 +11,8 @@
 //! Not seen: memory that is mapped for sharing and has no file that is open (the kernel tells whose
 //! it is in `smaps` alone, for which it takes the lock of the program's maps, and a program can
 //! hold that: the look would wait for it); files that an undumpable process, a thread with a table
-//! of its own or a message on its way in a socket has open; and what the kernel holds for the program in
-//! sockets and pipes.
+//! of its own or a message on its way in a socket has open; and what the kernel holds for the
+//! program in sockets and pipes.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
