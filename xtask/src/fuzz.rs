@@ -41,6 +41,8 @@ prints its input and how to repeat it. Targets:
   audit-frames    audit    the recorder's socket: pieces, and written and read again
   audit-log       audit    write-ahead file, bundles, entries: nothing forged, canonical as elsewhere
   audit-notes     audit    checkpoints, keys, tile names: one spelling a value, no forged head
+  audit-proofs    audit    proofs, witness requests, cosignatures: no forged record, line or time
+  audit-http      audit    heads of requests and answers, addresses: no path but a tile's
   acp-frames      agent    lines of the agent protocol: bounded, pieces
   acp-updates     agent    updates and permission requests: bounded; a no is no yes
   model-answer    agent    answers of a model's server, from the head on: pieces

@@ -15,6 +15,7 @@
 mod bench;
 mod bom;
 mod checks;
+mod crash;
 mod cross;
 mod deps;
 mod dist;
@@ -27,6 +28,7 @@ mod repo;
 mod setup;
 mod source;
 mod suite;
+mod tamper;
 mod tarball;
 mod tidy;
 mod walls;
@@ -135,6 +137,12 @@ const TASKS: &[Task] = &[
         act: fuzz::fuzz,
     },
     Task {
+        name: "crash-log",
+        summary: "the record on a disk that fails, and its recorder killed, as often as asked",
+        help: crash::HELP,
+        act: crash::crash_log,
+    },
+    Task {
         name: "fuzz-syscalls",
         summary: "a fuzzer of system calls inside, canaries outside, as long as asked",
         help: endure::FUZZ_HELP,
@@ -154,6 +162,13 @@ const TASKS: &[Task] = &[
                --check nothing is written, and tables that are not this run's are a\nfailure.\n\n\
                Example: cargo xtask walls",
         act: walls::walls,
+    },
+    Task {
+        name: "tamper",
+        summary: "attack a real log in every way and write the matrix of SPECIFICATION.md from that",
+        help: "cargo xtask tamper [--check]\n\nWith --check nothing is written, and a matrix that is \
+               not this run's is a failure.\n\nExample: cargo xtask tamper",
+        act: tamper::tamper,
     },
     Task {
         name: "kernel",

@@ -117,7 +117,30 @@ pub(crate) fn for_building(repo: &Repo, target: &str) -> Outcome {
 /// What the tests need besides; see invariant 2.
 pub(crate) fn for_tests(repo: &Repo) -> Outcome {
     unless_ci(install(repo, TEST_TOOLS))?;
+    unless_ci(witness_log(repo))?;
     unless_ci(python_packages(repo, &test_venv(repo), TEST_PYTHON))
+}
+
+/// The independent witness that the audit log is tried against, from the Rust registry.
+const WITNESS_LOG_VERSION: &str = "0.6.1";
+
+fn witness_log_home(repo: &Repo) -> PathBuf {
+    repo.target_dir.join("tools").join(format!("witness-log-cli-{WITNESS_LOG_VERSION}"))
+}
+
+/// Its program, once [`for_tests`] has built it.
+pub(crate) fn witness_log_program(repo: &Repo) -> PathBuf {
+    witness_log_home(repo).join("bin/witness-log")
+}
+
+/// Built once, without TLS: it is spoken to on this machine only.
+fn witness_log(repo: &Repo) -> Outcome {
+    if witness_log_program(repo).is_file() {
+        return Ok(());
+    }
+    step("cargo install witness-log-cli: once, a minute or two");
+    let wanted = ["install", "witness-log-cli", "--locked", "--version", WITNESS_LOG_VERSION];
+    run(repo.cargo(&wanted).args(["--no-default-features", "--root"]).arg(witness_log_home(repo)))
 }
 
 /// What the kernel matrix needs besides; nothing that is there is removed for it.

@@ -88,6 +88,10 @@ fn cargo_test(repo: &Repo, filter: Option<&str>) -> Outcome<Tally> {
     if go.is_file() {
         command.env("NANOCLAW_GO", go);
     }
+    let witness = setup::witness_log_program(repo);
+    if witness.is_file() {
+        command.env("NANOCLAW_WITNESS_LOG", witness);
+    }
     let (tally, succeeded) = counted(&mut command)?;
     if tally.passed + tally.failed == 0 && filter.is_some() {
         return Err(Failure::new("no test has a name that contains the FILTER"));

@@ -22,6 +22,8 @@ const RECORD_BYTES: usize = 512;
 const OUTSTANDING: usize = 4096;
 /// Records a measured run.
 const RECORDS: usize = 200_000;
+/// Records of one session in the run by the socket.
+const SESSION_RECORDS: usize = 10_000;
 /// Runs; the first one warms up, the median of the others counts.
 const RUNS: usize = 6;
 
@@ -265,9 +267,12 @@ fn socket(dir: &Path, run: usize) -> f64 {
     .unwrap();
     let (record, gate) = (record(), Arc::new(Gate::default()));
     let begun = Instant::now();
-    for _ in 0..RECORDS {
+    for n in 0..RECORDS {
         gate.enter();
-        client.submit(record.clone(), Durability::Durable, gate.done());
+        // Many sessions: one alone may not submit so many.
+        let of = (n / SESSION_RECORDS) as u32;
+        let session = Some(model::SessionId::mint(record.time_ms, of));
+        client.submit(Record { session, ..record.clone() }, Durability::Durable, gate.done());
     }
     gate.empty();
     RECORDS as f64 / begun.elapsed().as_secs_f64()

@@ -8,16 +8,24 @@
 //!    both against each other and the order against a foreign library, for every kind.
 //! 2. No tree of values in between: a record costs no allocation here.
 
+mod decisions;
+mod files;
+mod logins;
 mod operations;
+mod recorder;
+mod upkeep;
+mod witnesses;
 
 use crate::canonical::{self, NotCanonical};
-use model::{Body, Direction, LimitState, RequestLine, SaltedDigest, TurnId, WallState};
+use crate::payload::Beside;
+use model::{Body, Direction, LimitState, RequestLine, SaltedDigest, Sha256Hex, TurnId, WallState};
 use std::collections::BTreeMap;
 
 /// An object under way. Keys are given in canonical order; debug builds check it.
 struct Fields<'a> {
     out: &'a mut Vec<u8>,
     turn: Option<&'a TurnId>,
+    beside: Option<&'a Beside>,
     last: &'static str,
 }
 
@@ -53,6 +61,14 @@ impl<'a> Fields<'a> {
     fn flag(&mut self, key: &'static str, value: bool) -> &mut Self {
         self.key(key).extend(if value { &b"true"[..] } else { b"false" });
         self
+    }
+
+    /// Left out where there is none, as in the logs of versions that did not have it.
+    fn known(&mut self, key: &'static str, value: Option<&Sha256Hex>) -> &mut Self {
+        match value {
+            Some(digest) => self.text(key, &digest.0),
+            None => self,
+        }
     }
 
     fn uint(&mut self, key: &'static str, value: u64) -> Result<&mut Self, NotCanonical> {
@@ -130,6 +146,15 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// What stands beside the record: every kind that may have it calls this once, at its place.
+    fn payloads(&mut self) -> Result<&mut Self, NotCanonical> {
+        let Some(beside) = self.beside else { return Ok(self) };
+        let mut outer = nested(self.key("payloads"));
+        salted(outer.key(beside.field), &beside.digest)?;
+        outer.end()?;
+        Ok(self)
+    }
+
     fn end(&mut self) -> Written {
         self.out.push(b'}');
         Ok(())
@@ -137,7 +162,7 @@ impl<'a> Fields<'a> {
 }
 
 fn nested(out: &mut Vec<u8>) -> Fields<'_> {
-    Fields { out, turn: None, last: "" }
+    Fields { out, turn: None, beside: None, last: "" }
 }
 
 fn wall(out: &mut Vec<u8>, w: &WallState) {
@@ -177,14 +202,22 @@ fn counts(out: &mut Vec<u8>, counts: &BTreeMap<String, u64>) -> Written {
 ///
 /// # Errors
 /// When a number in it is beyond 2^53.
-pub(crate) fn write(out: &mut Vec<u8>, body: &Body, turn: Option<&TurnId>) -> Written {
-    let f = &mut Fields { out, turn, last: "" };
+pub(crate) fn write(
+    out: &mut Vec<u8>,
+    body: &Body,
+    turn: Option<&TurnId>,
+    beside: Option<&Beside>,
+) -> Written {
+    let f = &mut Fields { out, turn, beside, last: "" };
     let kind = body.kind();
     match body {
         Body::RecorderStarted { .. }
         | Body::RecorderStopped { .. }
         | Body::ClientLost { .. }
-        | Body::SessionOpened { .. }
+        | Body::KeyAnnounced { .. }
+        | Body::RecordGap { .. }
+        | Body::ClockSetBack { .. } => recorder::write(f, kind, body),
+        Body::SessionOpened { .. }
         | Body::SessionClosed { .. }
         | Body::TotalsDisagree { .. }
         | Body::SandboxStarted { .. }
@@ -193,6 +226,11 @@ pub(crate) fn write(out: &mut Vec<u8>, body: &Body, turn: Option<&TurnId>) -> Wr
         | Body::ProcessImage { .. }
         | Body::ConnectRefused { .. }
         | Body::WitnessGap { .. } => operations::write(f, kind, body),
+        Body::PayloadsErased { .. } | Body::RecordsPruned { .. } => upkeep::write(f, kind, body),
+        Body::Cosigning { .. } => witnesses::write(f, kind, body),
+        Body::FilesChanged { .. } | Body::FilesManifest { .. } | Body::ObserversDisagree { .. } => {
+            files::write(f, kind, body)
+        }
         Body::Message { .. }
         | Body::MessageWithdrawn { .. }
         | Body::TurnStarted { .. }
@@ -204,7 +242,7 @@ pub(crate) fn write(out: &mut Vec<u8>, body: &Body, turn: Option<&TurnId>) -> Wr
             of_models(f, kind, body)
         }
         Body::LoginRequest { .. } | Body::LoginResponse { .. } | Body::LoginChanged { .. } => {
-            of_logins(f, kind, body)
+            logins::write(f, kind, body)
         }
         Body::EgressIntent { .. }
         | Body::EgressPinned { .. }
@@ -215,22 +253,13 @@ pub(crate) fn write(out: &mut Vec<u8>, body: &Body, turn: Option<&TurnId>) -> Wr
         | Body::HostToolCalled { .. }
         | Body::HostToolFinished { .. }
         | Body::PolicyLearned { .. }
-        | Body::PolicyAccepted { .. } => of_decisions(f, kind, body),
+        | Body::PolicyAccepted { .. }
+        | Body::PolicyChanged { .. } => decisions::write(f, kind, body),
     }
 }
 
 fn of_lives(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
     match body {
-        Body::RecorderStarted { version, recovered_records, torn_bytes } => f
-            .text("kind", kind)
-            .uint("recovered_records", *recovered_records)?
-            .uint("torn_bytes", *torn_bytes)?
-            .turn()
-            .text("version", version),
-        Body::RecorderStopped { records } => f.text("kind", kind).uint("records", *records)?.turn(),
-        Body::ClientLost { pid, role } => {
-            f.text("kind", kind).uint("pid", u64::from(*pid))?.text("role", role).turn()
-        }
         Body::SessionOpened { resumed, backend, policy_sha256, grants } => f
             .text("backend", backend)
             .list("grants", grants, |out, grant| canonical::string(out, grant))
@@ -293,6 +322,7 @@ fn of_turn(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
             .text("arguments_sha256", &arguments_sha256.0)
             .text("call", call)
             .text("kind", kind)
+            .payloads()?
             .text("tool", tool)
             .turn(),
         Body::ToolFinished { call, tool, ok, bytes, summary } => f
@@ -300,6 +330,7 @@ fn of_turn(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
             .text("call", call)
             .text("kind", kind)
             .flag("ok", *ok)
+            .payloads()?
             .text("summary", summary)
             .text("tool", tool)
             .turn(),
@@ -358,36 +389,6 @@ fn of_models(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
     .end()
 }
 
-fn of_logins(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
-    match body {
-        Body::LoginRequest { login, host, purpose } => f
-            .text("host", host)
-            .text("kind", kind)
-            .text("login", login)
-            .text("purpose", purpose)
-            .turn(),
-        Body::LoginResponse { login, purpose, status, rotated, expires_ms, duration_ms, error } => {
-            f.uint("duration_ms", *duration_ms)?
-                .maybe("error", error.as_deref())
-                .maybe_uint("expires_ms", *expires_ms)?
-                .text("kind", kind)
-                .text("login", login)
-                .text("purpose", purpose)
-                .flag("rotated", *rotated)
-                .uint("status", u64::from(*status))?
-                .turn()
-        }
-        Body::LoginChanged { login, change, hosts } => f
-            .text("change", change)
-            .list("hosts", hosts, |out, host| canonical::string(out, host))
-            .text("kind", kind)
-            .text("login", login)
-            .turn(),
-        _ => return Err(NotCanonical),
-    }
-    .end()
-}
-
 fn of_way_out(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
     match body {
         Body::EgressIntent { host, port, rule, address, request, secret } => f
@@ -435,58 +436,6 @@ fn of_way_out(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
             .request("request", request.as_ref())
             .text("rule", rule)
             .text("target", target)
-            .turn(),
-        _ => return Err(NotCanonical),
-    }
-    .end()
-}
-
-fn of_decisions(f: &mut Fields<'_>, kind: &str, body: &Body) -> Written {
-    match body {
-        Body::ApprovalAsked { approval, rule, by, summary } => f
-            .text("approval", approval)
-            .text("by", by)
-            .text("kind", kind)
-            .text("rule", rule)
-            .text("summary", summary)
-            .turn(),
-        Body::ApprovalDecided { approval, decision, by } => f
-            .text("approval", approval)
-            .text("by", by)
-            .text("decision", decision)
-            .text("kind", kind)
-            .turn(),
-        Body::HostToolCalled { call, server, tool, arguments, arguments_sha256 } => f
-            .text("arguments", arguments)
-            .text("arguments_sha256", &arguments_sha256.0)
-            .text("call", call)
-            .text("kind", kind)
-            .text("server", server)
-            .text("tool", tool)
-            .turn(),
-        Body::HostToolFinished { call, server, tool, ok, bytes, sha256, duration_ms, error } => f
-            .uint("bytes", *bytes)?
-            .text("call", call)
-            .uint("duration_ms", *duration_ms)?
-            .maybe("error", error.as_deref())
-            .text("kind", kind)
-            .flag("ok", *ok)
-            .text("server", server)
-            .text("sha256", &sha256.0)
-            .text("tool", tool)
-            .turn(),
-        Body::PolicyLearned { session, proposal_sha256, rules, unused } => f
-            .text("kind", kind)
-            .text("proposal_sha256", &proposal_sha256.0)
-            .uint("rules", *rules)?
-            .text("session", session.as_str())
-            .turn()
-            .uint("unused", *unused)?,
-        Body::PolicyAccepted { file, before_sha256, after_sha256 } => f
-            .text("after_sha256", &after_sha256.0)
-            .text("before_sha256", &before_sha256.0)
-            .text("file", file)
-            .text("kind", kind)
             .turn(),
         _ => return Err(NotCanonical),
     }

@@ -11,7 +11,7 @@
 
 use crate::wire::{
     Frames, FromRecorder, Hello, PROTOCOL, log_dir, parse_recorder, push_bye, push_hello,
-    push_submit, socket_path,
+    push_rotate, push_submit, socket_path,
 };
 use model::{Done, Durability, Record, RecordError, RecordSink};
 use rustix::net::sockopt::socket_peercred;
@@ -130,7 +130,7 @@ impl Client {
                 other => return other,
             };
             if begun.elapsed() > CONNECT_TIMEOUT {
-                let (socket, lock) = (socket_path(home), log_dir(home).join("private/lock"));
+                let (socket, lock) = (socket_path(home), log_dir(home).join("work/lock"));
                 let why = format!(
                     "no recorder can be reached at {}: {error}; \
                      see whether another process holds {}",
@@ -188,6 +188,27 @@ impl Client {
 
     fn on_reader_thread(&self) -> bool {
         self.reader == thread::current().id()
+    }
+
+    /// Has the recorder replace the log's signing key: the next one is announced by a record under
+    /// the old one, and a head is signed with it. Returns that record's index.
+    ///
+    /// # Errors
+    /// As [`RecordSink::submit`] reports; the old key then signs on, or after a crash the new one,
+    /// if it was announced.
+    pub fn rotate_key(&self) -> Result<u64, RecordError> {
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        let mut state = self.shared.lock();
+        if let Some(cause) = state.gone.clone() {
+            return Err(RecordError::Gone { cause });
+        }
+        let id = state.next_id;
+        push_rotate(&mut state.unsent, id);
+        state.next_id += 1;
+        state.pending.push_back(Some(Box::new(move |result| drop(tell.send(result)))));
+        drop(state);
+        self.shared.changed.notify_all();
+        told.recv().unwrap_or_else(|_| Err(RecordError::Gone { cause: "no answer".to_owned() }))
     }
 
     /// Sends what is left and a bye, and waits for the answers. Later records are refused. For

@@ -8,8 +8,11 @@
 //!    before that either.
 //! 2. The first failure is the last word: it answers everything queued and everything to come.
 //! 3. No memory is taken per record: queue and work swap their buffers.
+//! 4. A record that announces a key is the last of its batch, and neither it nor anything after it
+//!    is acknowledged before the old key's last signature covers it. So one that no head covers is,
+//!    at an open, nothing that anybody was told of ([`crate::opening`]).
 
-use crate::entry::Entry;
+use crate::entry::{Entry, KEY_ANNOUNCED};
 use crate::note::Checkpoint;
 use crate::tiler::Inbox;
 use crate::wal::{Batch, Wal};
@@ -104,6 +107,8 @@ struct Work {
     batch: Batch,
     waiting: Vec<(Durability, Waiter)>,
     sign: Vec<Sender<Checkpoint>>,
+    /// Its last record announces a key.
+    ends_epoch: bool,
 }
 
 impl Work {
@@ -151,7 +156,8 @@ impl Shared {
 
     pub(crate) fn submit(&self, entry: &Entry, durability: Durability, waiter: Waiter) {
         let mut queue = self.lock();
-        while queue.work.bytes() > QUEUE_BYTES_MAX && queue.failed.is_none() {
+        let full = |work: &Work| work.ends_epoch || work.bytes() > QUEUE_BYTES_MAX;
+        while full(&queue.work) && queue.failed.is_none() {
             queue.blocked += 1;
             queue = self.emptied.wait(queue).unwrap_or_else(PoisonError::into_inner);
             queue.blocked -= 1;
@@ -161,6 +167,7 @@ impl Shared {
             drop(queue);
             return waiter.refuse(error);
         }
+        queue.work.ends_epoch = entry.bytes().starts_with(KEY_ANNOUNCED);
         queue.work.batch.push(entry);
         queue.work.waiting.push((durability, waiter));
         self.wake(queue);
@@ -301,8 +308,9 @@ pub(crate) fn run(mut wal: Wal, shared: &Shared, inbox: &Inbox) {
     while shared.take(&mut work, answered, unsynced.until) {
         answered = work.waiting.len();
         let result = write(&mut wal, &mut work, &mut unsynced).and_then(|()| {
-            let due = unsynced.is_due() || !work.sign.is_empty();
-            if due { sync(&mut wal, shared, &mut unsynced, inbox) } else { Ok(()) }
+            let ends_epoch = mem::take(&mut work.ends_epoch);
+            let due = ends_epoch || unsynced.is_due() || !work.sign.is_empty();
+            if due { sync(&mut wal, shared, &mut unsynced, inbox, ends_epoch) } else { Ok(()) }
         });
         if let Err(e) = result {
             let cause = e.to_string();
@@ -316,7 +324,7 @@ pub(crate) fn run(mut wal: Wal, shared: &Shared, inbox: &Inbox) {
         }
     }
     if unsynced.bytes > 0
-        && let Err(e) = sync(&mut wal, shared, &mut unsynced, inbox)
+        && let Err(e) = sync(&mut wal, shared, &mut unsynced, inbox, false)
     {
         shared.fail(e.to_string());
         unsynced.fail(&e.to_string());
@@ -343,13 +351,22 @@ fn write(wal: &mut Wal, work: &mut Work, unsynced: &mut Unsynced) -> io::Result<
     written
 }
 
-fn sync(wal: &mut Wal, shared: &Shared, unsynced: &mut Unsynced, inbox: &Inbox) -> io::Result<()> {
+fn sync(
+    wal: &mut Wal,
+    shared: &Shared,
+    unsynced: &mut Unsynced,
+    inbox: &Inbox,
+    ends_epoch: bool,
+) -> io::Result<()> {
     if unsynced.bytes > 0 {
         wal.sync()?;
         shared.syncs.fetch_add(1, Ordering::Relaxed);
         unsynced.bytes = 0;
         unsynced.until = None;
         inbox.durable(wal.next());
+        if ends_epoch {
+            inbox.covered()?;
+        }
         answer(&mut unsynced.waiting, &mut unsynced.run);
     }
     Ok(())

@@ -5,9 +5,15 @@
 //!    beyond that it is not read.
 //! 3. Whatever a client sends, the worst that happens is that its connection ends.
 
+#[cfg(test)]
+mod tests;
+
 use crate::commit::{Acks, Waiter};
 use crate::entry::{self, ENTRY_BYTES_MAX, EncodeError, Entry, Uids};
+use crate::flood::{Accounts, Gap, REASON};
 use crate::log::{Log, Recovered};
+use crate::payload::{Beside, Shelf};
+use crate::submitted::Questions;
 use crate::wire::{
     Frames, FromClient, Hello, PROTOCOL, ROLE_BYTES_MAX, parse_client, push_refused, push_welcome,
     push_written,
@@ -20,10 +26,11 @@ use std::mem;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Records of one client that may be without an answer.
 const OUTSTANDING_MAX: usize = 8_192;
@@ -33,6 +40,10 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// A client that has connected says hello within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A clock that stands so much earlier than a record before it was set back: processes stamp their
+/// records themselves, and under load one may come seconds after a later one.
+const CLOCK_SLACK_MS: u64 = 60_000;
 
 /// What answers tell the recorder's main loop. Apart from the hub: whoever holds an answer must not
 /// hold the log open.
@@ -61,18 +72,36 @@ impl Tally {
 /// The log and its clients.
 pub(crate) struct Hub {
     log: Log,
+    shelf: Shelf,
     uids: Uids,
     tally: Arc<Tally>,
     seats: Mutex<(u64, HashMap<u64, UnixStream>)>,
     departed: AtomicU64,
+    accounts: Accounts,
+    /// The latest time that any record has.
+    latest_ms: AtomicU64,
+    rotating: Mutex<()>,
+    questions: Questions,
 }
 
 impl Hub {
-    pub(crate) fn new(log: Log, uids: Uids, wake: OwnedFd) -> Self {
+    pub(crate) fn new(log: Log, dir: &Path, private: bool, uids: Uids, wake: OwnedFd) -> Self {
         let records = AtomicU64::new(log.recovered().records);
         let failed = AtomicBool::new(false);
         let tally = Arc::new(Tally { wake, records, failed });
-        Self { log, uids, tally, seats: Mutex::default(), departed: AtomicU64::new(0) }
+        let latest_ms = AtomicU64::new(log.recovered().last_time_ms);
+        Self {
+            log,
+            shelf: Shelf::new(dir, private),
+            uids,
+            tally,
+            seats: Mutex::default(),
+            departed: AtomicU64::new(0),
+            accounts: Accounts::default(),
+            latest_ms,
+            rotating: Mutex::default(),
+            questions: Questions::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, (u64, HashMap<u64, UnixStream>)> {
@@ -136,9 +165,14 @@ impl Hub {
     }
 
     /// Makes a record an entry, in the memory of `spare`.
-    fn encode(&self, spare: Vec<u8>, record: &Record) -> Result<Entry, RecordError> {
+    fn encode(
+        &self,
+        spare: Vec<u8>,
+        record: &Record,
+        beside: Option<&Beside>,
+    ) -> Result<Entry, RecordError> {
         let uid = self.uids.next(record.time_ms);
-        entry::encode_in(spare, record, &uid).map_err(|e| match e {
+        entry::encode_with(spare, record, &uid, beside).map_err(|e| match e {
             EncodeError::TooLarge { bytes } => {
                 RecordError::TooLarge { bytes, max: ENTRY_BYTES_MAX }
             }
@@ -152,28 +186,96 @@ impl Hub {
     }
 
     /// Appends a record of the recorder's own; where that fails, the log has failed.
-    pub(crate) fn append_own(&self, body: Body, durability: Durability) -> Result<(), RecordError> {
-        let time_ms = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
-        let record = Record { time_ms, session: None, agent: None, turn: None, body };
-        let result = self.encode(Vec::new(), &record).and_then(|entry| {
+    pub(crate) fn append_own(
+        &self,
+        body: Body,
+        durability: Durability,
+    ) -> Result<u64, RecordError> {
+        let record = own(body);
+        self.note_time(record.time_ms);
+        self.append(&record, durability)
+    }
+
+    fn append(&self, record: &Record, durability: Durability) -> Result<u64, RecordError> {
+        let result = self.encode(Vec::new(), record, None).and_then(|entry| {
             let (tell, told) = std::sync::mpsc::sync_channel(1);
             self.log.submit(&entry, durability, Box::new(move |result| drop(tell.send(result))));
             told.recv().unwrap_or_else(|_| {
                 Err(RecordError::Gone { cause: "the log gave no answer".to_owned() })
             })
         });
-        match result {
-            Ok(index) => {
-                self.tally.written(index);
-                Ok(())
-            }
-            Err(error) => {
-                self.tally.refused();
-                Err(error)
-            }
+        match &result {
+            Ok(index) => self.tally.written(*index),
+            Err(_) => self.tally.refused(),
         }
+        result
+    }
+
+    /// Puts it on record when the clock went back.
+    fn note_time(&self, now_ms: u64) {
+        let before_ms = self.latest_ms.fetch_max(now_ms, Ordering::AcqRel);
+        if now_ms.saturating_add(CLOCK_SLACK_MS) < before_ms {
+            // From here on the new time is the one to compare with.
+            self.latest_ms.store(now_ms, Ordering::Release);
+            // A failure has set the state that ends the recorder, here as below.
+            let _ =
+                self.append(&own(Body::ClockSetBack { before_ms, now_ms }), Durability::Ordered);
+        }
+    }
+
+    /// Makes a client's record an entry, in the memory of `spare`, with its text beside the log
+    /// where it has one.
+    fn accept(&self, record: Record, spare: Vec<u8>) -> Result<Entry, RecordError> {
+        let (record, aside) = self.questions.settle(&self.shelf, record)?;
+        let beside = aside.as_ref().map(|aside| &aside.beside);
+        let entry = self.encode(spare, &record, beside)?;
+        self.not_too_many(&record, &entry, beside)?;
+        // Two syncs, which one that is refused does not cost.
+        aside.iter().try_for_each(|aside| self.shelf.keep(aside))?;
+        self.note_time(record.time_ms);
+        Ok(entry)
+    }
+
+    /// Says no to what its session may not submit any more.
+    fn not_too_many(
+        &self,
+        record: &Record,
+        entry: &Entry,
+        beside: Option<&Beside>,
+    ) -> Result<(), RecordError> {
+        let beside = beside.map_or(0, |b| usize::try_from(b.digest.bytes).unwrap_or(usize::MAX));
+        let bytes = entry.bytes().len().saturating_add(beside);
+        let verdict = self.accounts.judge(record, bytes, Instant::now());
+        if let Some(gap) = verdict.gap {
+            self.submit_gap(gap);
+        }
+        if verdict.take { Ok(()) } else { Err(RecordError::Flood { why: REASON.to_owned() }) }
+    }
+
+    fn submit_gap(&self, gap: Gap) {
+        let body = Body::RecordGap { lost: gap.lost, open: gap.open, reason: REASON.to_owned() };
+        let record = Record { session: Some(gap.session), agent: gap.agent, ..own(body) };
+        let _ = self.append(&record, Durability::Ordered);
+    }
+
+    /// Puts the gaps on record that have no number yet.
+    pub(crate) fn submit_gaps(&self) {
+        self.accounts.take_gaps().into_iter().for_each(|gap| self.submit_gap(gap));
+    }
+
+    /// Announces the next key, and returns the record's index when a head is signed with it.
+    fn rotate(&self) -> Result<u64, RecordError> {
+        let _one_at_a_time = self.rotating.lock().unwrap_or_else(PoisonError::into_inner);
+        let prepared = self.log.prepare_key();
+        let (old_vkey, new_vkey) =
+            prepared.map_err(|e| RecordError::Invalid { why: e.to_string() })?;
+        let body = Body::KeyAnnounced { old_vkey, new_vkey: new_vkey.clone() };
+        let index = self.append_own(body, Durability::Durable)?;
+        self.log.sign()?;
+        if self.log.verifier().vkey() == new_vkey {
+            return Ok(index);
+        }
+        Err(RecordError::Invalid { why: "the log did not take the new key".to_owned() })
     }
 
     /// Signs the head over everything so far.
@@ -185,6 +287,14 @@ impl Hub {
     pub(crate) fn close(self) -> Result<(), RecordError> {
         self.log.close()
     }
+}
+
+/// A record of the recorder's own, now.
+fn own(body: Body) -> Record {
+    let time_ms = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+    Record { time_ms, session: None, agent: None, turn: None, body }
 }
 
 /// A client's place at the recorder; given up when dropped.
@@ -315,6 +425,7 @@ pub(crate) fn run(seat: &Seat, stream: UnixStream, pid: u32) {
                 // One that fails has set the hub's state, which ends the recorder.
                 let _ = seat.hub.append_own(Body::ClientLost { pid, role }, Durability::Durable);
             }
+            seat.hub.submit_gaps();
         }
     }
     outbox.lock().ended = true;
@@ -345,9 +456,7 @@ fn take_records(hub: &Hub, outbox: &Arc<Outbox>, frames: &mut Frames<&UnixStream
         match frame {
             Ok(FromClient::Submit { id, durability, record }) => {
                 outbox.take_place();
-                let entry = record
-                    .and_then(not_ours)
-                    .and_then(|record| hub.encode(mem::take(&mut spare), &record));
+                let entry = record.and_then(|record| hub.accept(record, mem::take(&mut spare)));
                 match entry {
                     Ok(entry) => {
                         let acks: Arc<dyn Acks> = outbox.clone();
@@ -357,19 +466,15 @@ fn take_records(hub: &Hub, outbox: &Arc<Outbox>, frames: &mut Frames<&UnixStream
                     Err(error) => outbox.refused(id, error),
                 }
             }
+            Ok(FromClient::Rotate { id }) => {
+                outbox.take_place();
+                match hub.rotate() {
+                    Ok(index) => outbox.written(&[(id, index)]),
+                    Err(error) => outbox.refused(id, error),
+                }
+            }
             Ok(FromClient::Bye) => return true,
             Ok(FromClient::Hello(_)) | Err(_) => return false,
         }
-    }
-}
-
-/// Only the recorder speaks for itself.
-fn not_ours(record: Record) -> Result<Record, RecordError> {
-    match record.body {
-        Body::RecorderStarted { .. } | Body::RecorderStopped { .. } | Body::ClientLost { .. } => {
-            let why = "only the recorder writes this kind of record".to_owned();
-            Err(RecordError::Invalid { why })
-        }
-        _ => Ok(record),
     }
 }

@@ -11,6 +11,7 @@
 
 use crate::body;
 use crate::canonical::{self, NotCanonical};
+use crate::payload::Beside;
 use model::{AgentName, Body, Record, SessionId, TurnId};
 use serde_json::Value;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -109,6 +110,10 @@ impl Uids {
     }
 }
 
+/// How the entry of a [`Body::KeyAnnounced`] begins, and no other: it alone is of that class.
+pub(crate) const KEY_ANNOUNCED: &[u8] =
+    b"{\"activity_id\":3,\"category_uid\":3,\"class_uid\":3004,";
+
 /// How a kind of record stands in OCSF: class, activity, severity, status.
 struct Shape {
     class: u64,
@@ -117,11 +122,18 @@ struct Shape {
     status: u64,
 }
 
+/// Said of every entry that names an agent: it has what OCSF's profile `ai_operation` adds.
+const PROFILES: &[u8] = b",\"profiles\":[\"ai_operation\"]";
+
 const APPLICATION_LIFECYCLE: u64 = 6002;
 const API_ACTIVITY: u64 = 6003;
 const PROCESS_ACTIVITY: u64 = 1007;
 const NETWORK_ACTIVITY: u64 = 4001;
+const FILE_SYSTEM_ACTIVITY: u64 = 1001;
 const COMPLIANCE_FINDING: u64 = 2003;
+const ENTITY_MANAGEMENT: u64 = 3004;
+/// Activity of [`API_ACTIVITY`]: something was deleted.
+const DELETE: u64 = 4;
 /// Activity of any class that has no better word.
 const OTHER: u64 = 99;
 const INFORMATIONAL: u64 = 1;
@@ -143,7 +155,18 @@ fn shape(body: &Body) -> Shape {
             s(APPLICATION_LIFECYCLE, 4, INFORMATIONAL, SUCCESS)
         }
         Body::ClientLost { .. } => s(APPLICATION_LIFECYCLE, OTHER, MEDIUM, FAILURE),
-        Body::TotalsDisagree { .. } => s(COMPLIANCE_FINDING, 1, CRITICAL, FAILURE),
+        Body::KeyAnnounced { .. } => s(ENTITY_MANAGEMENT, 3, MEDIUM, SUCCESS),
+        Body::RecordGap { .. } | Body::ClockSetBack { .. } => {
+            s(COMPLIANCE_FINDING, 1, MEDIUM, FAILURE)
+        }
+        Body::TotalsDisagree { .. } | Body::ObserversDisagree { .. } => {
+            s(COMPLIANCE_FINDING, 1, CRITICAL, FAILURE)
+        }
+        Body::FilesChanged { .. } => s(FILE_SYSTEM_ACTIVITY, OTHER, INFORMATIONAL, SUCCESS),
+        Body::FilesManifest { mounts, .. } => {
+            let whole = mounts.iter().all(|m| m.missed == 0 && m.unlisted == 0);
+            s(FILE_SYSTEM_ACTIVITY, OTHER, INFORMATIONAL, done(whole))
+        }
         Body::SandboxStarted { .. } => s(PROCESS_ACTIVITY, 1, INFORMATIONAL, SUCCESS),
         Body::SandboxStopped { .. } => s(PROCESS_ACTIVITY, 2, INFORMATIONAL, SUCCESS),
         Body::ProcessExec { .. } => s(PROCESS_ACTIVITY, 1, INFORMATIONAL, UNKNOWN),
@@ -151,6 +174,9 @@ fn shape(body: &Body) -> Shape {
             s(PROCESS_ACTIVITY, OTHER, INFORMATIONAL, done(image.is_some()))
         }
         Body::ConnectRefused { .. } => s(NETWORK_ACTIVITY, 5, MEDIUM, FAILURE),
+        Body::Cosigning { reached: true, .. } => s(COMPLIANCE_FINDING, 1, INFORMATIONAL, SUCCESS),
+        Body::Cosigning { contradicted: true, .. } => s(COMPLIANCE_FINDING, 1, CRITICAL, FAILURE),
+        Body::Cosigning { .. } => s(COMPLIANCE_FINDING, 1, MEDIUM, FAILURE),
         Body::WitnessGap { .. } => s(COMPLIANCE_FINDING, 1, MEDIUM, FAILURE),
         Body::Message { .. } | Body::MessageWithdrawn { .. } | Body::TurnFinished { .. } => {
             s(API_ACTIVITY, OTHER, INFORMATIONAL, SUCCESS)
@@ -176,8 +202,12 @@ fn shape(body: &Body) -> Shape {
         }
         Body::ApprovalDecided { .. } => s(API_ACTIVITY, OTHER, INFORMATIONAL, SUCCESS),
         Body::HostToolFinished { ok, .. } => s(API_ACTIVITY, OTHER, INFORMATIONAL, done(*ok)),
-        Body::PolicyLearned { .. } | Body::PolicyAccepted { .. } => {
-            s(API_ACTIVITY, 3, MEDIUM, SUCCESS)
+        Body::PolicyLearned { .. }
+        | Body::PolicyAccepted { .. }
+        | Body::PolicyChanged { unknown: None, .. } => s(API_ACTIVITY, 3, MEDIUM, SUCCESS),
+        Body::PolicyChanged { .. } => s(API_ACTIVITY, 3, MEDIUM, UNKNOWN),
+        Body::PayloadsErased { .. } | Body::RecordsPruned { .. } => {
+            s(API_ACTIVITY, DELETE, MEDIUM, SUCCESS)
         }
         Body::ProbeObserved { held: true, .. } => s(COMPLIANCE_FINDING, 1, INFORMATIONAL, SUCCESS),
         Body::ProbeObserved { held: false, .. } => s(COMPLIANCE_FINDING, 1, CRITICAL, FAILURE),
@@ -196,7 +226,21 @@ pub fn encode(record: &Record, uid: &[u8; 36]) -> Result<Entry, EncodeError> {
 ///
 /// # Errors
 /// As [`encode`].
-pub fn encode_in(mut out: Vec<u8>, record: &Record, uid: &[u8; 36]) -> Result<Entry, EncodeError> {
+pub fn encode_in(out: Vec<u8>, record: &Record, uid: &[u8; 36]) -> Result<Entry, EncodeError> {
+    encode_with(out, record, uid, None)
+}
+
+/// As [`encode_in`], with what was taken out of the record to stand beside the log
+/// ([`crate::payload`]).
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_with(
+    mut out: Vec<u8>,
+    record: &Record,
+    uid: &[u8; 36],
+    beside: Option<&Beside>,
+) -> Result<Entry, EncodeError> {
     let shape = shape(&record.body);
     out.clear();
     // The keys below stand in canonical order; `tests/entries.rs` checks it with a foreign library.
@@ -224,10 +268,14 @@ pub fn encode_in(mut out: Vec<u8>, record: &Record, uid: &[u8; 36]) -> Result<En
         concat!(
             ",\"metadata\":{\"product\":{\"name\":\"nanoclaw\",\"version\":\"",
             env!("CARGO_PKG_VERSION"),
-            "\"},\"uid\":\""
+            "\"}"
         )
         .as_bytes(),
     );
+    if record.agent.is_some() {
+        out.extend(PROFILES);
+    }
+    out.extend(b",\"uid\":\"");
     out.extend(uid);
     out.extend(b"\",\"version\":\"");
     out.extend(OCSF_VERSION.as_bytes());
@@ -242,7 +290,7 @@ pub fn encode_in(mut out: Vec<u8>, record: &Record, uid: &[u8; 36]) -> Result<En
         canonical::uint(&mut out, number)?;
     }
     out.extend(b",\"unmapped\":");
-    body::write(&mut out, &record.body, record.turn.as_ref())?;
+    body::write(&mut out, &record.body, record.turn.as_ref(), beside)?;
     out.push(b'}');
     Entry::from_bytes(out)
 }
@@ -272,6 +320,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
     let Value::Object(mut unmapped) = event["unmapped"].clone() else {
         return Err(bad("it has no unmapped fields".into()));
     };
+    unmapped.remove("payloads");
     let turn = unmapped.remove("turn").as_ref().and_then(text).map(|s| TurnId::parse(&s));
     let body = serde_json::from_value(Value::Object(unmapped)).map_err(|e| bad(e.to_string()))?;
     Ok(Record {
@@ -281,4 +330,15 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
         turn: turn.transpose().map_err(|e| bad(e.to_string()))?,
         body,
     })
+}
+
+/// Whether bytes are the one canonical spelling of a record of a known kind; if not, why.
+pub(crate) fn well_formed(bytes: &[u8]) -> Result<(), String> {
+    let value: Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    let mut canonical = Vec::with_capacity(bytes.len());
+    canonical::write(&mut canonical, &value).map_err(|e| e.to_string())?;
+    if canonical != bytes {
+        return Err("it is not written in canonical form".to_owned());
+    }
+    decode(bytes).map(drop).map_err(|e| e.to_string())
 }

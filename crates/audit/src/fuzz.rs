@@ -2,11 +2,16 @@
 //! bundles and tile names, checkpoints and keys.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use crate::cosign::{WitnessKey, WitnessSigner};
 use crate::entry::{Entry, Uids, decode, encode};
+use crate::http::{Url, parse_request, parse_response};
+use crate::merkle::{Hash, inclusion_proof, leaf_hash, subtree_root};
 use crate::note::{Checkpoint, Signer, Verifier};
+use crate::proof::Proof;
 use crate::tiles::{TileName, push_entry, split_bundle};
-use crate::wal::{Batch, Frame, FrameReader, Wal};
+use crate::wal::{Batch, Frame, FrameReader, Replayed, Wal};
 use crate::wire::{self, Frames, FromClient, FromRecorder, Hello, Malformed};
+use crate::witness::AddCheckpoint;
 use model::{Body, Durability, Record, RecordError};
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -59,6 +64,7 @@ fn client_again(message: FromClient) -> u64 {
             wire::push_submit(&mut out, *id, *durability, record).unwrap();
         }
         FromClient::Submit { record: Err(_), .. } => return 1,
+        FromClient::Rotate { id } => wire::push_rotate(&mut out, *id),
         FromClient::Bye => wire::push_bye(&mut out),
     }
     assert_eq!(wire::parse_client(&out[4..]), Ok(message));
@@ -83,10 +89,11 @@ fn recorder_again(message: FromRecorder) -> u64 {
 #[test]
 fn fuzz_audit_frames() {
     let mut good = Vec::new();
-    wire::push_hello(&mut good, &Hello { protocol: 2, pid: 2, role: "test".into() });
+    wire::push_hello(&mut good, &Hello { protocol: 3, pid: 2, role: "test".into() });
     for durability in [Durability::Ordered, Durability::Durable] {
         wire::push_submit(&mut good, 5, durability, &record("x")).unwrap();
     }
+    wire::push_rotate(&mut good, 6);
     wire::push_bye(&mut good);
     let mut answers = Vec::new();
     wire::push_welcome(&mut answers);
@@ -124,8 +131,8 @@ fn replayed(source: impl Read) -> (Vec<(u64, Vec<u8>)>, String, u64) {
 fn segment() -> Vec<u8> {
     let dir = testkit::TempDir::new("fuzz-wal").unwrap();
     std::fs::create_dir(dir.join("wal")).unwrap();
-    let empty = crate::wal::Replayed { next: 0, last: None, torn: None };
-    let mut wal = Wal::resume(dir.path(), &empty, 1 << 20).unwrap();
+    let (disk, empty) = (std::sync::Arc::new(crate::disk::Real) as _, Replayed::default());
+    let mut wal = Wal::resume(&disk, dir.path(), &empty, 1 << 20).unwrap();
     for text in ["a", "bcd", "{\"e\":1}", "f"] {
         let mut batch = Batch::default();
         batch.push(&Entry::from_bytes(text.into()).unwrap());
@@ -209,6 +216,101 @@ fn fuzz_audit_notes() {
             key.as_ref().err().map(of),
             secret.as_ref().err().map(of),
             tile.is_some(),
+        ))
+    });
+}
+
+/// A log of five records, its key, and the proof of the fourth.
+fn proven() -> (Signer, Proof) {
+    let signer = Signer::from_seed("log.example/x", [7; 32]).unwrap();
+    let leaves: Vec<Hash> = (0..5_u8).map(|n| leaf_hash(&[n; 9])).collect();
+    let path = inclusion_proof(&leaves[..], 3, 5).unwrap().unwrap();
+    let checkpoint = signer.sign(5, subtree_root(&leaves));
+    let proof = Proof { extra: Some(vec![3; 9]), index: 3, path, checkpoint };
+    (signer, proof)
+}
+
+#[test]
+fn fuzz_audit_proofs() {
+    let (signer, proof) = proven();
+    let witness = WitnessSigner::from_seed("w.example/1", [6; 32]).unwrap();
+    let quorum = crate::cosign::Quorum::new(vec![witness.key().clone()], 1).unwrap();
+    let text = &proof.checkpoint[..=proof.checkpoint.find("\n\n").unwrap()];
+    let line = witness.cosign(text, 1_790_000_000);
+    let note = format!("{}{line}", proof.checkpoint);
+    let whole = Proof { checkpoint: note.clone(), ..proof.clone() }.text();
+    let bare = Proof { extra: None, ..proof.clone() }.text();
+    let request = AddCheckpoint { old: 2, proof: proof.path.clone(), note: note.clone() }.text();
+    let (vkey, skey) = (witness.key().vkey(), witness.skey());
+    let seeds = [&*whole, &*bare, &*request, &*note, &*line, &*vkey, &*skey];
+    let seeds: Vec<&[u8]> = seeds.iter().map(|s| s.as_bytes()).collect();
+    let words: [&[u8]; 6] =
+        ["\n\n", "\u{2014} ", "extra ", "index 3", "old ", "="].map(str::as_bytes);
+    fuzz::with_words("audit-proofs", &seeds, &words, |bytes, _| {
+        let parsed = Proof::parse(bytes);
+        let verdict = parsed.as_ref().ok().map(|parsed| {
+            assert_eq!(parsed.text().as_bytes(), bytes, "two spellings of a proof");
+            let proven = parsed.verify(signer.verifier(), &quorum, None);
+            if let Ok(proven) = &proven {
+                assert_eq!((proven.index, &proven.entry[..]), (3, &[3; 9][..]), "a forged record");
+            }
+            proven.map(|p| p.cosigned.len()).map_err(|e| e.to_string().len())
+        });
+        let request = AddCheckpoint::parse(bytes);
+        assert!(request.as_ref().is_ok_and(|r| r.text().as_bytes() == bytes) || request.is_err());
+        let cosigned = witness.key().cosigned(bytes);
+        assert!(!matches!(cosigned, Ok(Some(time)) if time != 1_790_000_000), "a forged time");
+        let Ok(said) = std::str::from_utf8(bytes) else { return 1 };
+        let own = witness.key().own_line(text, said);
+        assert!(own.as_ref().is_ok_and(|(own, _)| *own == line) || own.is_err(), "a forged line");
+        let key = WitnessKey::parse(said);
+        assert!(key.as_ref().is_ok_and(|key| key.vkey() == said) || key.is_err());
+        let secret = WitnessSigner::parse(said);
+        assert!(secret.as_ref().is_ok_and(|key| key.skey() == said) || secret.is_err());
+        let malformed = parsed.err().map(|e| std::mem::discriminant(&e));
+        fuzz::outcome((malformed.is_some(), verdict, request.err(), own.is_ok(), key.is_ok()))
+    });
+}
+
+#[test]
+fn fuzz_audit_http() {
+    let get = "GET /tile/0/x001/067.p/12 HTTP/1.1\r\nHost: h\r\nConnection: close, x\r\n\r\n";
+    let post = "POST /add-checkpoint HTTP/1.0\r\nContent-Length: 12\r\n\r\n";
+    let answer = "HTTP/1.1 409 Conflict\r\nContent-Type: text/x.tlog.size\r\n\
+                  Transfer-Encoding: chunked\r\n\r\n";
+    let url = "https://[::1]:8443/a/b";
+    let seeds = [get, post, answer, url, "http://w.example"].map(str::as_bytes);
+    let words: [&[u8]; 7] =
+        [b"\r\n", b"Content-Length: 1\r\n", b"\n", b"\0", b" HTTP/1.1", b"..", b"gzip"];
+    fuzz::with_words("audit-http", &seeds, &words, |bytes, dice| {
+        let request = parse_request(bytes);
+        if let Ok(request) = &request {
+            assert!(request.path.starts_with('/') && request.path.is_ascii());
+            // Whatever a path says, only the name of a tile leads to a file.
+            let name = TileName::parse(request.path.trim_start_matches('/'));
+            assert!(name.is_none_or(|name| !name.path().contains("..")));
+        }
+        let response = parse_response(bytes);
+        assert!(
+            response.as_ref().is_ok_and(|r| (200..600).contains(&r.status)) || response.is_err()
+        );
+        let mut rest = Vec::new();
+        let head = crate::http::read_head(&mut Pieces::new(dice.pieces(bytes, 20)), &mut rest);
+        if let Ok(Some(head)) = &head {
+            assert!(head.ends_with(b"\r\n\r\n") && bytes.starts_with(head));
+        }
+        let url = std::str::from_utf8(bytes).ok().map(Url::parse);
+        if let Some(Ok(url)) = &url {
+            assert_eq!(Url::parse(&url.below("x")).map(|u| u.host), Ok(url.host.clone()));
+        }
+        let kinds = (
+            request.map(|r| r.keep_alive),
+            response.map(|r| r.framing == crate::http::Framing::Chunked),
+        );
+        fuzz::outcome((
+            kinds,
+            head.map(|h| h.is_some()).map_err(|e| e.kind()),
+            url.map(|u| u.is_ok()),
         ))
     });
 }

@@ -15,19 +15,22 @@
 //! 4. One writer: the folder is locked while the log is open.
 
 use crate::commit::{self, Shared, Waiter};
-use crate::entry::Entry;
-use crate::merkle;
-use crate::note::{Checkpoint, NOTE_BYTES_MAX, NoteError, Signer, Verifier};
+use crate::disk::{Held, Real, SharedDisk};
+use crate::entry::{Entry, decode};
+use crate::keys::{Keys, Prepared, prepare_next};
+use crate::note::{Checkpoint, NOTE_BYTES_MAX, NoteError, Verifier};
+use crate::opening::{CHECKED_BYTES, Checked, check};
+use crate::prune;
+use crate::replay::settle;
 use crate::tail::Tail;
-use crate::tiler::{self, Inbox, Mode, SignAfter, Tiles};
+use crate::tiler::{self, Inbox, SignAfter};
+use crate::tilestore::{Mode, Tiles};
 use crate::wal::{self, SEGMENT_BYTES, Wal, WalError};
 use model::{Done, Durability, RecordError};
-use rustix::fs::{FlockOperation, flock};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 
 /// Why a log cannot be opened.
@@ -43,7 +46,11 @@ pub enum OpenError {
         dir: PathBuf,
     },
     /// The system refused.
-    #[error("cannot open the audit log: {}: {error}", path.display())]
+    #[error(
+        "cannot open the audit log: {}: {error}; nothing is recorded until it can be: see whether \
+         the disk is full, failing or read-only, and whose the file is",
+        path.display()
+    )]
     Io {
         /// File or folder.
         path: PathBuf,
@@ -81,13 +88,19 @@ pub enum OpenError {
 pub struct Options {
     /// Length at which a segment is followed by a new one, bytes.
     pub segment_bytes: u64,
+    /// Bytes at the end of the log that opening reads, at the least.
+    pub checked_bytes: u64,
     /// When to sign.
     pub sign_after: SignAfter,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_bytes: SEGMENT_BYTES, sign_after: SignAfter::default() }
+        Self {
+            segment_bytes: SEGMENT_BYTES,
+            checked_bytes: CHECKED_BYTES,
+            sign_after: SignAfter::default(),
+        }
     }
 }
 
@@ -96,10 +109,13 @@ impl Default for Options {
 pub struct Recovered {
     /// Records in the log.
     pub records: u64,
-    /// Bytes of a torn write that were cut off and kept in `evidence/`.
+    /// Bytes of a torn write, or of a key's announcement that no head covers, that were cut off
+    /// and kept in `evidence/`.
     pub torn_bytes: u64,
     /// Whether derived tiles had to be written again.
     pub tiles_repaired: bool,
+    /// Time of the last record, ms since 1970; 0 when there is none that says.
+    pub last_time_ms: u64,
 }
 
 /// An open log.
@@ -107,8 +123,10 @@ pub struct Log {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     recovered: Recovered,
-    verifier: Verifier,
-    _lock: File,
+    public: Arc<Mutex<Verifier>>,
+    prepared: Prepared,
+    disk: SharedDisk,
+    dir: PathBuf,
 }
 
 impl Log {
@@ -125,34 +143,58 @@ impl Log {
     /// # Errors
     /// As [`Log::open`].
     pub fn open_with(dir: &Path, options: Options) -> Result<Self, OpenError> {
+        Self::open_on(&(Arc::new(Real) as SharedDisk), dir, options)
+    }
+
+    /// As [`Log::open_with`], on another disk than the operating system's.
+    ///
+    /// # Errors
+    /// As [`Log::open`].
+    pub fn open_on(disk: &SharedDisk, dir: &Path, options: Options) -> Result<Self, OpenError> {
         let at = |path: &Path| {
             let path = path.to_owned();
             move |error| OpenError::Io { path, error }
         };
-        for folder in [dir.to_owned(), dir.join("private"), dir.join("wal"), dir.join("tile")] {
-            DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(at(&folder))?;
+        folders(disk, dir)?;
+        let held = lock(disk, dir)?;
+        let mut keys = Keys::open(disk, dir)?;
+        let (head, mut manifest) = (keys.head()?, keys.manifest()?);
+        let looked = || check(disk, dir, &keys, &head, &manifest, options.checked_bytes);
+        let (mut found, mut torn_bytes) = (looked()?, 0);
+        keys.check_follower(found.ended.as_deref())?;
+        if let Some(loose) = found.unfounded(&**disk, dir)? {
+            wal::cut(&**disk, dir, &loose).map_err(at(&loose.segment.path))?;
+            (found, torn_bytes) = (looked()?, loose.bytes);
         }
-        let lock = lock(dir)?;
-        let signer = signer(dir)?;
-        let head = head(dir, &signer)?;
-        let (mut tiles, mut replayed) = check(dir, &head)?;
-        let torn_bytes = replayed.torn.as_ref().map_or(0, |t| t.bytes);
-        if let Some(torn) = replayed.torn.take() {
-            wal::cut(dir, &torn).map_err(at(&torn.segment.path))?;
+        let torn = found.replayed.torn.take();
+        torn_bytes += torn.as_ref().map_or(0, |t| t.bytes);
+        let unsigned = found.replayed.next != head.size || torn.is_some();
+        if let Some(torn) = torn {
+            wal::cut(&**disk, dir, &torn).map_err(at(&torn.segment.path))?;
         }
-        let tiles_repaired = *tiles.mode() == Mode::Check { differs: true };
-        if tiles_repaired {
-            tiles = repair(dir)?;
+        settle(&**disk, dir, &found.replayed).map_err(at(&dir.join("wal")))?;
+        let tiles_repaired = *found.tiles.mode() == Mode::Check { differs: true };
+        if tiles_repaired || unsigned {
+            // What a former process left behind in a hurry is not believed, save what was listed.
+            let durable = if unsigned { manifest.next() } else { u64::MAX };
+            found.repair(disk, dir, &head, durable)?;
         }
-        tiles.start_writing().map_err(at(&dir.join("tile")))?;
-        let wal =
-            Wal::resume(dir, &replayed, options.segment_bytes).map_err(at(&dir.join("wal")))?;
-        let tail = Tail::new(dir, &replayed).map_err(at(&dir.join("wal")))?;
-        let recovered = Recovered { records: replayed.next, torn_bytes, tiles_repaired };
-        let verifier = signer.verifier().clone();
+        keys.finish().map_err(at(&dir.join("private")))?;
+        prune::finish(&**disk, dir, keys.signer(), &mut manifest, &found.pruned)
+            .map_err(at(&dir.join("wal")))?;
+        let last_time_ms = decode(&found.last_entry).map_or(0, |record| record.time_ms);
+        let Checked { mut tiles, replayed, .. } = found;
+        tiles.start_writing(held, manifest, head.size).map_err(at(&dir.join("tile")))?;
+        let wal = Wal::resume(disk, dir, &replayed, options.segment_bytes);
+        let wal = wal.map_err(at(&dir.join("wal")))?;
+        let tail = Tail::new(disk, dir, &replayed).map_err(at(&dir.join("wal")))?;
+        let recovered =
+            Recovered { records: replayed.next, torn_bytes, tiles_repaired, last_time_ms };
+        let (disk, place, public) = (Arc::clone(disk), dir.to_owned(), keys.public());
+        let prepared = keys.prepared();
         let (shared, threads) =
-            start(wal, tail, tiles, signer, head.size, options.sign_after).map_err(at(dir))?;
-        Ok(Self { shared, threads, recovered, verifier, _lock: lock })
+            start(wal, tail, tiles, keys, head.size, options.sign_after).map_err(at(dir))?;
+        Ok(Self { shared, threads, recovered, public, prepared, disk, dir: place })
     }
 
     /// What was found on opening.
@@ -161,10 +203,22 @@ impl Log {
         &self.recovered
     }
 
-    /// The public key, whose name is the log's origin.
+    /// The public key that signs now, whose name is the log's origin.
     #[must_use]
-    pub fn verifier(&self) -> &Verifier {
-        &self.verifier
+    pub fn verifier(&self) -> Verifier {
+        self.public.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes the next key and returns the old and the new one as vkeys. It signs as soon as a
+    /// [`model::Body::KeyAnnounced`] that names both is in this log, while it is open; should that
+    /// never be, it is forgotten.
+    ///
+    /// # Errors
+    /// When its file cannot be written.
+    pub fn prepare_key(&self) -> Result<(String, String), OpenError> {
+        let old = self.verifier();
+        let new = prepare_next(&self.disk, &self.dir, old.name(), &self.prepared)?;
+        Ok((old.vkey(), new))
     }
 
     /// Queues an entry. Blocks while the queue is full; `done` is called once, on the committer's
@@ -229,7 +283,7 @@ fn start(
     wal: Wal,
     tail: Tail,
     tiles: Tiles,
-    signer: Signer,
+    mut keys: Keys,
     signed: u64,
     after: SignAfter,
 ) -> io::Result<(Arc<Shared>, Vec<JoinHandle<()>>)> {
@@ -238,7 +292,9 @@ fn start(
     let (for_tiler, news) = (Arc::clone(&shared), Arc::clone(&inbox));
     let tiler = thread::Builder::new().name("audit-tiles".into()).spawn(move || {
         let _leaving = news.refuse_when_done();
-        if let Err(e) = tiler::run(tiles, tail, &signer, signed, after, &news) {
+        // Whoever waits for a head hears of a failure once the log has failed, not before.
+        let mut asked = Vec::new();
+        if let Err(e) = tiler::run(tiles, tail, &mut keys, signed, after, &news, &mut asked) {
             for_tiler.fail(e.to_string());
         }
     })?;
@@ -250,57 +306,36 @@ fn start(
     Ok((shared, vec![committer, tiler]))
 }
 
-fn lock(dir: &Path) -> Result<File, OpenError> {
-    let path = dir.join("private/lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let file = file.map_err(|error| OpenError::Io { path: path.clone(), error })?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked { dir: dir.to_owned() }),
-        Err(e) => Err(OpenError::Io { path, error: e.into() }),
+fn lock(disk: &SharedDisk, dir: &Path) -> Result<Held, OpenError> {
+    let path = dir.join("work/lock");
+    match disk.lock(&path) {
+        Ok(Some(held)) => Ok(held),
+        Ok(None) => Err(OpenError::Locked { dir: dir.to_owned() }),
+        Err(error) => Err(OpenError::Io { path, error }),
     }
 }
 
-/// Replays the write-ahead log against the signed head and the tiles, changing nothing.
-fn check(dir: &Path, head: &Checkpoint) -> Result<(Tiles, wal::Replayed), OpenError> {
-    let mut tiles = Tiles::new(dir, Mode::Check { differs: false });
-    let mut root_there = (head.size == 0).then(merkle::empty_root);
-    let mut failed = None;
-    let replayed = wal::replay(dir, |frame| {
-        if failed.is_none() {
-            failed = tiles.push(frame.bytes).err();
-            if tiles.size() == head.size {
-                root_there = Some(tiles.root());
-            }
-        }
-    })?;
-    if let Some(error) = failed {
-        return Err(OpenError::Io { path: dir.join("tile"), error });
+/// Makes the folders of a log, durable as names.
+fn folders(disk: &SharedDisk, dir: &Path) -> Result<(), OpenError> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |error| OpenError::Io { path, error }
+    };
+    disk.create_folder(dir).map_err(at(dir))?;
+    for folder in ["private", "work", "wal", "tile"].map(|name| dir.join(name)) {
+        disk.create_folder(&folder).map_err(at(&folder))?;
     }
-    let mismatch = |what| OpenError::Mismatch { dir: dir.to_owned(), what };
-    match root_there {
-        None => Err(mismatch(format!(
-            "the signed head covers {} records, but only {} are there",
-            head.size, replayed.next
-        ))),
-        Some(root) if root != head.root => {
-            Err(mismatch(format!("the first {} records are not those that were signed", head.size)))
-        }
-        Some(_) => Ok((tiles, replayed)),
+    // Without these a power cut could take back the folder that a synced record lies in, or the
+    // key's name, which an open that failed in its first steps left unsynced.
+    for folder in [dir, &dir.join("private"), &dir.join("work")] {
+        disk.sync(folder).map_err(at(folder))?;
     }
-}
-
-fn repair(dir: &Path) -> Result<Tiles, OpenError> {
-    let mut tiles = Tiles::new(dir, Mode::Repair);
-    let mut failed = None;
-    wal::replay(dir, |frame| {
-        if failed.is_none() {
-            failed = tiles.push(frame.bytes).err();
-        }
-    })?;
-    match failed {
-        Some(error) => Err(OpenError::Io { path: dir.join("tile"), error }),
-        None => Ok(tiles),
+    let above = dir.parent().map(|p| if p == Path::new("") { Path::new(".") } else { p });
+    let Some(above) = above else { return Ok(()) };
+    match disk.sync(above) {
+        // Behind walls it is out of reach; whoever put them up has synced it (`recorder::prepare`).
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        result => result.map_err(at(above)),
     }
 }
 
@@ -317,75 +352,4 @@ pub(crate) fn read_small(path: &Path) -> io::Result<Option<Vec<u8>>> {
 /// The one line of a key file.
 pub(crate) fn line(bytes: Vec<u8>) -> Option<String> {
     String::from_utf8(bytes).ok()?.strip_suffix('\n').map(str::to_owned)
-}
-
-fn write_new(dir: &Path, name: &str, text: &str) -> io::Result<()> {
-    let path = dir.join(name);
-    let new = path.with_extension("new");
-    let options = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).to_owned();
-    let mut file = options.open(&new)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, &path)?;
-    File::open(path.parent().unwrap_or(dir))?.sync_all()
-}
-
-/// The signing key, made on first open; refuses to make one for a log that exists.
-fn signer(dir: &Path) -> Result<Signer, OpenError> {
-    let (key_path, vkey_path) = (dir.join("private/key"), dir.join("vkey"));
-    let io_at = |path: &Path| {
-        let path = path.to_owned();
-        move |error| OpenError::Io { path, error }
-    };
-    let mismatch = |what: &str| OpenError::Mismatch { dir: dir.to_owned(), what: what.to_owned() };
-    let vkey = read_small(&vkey_path).map_err(io_at(&vkey_path))?;
-    let signer = match read_small(&key_path).map_err(io_at(&key_path))? {
-        Some(bytes) => {
-            let key = line(bytes).unwrap_or_default();
-            Signer::parse(&key).map_err(|error| OpenError::Note { path: key_path, error })?
-        }
-        None if vkey.is_some() || !wal::segments(dir).map_err(io_at(dir))?.is_empty() => {
-            return Err(mismatch("the signing key private/key is missing"));
-        }
-        None => {
-            let mut random = [0; 36];
-            rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty())
-                .map_err(|e| io_at(&key_path)(e.into()))?;
-            let (id, seed) = random.split_at(4);
-            let name = format!("nanoclaw/{:02x}{:02x}{:02x}{:02x}", id[0], id[1], id[2], id[3]);
-            let seed = <[u8; 32]>::try_from(seed).unwrap_or_default();
-            let made = Signer::from_seed(&name, seed);
-            let made = made.map_err(|error| OpenError::Note { path: key_path.clone(), error })?;
-            write_new(dir, "private/key", &format!("{}\n", made.skey()))
-                .map_err(io_at(&key_path))?;
-            made
-        }
-    };
-    let text = signer.verifier().vkey();
-    match vkey {
-        None => write_new(dir, "vkey", &format!("{text}\n")).map_err(io_at(&vkey_path))?,
-        Some(bytes) if bytes == format!("{text}\n").as_bytes() => {}
-        Some(_) => return Err(mismatch("vkey is not the public half of private/key")),
-    }
-    Ok(signer)
-}
-
-/// The signed head; a new log gets one over nothing, so that a missing one always means harm.
-fn head(dir: &Path, signer: &Signer) -> Result<Checkpoint, OpenError> {
-    let path = dir.join("checkpoint");
-    let io_at = |error| OpenError::Io { path: path.clone(), error };
-    match read_small(&path).map_err(io_at)? {
-        Some(note) => {
-            signer.verifier().open(&note).map_err(|error| OpenError::Note { path, error })
-        }
-        None if wal::segments(dir).map_err(io_at)?.is_empty() => {
-            let root = merkle::empty_root();
-            tiler::write_checkpoint(dir, &signer.sign(0, root)).map_err(io_at)?;
-            Ok(Checkpoint { origin: signer.verifier().name().to_owned(), size: 0, root })
-        }
-        None => Err(OpenError::Mismatch {
-            dir: dir.to_owned(),
-            what: "records are there, but no checkpoint".to_owned(),
-        }),
-    }
 }

@@ -104,6 +104,11 @@ pub struct TileTree {
 }
 
 impl TileTree {
+    /// A tree of `size` leaves whose unfinished tiles are these, lowest level first.
+    pub(crate) fn restore(size: u64, levels: Vec<Vec<Hash>>) -> Self {
+        Self { size, levels }
+    }
+
     /// Leaves so far.
     #[must_use]
     pub fn size(&self) -> u64 {

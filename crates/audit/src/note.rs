@@ -18,6 +18,9 @@ use zeroize::Zeroize;
 /// Algorithm byte of Ed25519 in the signed-note format.
 const TYPE_ED25519: u8 = 1;
 
+/// Longest name of a key, bytes.
+const NAME_BYTES_MAX: usize = 255;
+
 /// Largest signed note read. A checkpoint with a hundred witness lines is 15 KB.
 pub const NOTE_BYTES_MAX: u64 = 64 << 10;
 
@@ -29,7 +32,7 @@ pub enum NoteError {
         "the {which} is not a valid signed-note key: {why}; restore the file from a copy you trust"
     )]
     Key {
-        /// "verifier key" or "signing key".
+        /// "verifier key", "signing key", "witness key" or "witness' signing key".
         which: &'static str,
         /// What is wrong.
         why: &'static str,
@@ -114,8 +117,8 @@ impl Checkpoint {
     }
 }
 
-fn check_name(name: &str) -> Result<(), &'static str> {
-    if name.is_empty() || name.len() > 255 {
+pub(crate) fn check_name(name: &str) -> Result<(), &'static str> {
+    if name.is_empty() || name.len() > NAME_BYTES_MAX {
         return Err("the name is empty or longer than 255 bytes");
     }
     if name.contains('+') || name.chars().any(|c| c.is_whitespace() || c.is_control()) {
@@ -124,20 +127,25 @@ fn check_name(name: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn key_id(name: &str, public: &[u8]) -> [u8; 4] {
+/// The id of a key: its name, algorithm and bytes, hashed.
+pub(crate) fn key_id(name: &str, algorithm: u8, public: &[u8]) -> [u8; 4] {
     let mut text = name.as_bytes().to_vec();
-    text.extend([b'\n', TYPE_ED25519]);
+    text.extend([b'\n', algorithm]);
     text.extend(public);
     let h = sha256(&text);
     [h[0], h[1], h[2], h[3]]
 }
 
-fn hex8(id: [u8; 4]) -> String {
+pub(crate) fn hex8(id: [u8; 4]) -> String {
     format!("{:08x}", u32::from_be_bytes(id))
 }
 
-/// `<name>+<8 hex>+<base64(0x01 ‖ 32 bytes)>`, split and checked.
-fn split_key(text: &str, which: &'static str) -> Result<(String, String, [u8; 32]), NoteError> {
+/// `<name>+<8 hex>+<base64(algorithm ‖ 32 bytes)>`, split and checked.
+pub(crate) fn split_key(
+    text: &str,
+    which: &'static str,
+    algorithm: u8,
+) -> Result<(String, String, [u8; 32]), NoteError> {
     let bad = |why| NoteError::Key { which, why };
     let mut parts = text.splitn(3, '+');
     let (Some(name), Some(id), Some(data)) = (parts.next(), parts.next(), parts.next()) else {
@@ -146,13 +154,62 @@ fn split_key(text: &str, which: &'static str) -> Result<(String, String, [u8; 32
     check_name(name).map_err(bad)?;
     let data = STANDARD.decode(data).map_err(|_| bad("the key is not base64"))?;
     match <[u8; 33]>::try_from(data) {
-        Ok(d) if d[0] == TYPE_ED25519 => {
+        Ok(d) if d[0] == algorithm => {
             let mut key = [0; 32];
             key.copy_from_slice(&d[1..]);
             Ok((name.to_owned(), id.to_owned(), key))
         }
+        Ok(_) => Err(bad("it is a key for something else: logs have type 1, witnesses type 4")),
         _ => Err(bad("it is not an Ed25519 key of 32 bytes")),
     }
+}
+
+/// A signature line of a note.
+pub(crate) struct SignatureLine<'a> {
+    /// Name of the key.
+    pub(crate) name: &'a str,
+    /// Id of the key and the signature.
+    pub(crate) blob: Vec<u8>,
+    /// Where the line starts in the note.
+    pub(crate) offset: u64,
+}
+
+/// Takes a note apart: the text, with its last line's end, and its signature lines.
+///
+/// # Errors
+/// [`NoteError::Malformed`].
+pub(crate) fn split_note(note: &[u8]) -> Result<(&str, Vec<SignatureLine<'_>>), NoteError> {
+    let bad = |offset: usize, why| NoteError::Malformed { offset: offset as u64, why };
+    let note = std::str::from_utf8(note).map_err(|e| bad(e.valid_up_to(), "not UTF-8"))?;
+    let split = note.rfind("\n\n").ok_or_else(|| bad(0, "no empty line before the signatures"))?;
+    let (text, rest) = (&note[..=split], &note[split + 2..]);
+    if rest.is_empty() || !rest.ends_with('\n') {
+        return Err(bad(note.len(), "the signature lines do not end"));
+    }
+    Ok((text, signature_lines(rest, split + 2)?))
+}
+
+/// The lines of `text`, which starts at byte `at` of the note; each must be a signature's.
+pub(crate) fn signature_lines(
+    text: &str,
+    mut at: usize,
+) -> Result<Vec<SignatureLine<'_>>, NoteError> {
+    let bad = |offset: usize, why| NoteError::Malformed { offset: offset as u64, why };
+    let mut lines = Vec::new();
+    for line in text.split_inclusive('\n') {
+        let (name, blob) = line
+            .strip_suffix('\n')
+            .and_then(|l| l.strip_prefix("\u{2014} "))
+            .and_then(|l| l.split_once(' '))
+            .ok_or_else(|| bad(at, "not a signature line"))?;
+        let blob = STANDARD.decode(blob).map_err(|_| bad(at, "a signature is not base64"))?;
+        if blob.len() < 5 {
+            return Err(bad(at, "a signature is too short"));
+        }
+        lines.push(SignatureLine { name, blob, offset: at as u64 });
+        at += line.len();
+    }
+    Ok(lines)
 }
 
 /// A public key with its name.
@@ -169,8 +226,8 @@ impl Verifier {
     /// # Errors
     /// [`NoteError::Key`] when it is malformed or its id is not the hash of its parts.
     pub fn parse(vkey: &str) -> Result<Self, NoteError> {
-        let (name, id_text, public) = split_key(vkey, "verifier key")?;
-        let id = key_id(&name, &public);
+        let (name, id_text, public) = split_key(vkey, "verifier key", TYPE_ED25519)?;
+        let id = key_id(&name, TYPE_ED25519, &public);
         if hex8(id) != id_text {
             return Err(NoteError::Key {
                 which: "verifier key",
@@ -178,6 +235,11 @@ impl Verifier {
             });
         }
         Ok(Self { name, id, public })
+    }
+
+    /// The key's id.
+    pub(crate) fn id(&self) -> [u8; 4] {
+        self.id
     }
 
     /// Name of the key, which is also the origin of its log.
@@ -199,42 +261,36 @@ impl Verifier {
     /// # Errors
     /// When the note is malformed, is of another origin, or carries no valid signature of this key.
     pub fn open(&self, note: &[u8]) -> Result<Checkpoint, NoteError> {
-        let bad = |offset: usize, why| NoteError::Malformed { offset: offset as u64, why };
-        let note = std::str::from_utf8(note).map_err(|e| bad(e.valid_up_to(), "not UTF-8"))?;
-        let split =
-            note.rfind("\n\n").ok_or_else(|| bad(0, "no empty line before the signatures"))?;
-        let (text, signatures) = (&note[..=split], &note[split + 2..]);
-        if signatures.is_empty() || !signatures.ends_with('\n') {
-            return Err(bad(note.len(), "the signature lines do not end"));
+        let checkpoint = Checkpoint::parse(self.open_text(note)?)?;
+        if checkpoint.origin != self.name {
+            let why = "its origin is not the name of the key";
+            return Err(NoteError::Malformed { offset: 0, why });
         }
-        let (mut at, mut valid) = (split + 2, false);
-        for line in signatures.split_inclusive('\n') {
-            let (name, blob) = line
-                .strip_suffix('\n')
-                .and_then(|l| l.strip_prefix("\u{2014} "))
-                .and_then(|l| l.split_once(' '))
-                .ok_or_else(|| bad(at, "not a signature line"))?;
-            let blob = STANDARD.decode(blob).map_err(|_| bad(at, "a signature is not base64"))?;
-            if blob.len() < 5 {
-                return Err(bad(at, "a signature is too short"));
-            }
-            if name == self.name && blob[..4] == self.id {
+        Ok(checkpoint)
+    }
+
+    /// Checks a signed note and returns its text, whatever that says.
+    ///
+    /// # Errors
+    /// When the note is malformed, or carries no valid signature of this key.
+    pub fn open_text<'n>(&self, note: &'n [u8]) -> Result<&'n str, NoteError> {
+        let (text, lines) = split_note(note)?;
+        let mut valid = false;
+        for line in lines {
+            if line.name == self.name && line.blob[..4] == self.id {
                 let key = UnparsedPublicKey::new(&ED25519, &self.public);
-                if key.verify(text.as_bytes(), &blob[4..]).is_err() {
-                    return Err(NoteError::Signature { key: self.name.clone(), offset: at as u64 });
+                if key.verify(text.as_bytes(), &line.blob[4..]).is_err() {
+                    let key = self.name.clone();
+                    return Err(NoteError::Signature { key, offset: line.offset });
                 }
                 valid = true;
             }
-            at += line.len();
         }
         if !valid {
-            return Err(NoteError::Signature { key: self.name.clone(), offset: split as u64 + 2 });
+            let offset = text.len() as u64 + 1;
+            return Err(NoteError::Signature { key: self.name.clone(), offset });
         }
-        let checkpoint = Checkpoint::parse(text)?;
-        if checkpoint.origin != self.name {
-            return Err(bad(0, "its origin is not the name of the key"));
-        }
-        Ok(checkpoint)
+        Ok(text)
     }
 }
 
@@ -269,7 +325,8 @@ impl Signer {
             Ed25519KeyPair::from_seed_unchecked(&seed).map_err(|_| bad("the seed is refused"))?;
         let public = <[u8; 32]>::try_from(pair.public_key().as_ref());
         let public = public.map_err(|_| bad("the public key has not 32 bytes"))?;
-        let verifier = Verifier { name: name.to_owned(), id: key_id(name, &public), public };
+        let verifier =
+            Verifier { name: name.to_owned(), id: key_id(name, TYPE_ED25519, &public), public };
         Ok(Self { pair, seed, verifier })
     }
 
@@ -280,7 +337,7 @@ impl Signer {
     pub fn parse(skey: &str) -> Result<Self, NoteError> {
         let bad = |why| NoteError::Key { which: "signing key", why };
         let rest = skey.strip_prefix("PRIVATE+KEY+").ok_or_else(|| bad("the prefix is missing"))?;
-        let (name, id, seed) = split_key(rest, "signing key")?;
+        let (name, id, seed) = split_key(rest, "signing key", TYPE_ED25519)?;
         let signer = Self::from_seed(&name, seed)?;
         if hex8(signer.verifier.id) != id {
             return Err(bad("its id does not match its parts"));
@@ -306,7 +363,12 @@ impl Signer {
     /// Signs a head of this log: the whole checkpoint file.
     #[must_use]
     pub fn sign(&self, size: u64, root: Hash) -> String {
-        let text = Checkpoint { origin: self.verifier.name.clone(), size, root }.text();
+        self.sign_text(&Checkpoint { origin: self.verifier.name.clone(), size, root }.text())
+    }
+
+    /// Signs a text, whose lines all end: the whole note.
+    #[must_use]
+    pub fn sign_text(&self, text: &str) -> String {
         let mut blob = self.verifier.id.to_vec();
         blob.extend(self.pair.sign(text.as_bytes()).as_ref());
         format!("{text}\n\u{2014} {} {}\n", self.verifier.name, STANDARD.encode(blob))

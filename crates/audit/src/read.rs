@@ -5,14 +5,21 @@
 //! ```
 //!
 //! 1. Reading proves nothing: [`crate::verify`] does. It does check every checksum and number.
-//! 2. The end of the log is not an error, even inside a record that is being written.
+//! 2. The end of the log is not an error, even inside a record that is being written, or before
+//!    bytes that a crash left there.
 
+use crate::disk::Real;
 use crate::entry::{DecodeError, decode};
+use crate::index::Terms;
+use crate::raw::{self, ScanError};
+use crate::replay::is_torn;
 use crate::wal::{BadFrame, FrameReader, segments};
 use model::{Record, SessionId};
 use rustix::fs::inotify;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -69,6 +76,11 @@ impl Filter {
     }
 }
 
+/// Whether a session's id stands in an entry at all.
+fn names(entry: &[u8], session: &SessionId) -> bool {
+    crate::payload::contains(entry, session.as_str().as_bytes())
+}
+
 struct Open {
     path: PathBuf,
     frames: FrameReader<File>,
@@ -109,6 +121,10 @@ impl Reader {
                     if frame.seq < self.filter.from {
                         continue;
                     }
+                    // Looking for an id costs a tenth of what decoding does.
+                    if self.filter.session.as_ref().is_some_and(|s| !names(frame.bytes, s)) {
+                        continue;
+                    }
                     let record = decode(frame.bytes);
                     if self.filter.takes(&record) {
                         let bytes = frame.bytes.to_vec();
@@ -122,10 +138,21 @@ impl Reader {
                 }
                 Err(BadFrame::Short) => return Ok(None),
                 Err(why) => {
-                    return Err(ReadError::Damaged { path: open.path.clone(), offset, why });
+                    let path = open.path.clone();
+                    return match self.at_torn_end(&path, offset)? {
+                        true => Ok(None),
+                        false => Err(ReadError::Damaged { path, offset, why }),
+                    };
                 }
             }
         }
+    }
+
+    /// Whether what is no record there is a write at the very end that a crash cut off.
+    fn at_torn_end(&self, path: &Path, offset: u64) -> Result<bool, ReadError> {
+        let last = segments(&self.dir).map(|all| all.last().is_some_and(|s| s.path == path));
+        last.and_then(|last| Ok(last && is_torn(&Real, path, offset, self.due)?))
+            .map_err(|error| ReadError::Io { path: path.to_owned(), error })
     }
 
     /// Goes to the segment with the record that is due, if that is another one than the open one.
@@ -137,9 +164,11 @@ impl Reader {
         };
         // The first one may be entered before its end: skip what lies wholly before `from`.
         let wanted = if self.open.is_none() { self.filter.from.max(self.due) } else { self.due };
-        let Some(segment) = all.into_iter().rev().find(|s| s.first <= wanted) else {
-            return Ok(false);
-        };
+        // None is open and none begins early enough: what was asked for was pruned, and the first
+        // record that is there comes next.
+        let found = all.iter().rev().find(|s| s.first <= wanted);
+        let found = found.or_else(|| all.first().filter(|_| self.open.is_none()));
+        let Some(segment) = found.cloned() else { return Ok(false) };
         if self.open.as_ref().is_some_and(|open| open.path == segment.path) {
             return Ok(false);
         }
@@ -207,3 +236,69 @@ impl Follow {
         }
     }
 }
+
+/// The newest `count` entries, oldest first, found from the end of the log.
+///
+/// # Errors
+/// When a file cannot be read or a record is damaged.
+pub fn newest(dir: &Path, count: usize) -> Result<Vec<Stored>, ScanError> {
+    let mut kept: VecDeque<(u64, Vec<u8>)> = VecDeque::new();
+    for from in starts(dir)? {
+        kept.clear();
+        raw::scan(dir, from, |index, entry| {
+            kept.push_back((index, entry.to_vec()));
+            if kept.len() > count {
+                kept.pop_front();
+            }
+            ControlFlow::Continue(())
+        })?;
+        if kept.len() >= count {
+            break;
+        }
+    }
+    let stored = |(index, bytes): (u64, Vec<u8>)| {
+        let record = decode(&bytes);
+        Stored { index, bytes, record }
+    };
+    Ok(kept.into_iter().map(stored).collect())
+}
+
+/// The session that was on record last.
+///
+/// # Errors
+/// As [`newest`].
+pub fn newest_session(dir: &Path) -> Result<Option<SessionId>, ScanError> {
+    for from in starts(dir)? {
+        let mut found = None;
+        raw::scan(dir, from, |_, entry| {
+            found = Terms::of(entry).session.or_else(|| found.take());
+            ControlFlow::Continue(())
+        })?;
+        if let Some(session) = found.and_then(|s| SessionId::parse(&s).ok()) {
+            return Ok(Some(session));
+        }
+    }
+    Ok(None)
+}
+
+/// Numbers to read from, each further back than the one before, down to the first record: whoever
+/// looks for the newest reads little of a long log.
+fn starts(dir: &Path) -> Result<Vec<u64>, ScanError> {
+    let first = raw::first(dir)?;
+    let io_error = |error| ScanError::Io { path: dir.join("wal"), error };
+    let last = match segments(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(vec![first]),
+        other => other.map_err(io_error)?.last().map_or(first, |s| s.first),
+    };
+    // The last segment holds tens of thousands of records; tiles lead further back.
+    let mut all = vec![last];
+    let mut step = BACKWARDS;
+    while all.last().is_some_and(|from| *from > first) {
+        all.push(last.saturating_sub(step).max(first));
+        step = step.saturating_mul(16);
+    }
+    Ok(all)
+}
+
+/// Records before the last segment that are read first.
+const BACKWARDS: u64 = 4_096;

@@ -16,14 +16,15 @@ use crate::client::short_path;
 use crate::connection::{self, Hub};
 use crate::entry::Uids;
 use crate::log::{Log, OpenError};
-use crate::wire::{log_dir, socket_path};
+use crate::payload;
+use crate::wire::{KEY_FOLDER, key_dir, log_dir, socket_path};
 use model::{Body, Durability};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::sockopt::socket_peercred;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -95,6 +96,17 @@ pub fn recorder_run(home: &Path, place: Place, ready: OwnedFd) -> ExitCode {
 pub struct Place {
     listener: UnixListener,
     staged: PathBuf,
+    private: bool,
+}
+
+impl Place {
+    /// Has texts of agents (what they ask tools, and are answered) stand beside the log however
+    /// short they are, so that all of them can be erased ([`crate::payload`]).
+    #[must_use]
+    pub fn with_private_texts(mut self, private: bool) -> Self {
+        self.private = private;
+        self
+    }
 }
 
 impl Drop for Place {
@@ -116,10 +128,28 @@ pub fn prepare(home: &Path) -> Result<Place, OpenError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
         made.map_err(|error| OpenError::Io { path, error })?;
     }
+    set_key_apart(home).map_err(|error| OpenError::Io { path: key_dir(home), error })?;
+    // The name of a folder that was just made must not be lost with the power; the log could not
+    // sync what lies above it any more.
+    let synced = File::open(home).and_then(|folder| folder.sync_all());
+    synced.map_err(|error| OpenError::Io { path: home.to_owned(), error })?;
     let staged = socket.with_extension(format!("{}.sock", std::process::id()));
     match listen(&staged) {
-        Ok(listener) => Ok(Place { listener, staged }),
+        Ok(listener) => Ok(Place { listener, staged, private: false }),
         Err(error) => Err(OpenError::Io { path: staged, error }),
+    }
+}
+
+/// The signing key lies beside the log's folder, which `private` leads to: a rule of Landlock is
+/// for all that lies below a folder, and who serves the log or puts its heads before witnesses
+/// has to read its folder, and nothing of this.
+fn set_key_apart(home: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(key_dir(home))?;
+    let log = log_dir(home);
+    match symlink(Path::new("..").join(KEY_FOLDER), log.join("private")) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e),
+        Ok(()) => File::open(log)?.sync_all(),
     }
 }
 
@@ -128,11 +158,14 @@ pub fn prepare(home: &Path) -> Result<Place, OpenError> {
 fn start(home: &Path, place: Place) -> Result<(Arc<Hub>, UnixListener), OpenError> {
     let (socket, dir) = (socket_path(home), log_dir(home));
     let log = Log::open(&dir)?;
+    let swept = payload::sweep(&dir);
+    swept.map_err(|error| OpenError::Io { path: dir.clone(), error })?;
     let named = |error| OpenError::Io { path: socket.clone(), error };
     let listener = place.listener.try_clone().map_err(named)?;
     // We hold the log's lock, so whoever made the one that is replaced is gone.
     fs::rename(&place.staged, &socket).map_err(named)?;
-    let hub = hub(log).map_err(|error| OpenError::Io { path: dir.clone(), error })?;
+    let hub = hub(log, &dir, place.private)
+        .map_err(|error| OpenError::Io { path: dir.clone(), error })?;
     let recovered = hub.recovered();
     let started = Body::RecorderStarted {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -147,11 +180,12 @@ fn start(home: &Path, place: Place) -> Result<(Arc<Hub>, UnixListener), OpenErro
     Ok((hub, listener))
 }
 
-fn hub(log: Log) -> io::Result<Arc<Hub>> {
+fn hub(log: Log, dir: &Path, private: bool) -> io::Result<Arc<Hub>> {
     let mut random = [0; 8];
     rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty())?;
     let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-    Ok(Arc::new(Hub::new(log, Uids::new(u64::from_ne_bytes(random)), wake)))
+    let uids = Uids::new(u64::from_ne_bytes(random));
+    Ok(Arc::new(Hub::new(log, dir, private, uids, wake)))
 }
 
 fn listen(socket: &Path) -> io::Result<UnixListener> {
@@ -198,6 +232,7 @@ fn serve(home: &Path, hub: Arc<Hub>, listener: UnixListener) -> io::Result<()> {
         }
         return Err(io::Error::other("the log has failed"));
     }
+    hub.submit_gaps();
     let records = hub.records();
     hub.append_own(Body::RecorderStopped { records }, Durability::Durable)
         .map_err(|e| io::Error::other(e.to_string()))?;

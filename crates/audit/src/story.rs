@@ -6,6 +6,10 @@
 //! 2. Text that came from an agent or from outside shows every character that could deceive the
 //!    eye: control, bidirectional and invisible ones as `<U+202E>`.
 
+mod decisions;
+mod files;
+mod recorder;
+
 use model::{Body, Direction, Record, RequestLine};
 use std::fmt::Write;
 
@@ -71,7 +75,7 @@ pub fn line(index: u64, record: &Record) -> String {
         (Some(agent), None) => format!("{agent}: "),
         (None, None) => String::new(),
     };
-    format!("{}  #{index}  {who}{}", utc(record.time_ms), sentence(&record.body))
+    format!("{}  #{index}  {who}{}", utc(record.time_ms), words(&record.body))
 }
 
 /// A record as one sentence of a short story; `None` for what only proves or measures.
@@ -116,15 +120,23 @@ pub fn brief(body: &Body) -> Option<String> {
             quote(rule),
             secret.as_ref().map_or(String::new(), |s| format!(", with the secret {}", quote(s)))
         ),
-        other => sentence(other),
+        Body::FilesManifest { .. } => return files::brief_manifest(body),
+        Body::PolicyChanged { .. } => decisions::brief_change(body),
+        other => words(other),
     })
 }
 
-fn sentence(body: &Body) -> String {
+/// What happened, in one sentence.
+#[must_use]
+pub fn words(body: &Body) -> String {
     match body {
-        Body::RecorderStarted { .. } | Body::RecorderStopped { .. } | Body::ClientLost { .. } => {
-            of_recorder(body)
-        }
+        Body::RecorderStarted { .. }
+        | Body::RecorderStopped { .. }
+        | Body::ClientLost { .. }
+        | Body::KeyAnnounced { .. }
+        | Body::RecordGap { .. }
+        | Body::ClockSetBack { .. }
+        | Body::Cosigning { .. } => recorder::of(body),
         Body::SessionOpened { .. }
         | Body::SessionClosed { .. }
         | Body::TotalsDisagree { .. }
@@ -134,6 +146,9 @@ fn sentence(body: &Body) -> String {
         | Body::ProcessImage { .. }
         | Body::ConnectRefused { .. }
         | Body::WitnessGap { .. } => of_operations(body),
+        Body::FilesChanged { .. } | Body::FilesManifest { .. } | Body::ObserversDisagree { .. } => {
+            files::sentence(body)
+        }
         Body::ModelRequest { .. } | Body::ModelResponse { .. } | Body::SecretUsed { .. } => {
             of_model(body)
         }
@@ -149,30 +164,11 @@ fn sentence(body: &Body) -> String {
         | Body::HostToolCalled { .. }
         | Body::HostToolFinished { .. }
         | Body::PolicyLearned { .. }
-        | Body::PolicyAccepted { .. } => of_decisions(body),
+        | Body::PolicyAccepted { .. }
+        | Body::PolicyChanged { .. }
+        | Body::PayloadsErased { .. }
+        | Body::RecordsPruned { .. } => decisions::sentence(body),
         _ => of_turn(body),
-    }
-}
-
-fn of_recorder(body: &Body) -> String {
-    match body {
-        Body::RecorderStarted { version, recovered_records, torn_bytes } => {
-            let torn = match torn_bytes {
-                0 => String::new(),
-                n => format!("; {n} bytes of an unfinished write were set aside"),
-            };
-            let version = quote(version);
-            format!("The recorder {version} opened the log with {recovered_records} records{torn}.")
-        }
-        Body::RecorderStopped { records } => {
-            format!("The recorder closed the log with {records} records.")
-        }
-        Body::ClientLost { pid, role } => format!(
-            "The process {} (pid {pid}) was gone without a word; \
-             what it did last may not be on record.",
-            quote(role)
-        ),
-        _ => body.kind().to_owned(),
     }
 }
 
@@ -195,7 +191,8 @@ fn of_session(body: &Body) -> String {
             )
         }
         Body::SessionClosed { reason, counts } => {
-            let some = counts.iter().filter(|(_, n)| **n > 0);
+            // That nothing was compared is to be read, too.
+            let some = counts.iter().filter(|(k, n)| **n > 0 || k.ends_with("_compared"));
             let counts: Vec<String> = some.map(|(k, n)| format!("{n} {}", quote(k))).collect();
             let counts = if counts.is_empty() { "nothing".into() } else { counts.join(", ") };
             format!("The session ended: {}. Counted: {counts}.", quote(reason))
@@ -429,38 +426,4 @@ fn requested(line: Option<&RequestLine>) -> String {
     };
     let blind = if line.websocket { " as a WebSocket" } else { "" };
     format!(", {} {}{keys}{blind}", quote(&line.method), quote(&line.path))
-}
-
-fn of_decisions(body: &Body) -> String {
-    match body {
-        Body::ApprovalAsked { approval, rule, by, summary } => format!(
-            "The {} was asked ({}) by the rule {}: {}",
-            quote(by),
-            quote(approval),
-            quote(rule),
-            quote(summary)
-        ),
-        Body::ApprovalDecided { approval, decision, by } => {
-            format!("The answer to {} was {} ({}).", quote(approval), quote(decision), quote(by))
-        }
-        Body::HostToolCalled { server, tool, arguments, .. } => format!(
-            "It called the host's tool {} of {}: {}",
-            quote(tool),
-            quote(server),
-            quote(arguments)
-        ),
-        Body::HostToolFinished { tool, ok, bytes, duration_ms, error, .. } => {
-            let how = if *ok { "answered" } else { "FAILED" };
-            let why = error.as_ref().map_or(String::new(), |e| format!(" ({})", quote(e)));
-            format!("The tool {} {how} after {duration_ms} ms, {bytes} bytes{why}.", quote(tool))
-        }
-        Body::PolicyLearned { session, rules, unused, .. } => format!(
-            "LEARNING: {rules} rules were proposed from {session}, which grant nothing; \
-             {unused} grants were never used."
-        ),
-        Body::PolicyAccepted { file, .. } => {
-            format!("A person accepted new rules into {}.", quote(file))
-        }
-        _ => body.kind().to_owned(),
-    }
 }

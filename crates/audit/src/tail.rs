@@ -7,32 +7,41 @@
 //! 1. What is signed is what the file says, not what memory said: every frame is checked again.
 //! 2. However far the tiles lag behind in a rush, memory holds one read buffer.
 
-use crate::wal::{FrameReader, Replayed, segment_path};
-use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use crate::disk::SharedDisk;
+use crate::wal::{FrameReader, Replayed, Sealed, segment_path};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Reads on where the last reading ended.
 pub(crate) struct Tail {
+    disk: SharedDisk,
     dir: PathBuf,
-    path: PathBuf,
-    frames: FrameReader<File>,
+    first: u64,
+    frames: FrameReader<Box<dyn Read + Send>>,
+    sealed: Vec<Sealed>,
 }
 
 impl Tail {
     /// After everything `replayed` (torn bytes cut already, the first segment made).
-    pub(crate) fn new(dir: &Path, replayed: &Replayed) -> io::Result<Self> {
-        let (path, offset) = match &replayed.last {
-            Some((segment, end)) => (segment.path.clone(), *end),
-            None => (segment_path(dir, replayed.next), 0),
+    pub(crate) fn new(disk: &SharedDisk, dir: &Path, replayed: &Replayed) -> io::Result<Self> {
+        let (first, offset) = match &replayed.last {
+            Some((segment, end)) => (segment.first, *end),
+            None => (replayed.next, 0),
         };
-        let mut file = File::open(&path)?;
-        file.seek(SeekFrom::Start(offset))?;
+        let file = disk.reader(&segment_path(dir, first), offset)?;
         Ok(Self {
+            disk: Arc::clone(disk),
             dir: dir.to_owned(),
-            path,
+            first,
             frames: FrameReader::new(file, offset, replayed.next),
+            sealed: Vec::new(),
         })
+    }
+
+    /// Segments that were read to their end since this was last asked.
+    pub(crate) fn take_sealed(&mut self) -> Vec<Sealed> {
+        std::mem::take(&mut self.sealed)
     }
 
     /// Gives every entry numbered below `until`, all of which are written.
@@ -54,19 +63,24 @@ impl Tail {
                 Err(why) => return Err(self.lost(&why.to_string())),
             }
             let due = self.frames.due();
-            let next = segment_path(&self.dir, due);
-            if next == self.path {
+            if due == self.first {
                 return Err(self.lost("a written record is not there"));
             }
-            self.frames = FrameReader::new(File::open(&next)?, 0, due);
-            self.path = next;
+            let next = self.disk.reader(&segment_path(&self.dir, due), 0)?;
+            let bytes = self.frames.offset();
+            self.sealed.push(Sealed { first: self.first, next: due, bytes });
+            self.frames = FrameReader::new(next, 0, due);
+            self.first = due;
         }
         Ok(())
     }
 
     fn lost(&self, why: &str) -> io::Error {
-        let (path, at) = (self.path.display(), self.frames.offset());
-        io::Error::other(format!("{path} does not read back as written, at byte {at}: {why}"))
+        let (path, at) = (segment_path(&self.dir, self.first), self.frames.offset());
+        io::Error::other(format!(
+            "{} does not read back as written, at byte {at}: {why}",
+            path.display()
+        ))
     }
 }
 
@@ -74,17 +88,19 @@ impl Tail {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::disk::Real;
     use crate::entry::Entry;
-    use crate::wal::{Batch, HEADER_BYTES, Wal, replay};
+    use crate::wal::{Batch, HEADER_BYTES, Span, Wal, replay};
     use std::fs;
 
     #[test]
     fn it_reads_over_segments_as_far_as_it_may_and_notices_a_changed_byte() {
         let dir = std::env::temp_dir().join(format!("audit-tail-{}", std::process::id()));
         fs::create_dir_all(dir.join("wal")).unwrap();
-        let found = replay(&dir, |_| {}).unwrap();
-        let mut wal = Wal::resume(&dir, &found, 40).unwrap();
-        let mut tail = Tail::new(&dir, &found).unwrap();
+        let disk: SharedDisk = Arc::new(Real);
+        let found = replay(&*disk, &dir, Span::default(), |_| {}).unwrap();
+        let mut wal = Wal::resume(&disk, &dir, &found, 40).unwrap();
+        let mut tail = Tail::new(&disk, &dir, &found).unwrap();
         let mut batch = Batch::default();
         for i in 0..10u8 {
             batch.push(&Entry::from_bytes(vec![i; 5]).unwrap());

@@ -1,38 +1,24 @@
 //! From durable entries to tiles and a signed head, on a thread of its own.
 //!
 //! ```text
-//! committer ─ durable number ─► Tail ─► Tiles (tree, files)
+//! committer ─ durable number ─► Tail ─► Tiles (tree, files) ─ a key announced? ─► Keys: next epoch
 //!                                         └─ quiet, or a second later ─► checkpoint
 //! ```
 //!
 //! 1. Only entries that are synced in the write-ahead log come here; so nothing is signed that a
 //!    power cut could take back.
-//! 2. Tiles are written before the checkpoint that needs them is signed (and synced, unless they
-//!    are many: `SYNCED_TILES_MAX`); the checkpoint is synced under another name, renamed, and its
-//!    folder synced.
+//! 2. A key signs nothing beyond the record that announces the next one.
 //! 3. There is a timer only while an entry waits for a signature: an idle log never wakes up.
 //! 4. In a rush it lags behind and holds nobody up: the committer only raises a number.
 
-use crate::merkle::{FullTile, Hash, TILE_WIDTH, TileTree, leaf_hash};
-use crate::note::{Checkpoint, Signer};
+use crate::keys::Keys;
+use crate::note::Checkpoint;
 use crate::tail::Tail;
-use crate::tiles::{self, Kind, TileName};
-use std::collections::VecDeque;
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
+use crate::tilestore::Tiles;
+use std::io;
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-/// Partial tiles of this many earlier checkpoints are kept, for readers that hold one of them.
-const OLD_CHECKPOINTS_KEPT: usize = 2;
-
-/// Up to so many new tile files are synced before the head that needs them, which covers any pace
-/// of people and agents. More come only in a rush, and syncing them all would hold up the
-/// write-ahead log: they are left to the kernel, and if the power fails within its half minute the
-/// next open writes them again (they are derived; `audit verify` names them until then).
-const SYNCED_TILES_MAX: usize = 8;
 
 /// Records taken in before the clock is looked at again: a fraction of a second's work.
 const STEP: u64 = 16_384;
@@ -96,6 +82,13 @@ impl Inbox {
         self.changed.notify_one();
     }
 
+    /// Waits for a head over everything that is durable now.
+    pub(crate) fn covered(&self) -> io::Result<Checkpoint> {
+        let (tell, told) = mpsc::channel();
+        self.sign(tell);
+        told.recv().map_err(|_| io::Error::other("no head was signed over what is durable"))
+    }
+
     /// Held by the committer: says that it has left, even by a panic.
     pub(crate) fn close_when_done(&self) -> Leaving<'_> {
         Leaving { inbox: self, tiler: false }
@@ -143,207 +136,40 @@ impl Drop for Leaving<'_> {
     }
 }
 
-/// The tree and its files.
-pub(crate) struct Tiles {
-    dir: PathBuf,
-    tree: TileTree,
-    bundle: Vec<u8>,
-    full: Vec<FullTile>,
-    mode: Mode,
-    unsynced: Vec<PathBuf>,
-    partials: VecDeque<Vec<TileName>>,
-}
-
-/// What to do with a finished tile.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// Compare with the file; remember whether any differs.
-    Check { differs: bool },
-    /// Compare with the file; where it differs keep it as evidence and write the right one.
-    Repair,
-    /// Write it.
-    Write,
-}
-
-impl Tiles {
-    pub(crate) fn new(dir: &Path, mode: Mode) -> Self {
-        Self {
-            dir: dir.to_owned(),
-            tree: TileTree::default(),
-            bundle: Vec::new(),
-            full: Vec::new(),
-            mode,
-            unsynced: Vec::new(),
-            partials: VecDeque::new(),
-        }
-    }
-
-    pub(crate) fn size(&self) -> u64 {
-        self.tree.size()
-    }
-
-    pub(crate) fn root(&self) -> Hash {
-        self.tree.root()
-    }
-
-    pub(crate) fn mode(&self) -> &Mode {
-        &self.mode
-    }
-
-    /// From checking or repairing to writing. Partial tiles left from before go with the first
-    /// checkpoints.
-    pub(crate) fn start_writing(&mut self) -> io::Result<()> {
-        let width = TILE_WIDTH as u16;
-        let old = tiles::list(&self.dir)?.into_iter().filter(|t| t.width < width).collect();
-        self.partials.push_back(old);
-        self.mode = Mode::Write;
-        Ok(())
-    }
-
-    pub(crate) fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
-        tiles::push_entry(&mut self.bundle, bytes);
-        let mut full = std::mem::take(&mut self.full);
-        self.tree.push(leaf_hash(bytes), &mut full);
-        if !full.is_empty() {
-            let bundle = std::mem::take(&mut self.bundle);
-            let index = self.tree.size() / TILE_WIDTH as u64 - 1;
-            let width = TILE_WIDTH as u16;
-            self.finish(TileName { kind: Kind::Entries, index, width }, &bundle)?;
-            self.bundle = bundle;
-            self.bundle.clear();
-            for tile in full.drain(..) {
-                let kind = Kind::Hashes(tile.level);
-                self.finish(
-                    TileName { kind, index: tile.index, width },
-                    tile.hashes.as_flattened(),
-                )?;
-            }
-        }
-        self.full = full;
-        Ok(())
-    }
-
-    fn finish(&mut self, name: TileName, bytes: &[u8]) -> io::Result<()> {
-        if self.mode != Mode::Write {
-            let path = self.dir.join(name.path());
-            match fs::read(&path) {
-                Ok(found) if found == bytes => return Ok(()),
-                Ok(_) if self.mode == Mode::Repair => keep_evidence(&self.dir, &path)?,
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(e),
-            }
-            if let Mode::Check { differs } = &mut self.mode {
-                *differs = true;
-                return Ok(());
-            }
-        }
-        self.unsynced.push(tiles::write(&self.dir, name, bytes)?);
-        Ok(())
-    }
-
-    /// Writes partial tiles, syncs, signs, publishes.
-    fn publish(&mut self, signer: &Signer) -> io::Result<Checkpoint> {
-        let width = (self.tree.size() % TILE_WIDTH as u64) as u16;
-        let mut made = Vec::new();
-        if width > 0 {
-            let index = self.tree.size() / TILE_WIDTH as u64;
-            made.push((TileName { kind: Kind::Entries, index, width }, self.bundle.clone()));
-        }
-        for (level, index, hashes) in self.tree.partial_tiles() {
-            let name = TileName { kind: Kind::Hashes(level), index, width: hashes.len() as u16 };
-            made.push((name, hashes.as_flattened().to_vec()));
-        }
-        for (name, bytes) in &made {
-            // An equal one stays as it is: someone may be reading it.
-            let path = self.dir.join(name.path());
-            if !fs::read(&path).is_ok_and(|found| found == *bytes) {
-                tiles::write(&self.dir, *name, bytes)?;
-            }
-            self.unsynced.push(path);
-        }
-        self.sync()?;
-        let (size, root) = (self.tree.size(), self.tree.root());
-        write_checkpoint(&self.dir, &signer.sign(size, root))?;
-        self.drop_old_partials(made.into_iter().map(|(name, _)| name).collect())?;
-        Ok(Checkpoint { origin: signer.verifier().name().to_owned(), size, root })
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        if self.unsynced.len() <= SYNCED_TILES_MAX {
-            for path in &self.unsynced {
-                File::open(path)?.sync_all()?;
-                if let Some(folder) = path.parent() {
-                    File::open(folder)?.sync_all()?;
-                }
-            }
-        }
-        self.unsynced.clear();
-        Ok(())
-    }
-
-    fn drop_old_partials(&mut self, new: Vec<TileName>) -> io::Result<()> {
-        self.partials.push_back(new);
-        while self.partials.len() > OLD_CHECKPOINTS_KEPT + 1 {
-            for name in self.partials.pop_front().unwrap_or_default() {
-                if self.partials.iter().flatten().any(|kept| *kept == name) {
-                    continue;
-                }
-                let path = self.dir.join(name.path());
-                match fs::remove_file(&path) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                    _ => {}
-                }
-                // Stays while it has other widths in it; an empty folder is only untidy.
-                let _ = path.parent().map(fs::remove_dir);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Publishes a signed note as the log's head.
-pub(crate) fn write_checkpoint(dir: &Path, note: &str) -> io::Result<()> {
-    let new = dir.join("private/checkpoint.new");
-    let mut file = File::create(&new)?;
-    file.write_all(note.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, dir.join("checkpoint"))?;
-    File::open(dir)?.sync_all()
-}
-
-fn keep_evidence(dir: &Path, path: &Path) -> io::Result<()> {
-    let evidence = dir.join("evidence");
-    fs::create_dir_all(&evidence)?;
-    let below = path.strip_prefix(dir).unwrap_or(path).to_string_lossy().replace('/', "_");
-    fs::rename(path, evidence.join(below))
-}
-
 /// The thread: takes in what is durable until the committer has left, then signs the last head.
 pub(crate) fn run(
     mut tiles: Tiles,
     mut tail: Tail,
-    signer: &Signer,
+    keys: &mut Keys,
     mut signed: u64,
     after: SignAfter,
     inbox: &Inbox,
+    asked: &mut Vec<Sender<Checkpoint>>,
 ) -> io::Result<()> {
     let mut since = (tiles.size() != signed).then(Instant::now);
     loop {
         let left =
             since.map(|first| after.quiet.min(after.at_most.saturating_sub(first.elapsed())));
-        let (news, timed_out) = inbox.take(tiles.size(), left);
-        let at_once = news.closed || !news.sign.is_empty();
+        let (mut news, timed_out) = inbox.take(tiles.size(), left);
+        asked.append(&mut news.sign);
+        let at_once = news.closed || !asked.is_empty();
         let until = if at_once { news.durable } else { news.durable.min(tiles.size() + STEP) };
         if until > tiles.size() {
-            tail.read(until, |bytes| tiles.push(bytes))?;
+            tail.read(until, |bytes| {
+                tiles.push(bytes)?;
+                match tiles.take_announced() {
+                    Some(key) => keys.close_epoch(tiles.size(), tiles.root(), &key),
+                    None => Ok(()),
+                }
+            })?;
+            tiles.seal(tail.take_sealed());
             since = since.or_else(|| Some(Instant::now()));
         }
         let due = timed_out || since.is_some_and(|first| first.elapsed() >= after.at_most);
-        if (at_once || due) && tiles.size() != signed || !news.sign.is_empty() {
-            let head = tiles.publish(signer)?;
+        if (at_once || due) && tiles.size() != signed || !asked.is_empty() {
+            let head = tiles.publish(keys, news.closed)?;
             (signed, since) = (head.size, None);
-            for tell in news.sign {
+            for tell in asked.drain(..) {
                 // Whoever asked may have gone; the head is published all the same.
                 let _ = tell.send(head.clone());
             }

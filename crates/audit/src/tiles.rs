@@ -9,6 +9,7 @@
 //! 1. Everything here is derived from the write-ahead log and can be rebuilt from it.
 //! 2. A full tile never changes; a partial one is a prefix of the full one.
 
+use crate::disk::{Disk, PUBLIC, Real};
 use crate::merkle::{Hash, Nodes, TILE_WIDTH, subtree_root};
 use std::fs;
 use std::io;
@@ -49,6 +50,17 @@ impl TileName {
         path
     }
 
+    /// Number of the first entry that it says nothing about.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        let height = match self.kind {
+            Kind::Hashes(level) => 8 * u32::from(level),
+            Kind::Entries => 0,
+        };
+        let end = (self.index << 8).saturating_add(u64::from(self.width));
+        end.checked_shl(height).unwrap_or(u64::MAX)
+    }
+
     /// Parses what [`TileName::path`] writes; `None` for anything else.
     #[must_use]
     pub fn parse(path: &str) -> Option<Self> {
@@ -65,6 +77,22 @@ impl TileName {
         let made = Self { kind, index: digits.parse().ok()?, width };
         (made.path() == path).then_some(made)
     }
+}
+
+/// The partial tiles that belong to a head over `size` entries.
+pub(crate) fn partials_of(size: u64) -> Vec<TileName> {
+    let mut names = Vec::new();
+    let mut add = |kind, count: u64| {
+        let (index, width) = (count / TILE_WIDTH as u64, (count % TILE_WIDTH as u64) as u16);
+        if width > 0 {
+            names.push(TileName { kind, index, width });
+        }
+    };
+    add(Kind::Entries, size);
+    for level in 0..8 {
+        add(Kind::Hashes(level), size >> (8 * u32::from(level)));
+    }
+    names
 }
 
 fn index_path(index: u64) -> String {
@@ -98,21 +126,28 @@ pub fn split_bundle(mut bundle: &[u8]) -> Option<Vec<&[u8]>> {
     Some(entries)
 }
 
-/// Writes one tile file, folders included. Not synced: see [`crate::log`].
-///
-/// # Errors
-/// As the operating system has it.
-pub fn write(dir: &Path, name: TileName, bytes: &[u8]) -> io::Result<PathBuf> {
+/// Writes one tile file, folders included; its bytes are synced before it has its name only with
+/// `synced` (see [`crate::log`]).
+pub(crate) fn write(
+    disk: &dyn Disk,
+    dir: &Path,
+    name: TileName,
+    bytes: &[u8],
+    synced: bool,
+) -> io::Result<PathBuf> {
     let path = dir.join(name.path());
     // Whole or not at all: a torn tile, left by a full disk or a kill, would not verify.
-    let new = dir.join("private/tile.new");
-    fs::write(&new, bytes)?;
-    match fs::rename(&new, &path) {
+    let new = dir.join("work/tile.new");
+    disk.write(&new, bytes, PUBLIC)?;
+    if synced {
+        disk.sync(&new)?;
+    }
+    match disk.rename(&new, &path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             if let Some(parent) = path.parent() {
-                fs::create_dir_all(parent)?;
+                disk.create_folder(parent)?;
             }
-            fs::rename(&new, &path)?;
+            disk.rename(&new, &path)?;
         }
         other => other?,
     }
@@ -124,20 +159,23 @@ pub fn write(dir: &Path, name: TileName, bytes: &[u8]) -> io::Result<PathBuf> {
 /// # Errors
 /// `InvalidData` with the path of a file that has no business there, or as the system has it.
 pub fn list(dir: &Path) -> io::Result<Vec<TileName>> {
+    list_on(&Real, dir)
+}
+
+/// As [`list`], on any disk.
+pub(crate) fn list_on(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<TileName>> {
     let mut found = Vec::new();
     let mut todo = vec![dir.join("tile")];
     while let Some(folder) = todo.pop() {
-        let entries = match fs::read_dir(&folder) {
+        let entries = match disk.list(&folder) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             other => other?,
         };
-        for entry in entries {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                todo.push(entry.path());
+        for (path, is_folder) in entries {
+            if is_folder {
+                todo.push(path);
                 continue;
             }
-            let path = entry.path();
             let name = path.strip_prefix(dir).ok().and_then(Path::to_str).and_then(TileName::parse);
             found.push(name.ok_or_else(|| {
                 io::Error::new(io::ErrorKind::InvalidData, path.display().to_string())

@@ -9,17 +9,23 @@
 //! 2. It reads in a stream; memory does not grow with the log.
 //! 3. A log may be written meanwhile: what lies beyond the checkpoint is counted, not judged.
 
+use crate::entry::well_formed;
+use crate::epoch::{Epochs, announcement};
+mod compare;
+
 pub use crate::finding::{Finding, Sort};
 use crate::finding::{finding, io_finding};
 use crate::log::read_small;
 use crate::merkle::{Hash, TILE_WIDTH, TileTree, leaf_hash, subtree_root};
-use crate::note::{Checkpoint, Verifier};
-use crate::tiles::{self, Kind, TileName, push_entry, split_bundle};
-use crate::wal::{BadFrame, FrameReader, HEADER_BYTES, Segment, segments};
+use crate::note::Checkpoint;
+use crate::prune;
+use crate::tiles::{self, Kind, TileName, push_entry};
+use crate::vouch::{check_manifest, keys};
+use crate::wal::{BadFrame, FrameReader, Segment, segments};
+use compare::{blame, compare, frame_offset};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -50,6 +56,9 @@ pub struct Report {
     pub unsigned_records: u64,
     /// Bytes at the end that are no whole record: a write under way, or torn.
     pub unsigned_bytes: u64,
+    /// Number of the first record that is there; of those before it, which were pruned on record,
+    /// only the hashes were checked.
+    pub first: u64,
     /// How long it took.
     pub seconds: f64,
 }
@@ -59,62 +68,44 @@ pub struct Report {
 /// # Errors
 /// The first thing that is wrong.
 pub fn verify_dir(dir: &Path, vkey: Option<&str>) -> Result<Report, Finding> {
+    verify_dir_as(dir, vkey, false)
+}
+
+/// As [`verify_dir`]; with `strict` every entry must also be in canonical form (RFC 8785), and a
+/// record of a kind that this version knows.
+///
+/// # Errors
+/// As [`verify_dir`].
+pub fn verify_dir_as(dir: &Path, vkey: Option<&str>, strict: bool) -> Result<Report, Finding> {
     let begun = Instant::now();
-    let verifier = verifier(dir, vkey)?;
-    let head = head(dir, &verifier)?;
-    let (unsigned_records, unsigned_bytes) = thread::scope(|scope| {
+    let (keys, head) = head(dir, vkey)?;
+    check_manifest(dir, &keys, &head.checkpoint)?;
+    let (first, (unsigned_records, unsigned_bytes)) = thread::scope(|scope| {
         let workers = thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
         let (to_workers, work) = sync_channel::<Chunk>(CHUNKS_MAX);
         let (answer, answers) = channel();
         let work = std::sync::Arc::new(Mutex::new(work));
         for _ in 0..workers {
             let (work, answer, head) = (work.clone(), answer.clone(), &head);
-            scope.spawn(move || check_chunks(dir, head, &work, &answer));
+            scope.spawn(move || check_chunks(dir, head, strict, &work, &answer));
         }
         drop((answer, work));
-        let mut assembly = Assembly::new(dir, &head, answers);
-        assembly.read(to_workers)
+        let mut assembly = Assembly::new(dir, &head, &keys, answers);
+        assembly.read(to_workers).map(|beyond| (assembly.first, beyond))
     })?;
     Ok(Report {
         records: head.checkpoint.size,
         checkpoint: head.checkpoint,
-        vkey: verifier.vkey(),
+        vkey: keys.current.vkey(),
         key_was_given: vkey.is_some(),
         unsigned_records,
         unsigned_bytes,
+        first,
         seconds: begun.elapsed().as_secs_f64(),
     })
 }
 
-fn verifier(dir: &Path, given: Option<&str>) -> Result<Verifier, Finding> {
-    let path = dir.join("vkey");
-    let bad = |e: String| Finding { sort: Sort::BadKey, ..finding("(the key given)", 0, e) };
-    let given = given
-        .map(|text| Verifier::parse(text.trim_end()).map_err(|e| bad(e.to_string())))
-        .transpose()?;
-    let found = read_small(&path).map_err(io_finding(&path))?;
-    let Some(bytes) = found else {
-        return given
-            .ok_or_else(|| finding(&path, 0, "it is missing, and no verifier key was given"));
-    };
-    let own = std::str::from_utf8(&bytes).unwrap_or_default();
-    let parsed = Verifier::parse(own.trim_end_matches('\n'))
-        .map_err(|e| finding(&path, 0, e.to_string()))?;
-    let written = format!("{}\n", parsed.vkey());
-    if let Some(at) = first_difference(&bytes, written.as_bytes()) {
-        return Err(finding(&path, at, "the verifier key is not written the one right way"));
-    }
-    match given {
-        Some(given) if given != parsed => Err(finding(
-            &path,
-            0,
-            "it is not the verifier key that was given: another log, or a forged one",
-        )),
-        _ => Ok(parsed),
-    }
-}
-
-fn first_difference(a: &[u8], b: &[u8]) -> Option<u64> {
+pub(crate) fn first_difference(a: &[u8], b: &[u8]) -> Option<u64> {
     if a == b {
         return None;
     }
@@ -131,32 +122,22 @@ struct Head {
     others: BTreeMap<(Kind, u64), Vec<u16>>,
 }
 
-fn needed_partials(size: u64) -> Vec<TileName> {
-    let mut names = Vec::new();
-    let mut add = |kind, count: u64| {
-        let (index, width) = (count / TILE_WIDTH as u64, (count % TILE_WIDTH as u64) as u16);
-        if width > 0 {
-            names.push(TileName { kind, index, width });
-        }
-    };
-    add(Kind::Entries, size);
-    for level in 0..8 {
-        add(Kind::Hashes(level), size >> (8 * u32::from(level)));
-    }
-    names
-}
-
-fn head(dir: &Path, verifier: &Verifier) -> Result<Head, Finding> {
+fn head(dir: &Path, given: Option<&str>) -> Result<(Epochs, Head), Finding> {
     let path = dir.join("checkpoint");
     let mut last = None;
     for _ in 0..HEAD_TRIES {
+        let all = keys(dir, given)?;
         let note = read_small(&path).map_err(io_finding(&path))?;
         let note = note.ok_or_else(|| finding(&path, 0, "it is missing"))?;
-        let checkpoint =
-            verifier.open(&note).map_err(|e| finding(&path, e.offset(), e.to_string()))?;
+        let checkpoint = match all.open(&note) {
+            Ok(checkpoint) => checkpoint,
+            // A key was just being replaced.
+            Err(_) if keys(dir, given)? != all => continue,
+            Err(e) => return Err(finding(&path, e.offset(), e.to_string())),
+        };
         let mut needed = BTreeMap::new();
         let mut missing = None;
-        for name in needed_partials(checkpoint.size) {
+        for name in tiles::partials_of(checkpoint.size) {
             let file = dir.join(name.path());
             match fs::read(&file) {
                 Ok(bytes) => drop(needed.insert(name, bytes)),
@@ -171,7 +152,7 @@ fn head(dir: &Path, verifier: &Verifier) -> Result<Head, Finding> {
                     others.entry((name.kind, name.index)).or_default().push(name.width);
                 }
             }
-            return Ok(Head { checkpoint, needed, others });
+            return Ok((all, Head { checkpoint, needed, others }));
         };
         // Gone because a newer checkpoint is there already? Then take that one.
         if last.as_ref() == Some(&checkpoint) {
@@ -190,11 +171,18 @@ struct Chunk {
     leaves: Vec<Hash>,
     root: Hash,
     width: usize,
+    /// Keys that its entries announce: index, old key, new key.
+    announced: Vec<(u64, (String, String))>,
+    /// Its records were pruned: only their hashes are there.
+    pruned: bool,
+    /// The first record that stayed, if one of its entries tells of a pruning.
+    pruning: Option<u64>,
 }
 
 fn check_chunks(
     dir: &Path,
     head: &Head,
+    strict: bool,
     work: &Mutex<Receiver<Chunk>>,
     answer: &Sender<Result<Chunk, Finding>>,
 ) {
@@ -202,7 +190,7 @@ fn check_chunks(
     loop {
         let next = work.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(chunk) = next else { return };
-        if answer.send(check_chunk(dir, head, chunk, &mut buffer)).is_err() {
+        if answer.send(check_chunk(dir, head, strict, chunk, &mut buffer)).is_err() {
             return;
         }
     }
@@ -211,13 +199,29 @@ fn check_chunks(
 fn check_chunk(
     dir: &Path,
     head: &Head,
+    strict: bool,
     mut chunk: Chunk,
     buffer: &mut Vec<u8>,
 ) -> Result<Chunk, Finding> {
     chunk.leaves.clear();
+    if chunk.pruned {
+        chunk.leaves = prune::leaves(dir, chunk.index)?;
+        chunk.root = subtree_root(&chunk.leaves);
+        return Ok(chunk);
+    }
     let mut rest = chunk.bundle.as_slice();
     while let Some((len, tail)) = rest.split_first_chunk::<2>() {
         let (entry, tail) = tail.split_at(usize::from(u16::from_be_bytes(*len)).min(tail.len()));
+        if let Some(keys) = announcement(entry) {
+            let index = chunk.index * TILE_WIDTH as u64 + chunk.leaves.len() as u64;
+            chunk.announced.push((index, keys));
+        }
+        chunk.pruning = prune::announced(entry).max(chunk.pruning);
+        if strict && let Err(why) = well_formed(entry) {
+            let index = chunk.index * TILE_WIDTH as u64 + chunk.leaves.len() as u64;
+            let (file, offset) = frame_offset(dir, index).unwrap_or((dir.join("wal"), 0));
+            return Err(finding(file, offset, format!("record {index}: {why}")));
+        }
         chunk.leaves.push(leaf_hash(entry));
         rest = tail;
     }
@@ -230,94 +234,15 @@ fn check_chunk(
     Ok(chunk)
 }
 
-/// A bundle differs from the write-ahead log. Whose side is the hash tile on?
-fn blame(dir: &Path, chunk: &Chunk, hashes_agree: bool, bundle: Finding) -> Finding {
-    if hashes_agree {
-        return bundle;
-    }
-    let found = fs::read(&bundle.file).unwrap_or_default();
-    let (Some(theirs), Some(ours)) = (split_bundle(&found), split_bundle(&chunk.bundle)) else {
-        return bundle;
-    };
-    let Some(at) = ours.iter().zip(&theirs).position(|(a, b)| a != b) else { return bundle };
-    let index = chunk.index * TILE_WIDTH as u64 + at as u64;
-    match frame_offset(dir, index) {
-        Some((file, offset)) => finding(
-            file,
-            offset + HEADER_BYTES as u64 + first_difference(ours[at], theirs[at]).unwrap_or(0),
-            format!("record {index} is not the one that the tiles hold"),
-        ),
-        None => bundle,
-    }
-}
-
-fn frame_offset(dir: &Path, index: u64) -> Option<(PathBuf, u64)> {
-    let segment = segments(dir).ok()?.into_iter().rev().find(|s| s.first <= index)?;
-    let mut frames = FrameReader::new(File::open(&segment.path).ok()?, 0, segment.first);
-    while frames.due() < index {
-        frames.next_frame().ok()?.ok()??;
-    }
-    Some((segment.path, frames.offset()))
-}
-
-/// Compares every file that holds this tile, whole or in part, with what it should hold.
-fn compare(
-    dir: &Path,
-    head: &Head,
-    kind: Kind,
-    index: u64,
-    width: usize,
-    should: &[u8],
-    buffer: &mut Vec<u8>,
-) -> Result<(), Finding> {
-    let name = TileName { kind, index, width: width as u16 };
-    let path = dir.join(name.path());
-    let what = |width| format!("it differs from the {width} records that it is derived from");
-    let found = match head.needed.get(&name) {
-        Some(bytes) => bytes,
-        None => {
-            buffer.clear();
-            let read = File::open(&path).and_then(|mut f| f.read_to_end(buffer));
-            read.map_err(io_finding(&path))?;
-            buffer
-        }
-    };
-    if let Some(at) = first_difference(found, should) {
-        return Err(finding(path, at, what(width)));
-    }
-    for &part in head.others.get(&(kind, index)).into_iter().flatten() {
-        if usize::from(part) >= width {
-            continue; // Belongs to a later checkpoint.
-        }
-        let path = dir.join(TileName { kind, index, width: part }.path());
-        let found = match fs::read(&path) {
-            // The writer removes those of older checkpoints.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            other => other.map_err(io_finding(&path))?,
-        };
-        let prefix = prefix(kind, should, usize::from(part));
-        if let Some(at) = first_difference(&found, prefix) {
-            return Err(finding(path, at, what(usize::from(part))));
-        }
-    }
-    Ok(())
-}
-
-fn prefix(kind: Kind, bytes: &[u8], width: usize) -> &[u8] {
-    let end = match kind {
-        Kind::Hashes(_) => 32 * width,
-        Kind::Entries => {
-            let entries = split_bundle(bytes).unwrap_or_default();
-            entries.iter().take(width).map(|e| 2 + e.len()).sum()
-        }
-    };
-    &bytes[..end.min(bytes.len())]
-}
-
 /// Puts the workers' chunks together, in order.
 struct Assembly<'a> {
     dir: &'a Path,
     head: &'a Head,
+    keys: &'a Epochs,
+    announced: Vec<(u64, (String, String))>,
+    /// The first record that is there, and the first that has to be, by what is on record.
+    first: u64,
+    pruned_to: u64,
     answers: Receiver<Result<Chunk, Finding>>,
     early: BTreeMap<u64, Chunk>,
     under_way: usize,
@@ -327,11 +252,20 @@ struct Assembly<'a> {
 }
 
 impl<'a> Assembly<'a> {
-    fn new(dir: &'a Path, head: &'a Head, answers: Receiver<Result<Chunk, Finding>>) -> Self {
+    fn new(
+        dir: &'a Path,
+        head: &'a Head,
+        keys: &'a Epochs,
+        answers: Receiver<Result<Chunk, Finding>>,
+    ) -> Self {
         let (tree, early) = (TileTree::default(), BTreeMap::new());
         Self {
             dir,
             head,
+            keys,
+            announced: Vec::new(),
+            first: 0,
+            pruned_to: 0,
             answers,
             early,
             under_way: 0,
@@ -346,7 +280,8 @@ impl<'a> Assembly<'a> {
         let size = self.head.checkpoint.size;
         let folder = self.dir.join("wal");
         let all = segments(self.dir).map_err(io_finding(&folder))?;
-        let (mut due, mut chunk, mut loose) = (0, Chunk::default(), 0);
+        self.first = all.first().map_or(0, |s| s.first);
+        let (mut due, mut chunk, mut loose) = (self.first, self.before(&work)?, 0);
         for (i, segment) in all.iter().enumerate() {
             if segment.first != due {
                 if due >= size {
@@ -374,6 +309,20 @@ impl<'a> Assembly<'a> {
         }
         self.finish()?;
         Ok((due - size, loose))
+    }
+
+    /// What was pruned before the first record, by its hashes; returns the chunk that is begun.
+    fn before(&mut self, work: &SyncSender<Chunk>) -> Result<Chunk, Finding> {
+        let (index, width) = (self.first / TILE_WIDTH as u64, self.first % TILE_WIDTH as u64);
+        for index in 0..index {
+            let width = TILE_WIDTH;
+            self.send(Chunk { index, width, pruned: true, ..Chunk::default() }, work)?;
+        }
+        let mut chunk = Chunk { index, width: width as usize, ..Chunk::default() };
+        if width > 0 {
+            chunk.bundle = prune::beginning(self.dir, index, chunk.width)?;
+        }
+        Ok(chunk)
     }
 
     /// Reads one segment to its end, or to the first bytes beyond the signed size that are no
@@ -415,7 +364,7 @@ impl<'a> Assembly<'a> {
     fn spare(&mut self) -> Chunk {
         let mut chunk = self.spare.pop().unwrap_or_default();
         chunk.bundle.clear();
-        chunk.width = 0;
+        (chunk.width, chunk.pruned, chunk.pruning) = (0, false, None);
         chunk
     }
 
@@ -435,6 +384,9 @@ impl<'a> Assembly<'a> {
         self.early.insert(chunk.index, chunk);
         while let Some(mut chunk) = self.early.remove(&(self.tree.size() / TILE_WIDTH as u64)) {
             let mut full = Vec::new();
+            self.check_epochs(&chunk)?;
+            self.announced.append(&mut chunk.announced);
+            self.pruned_to = self.pruned_to.max(chunk.pruning.unwrap_or(0));
             if chunk.width < TILE_WIDTH {
                 for leaf in &chunk.leaves {
                     self.tree.push(*leaf, &mut full);
@@ -453,8 +405,39 @@ impl<'a> Assembly<'a> {
         Ok(())
     }
 
-    /// All records are in: the upper partial tiles, and the root.
+    /// Epochs that end within a chunk, which comes next: their notes are of this very tree.
+    fn check_epochs(&self, chunk: &Chunk) -> Result<(), Finding> {
+        let before = self.tree.size();
+        for epoch in &self.keys.past {
+            let within =
+                epoch.closing.size.checked_sub(before).and_then(|n| usize::try_from(n).ok());
+            let Some(leaves) = within.and_then(|n| chunk.leaves.get(..n)).filter(|l| !l.is_empty())
+            else {
+                continue;
+            };
+            let (mut tree, mut full) = (self.tree.clone(), Vec::new());
+            leaves.iter().for_each(|leaf| tree.push(*leaf, &mut full));
+            if tree.root() != epoch.closing.root {
+                let why = "the records there do not hash to the root that its key signed last";
+                return Err(finding(&epoch.path, 0, why));
+            }
+        }
+        Ok(())
+    }
+
+    /// All records are in: the keys, the upper partial tiles, and the root.
     fn finish(&mut self) -> Result<(), Finding> {
+        let fits = self.keys.check(&self.announced, self.head.checkpoint.size);
+        fits.map_err(|(file, why)| {
+            finding(file.unwrap_or_else(|| self.dir.join("checkpoint")), 0, why)
+        })?;
+        if self.first > self.pruned_to {
+            let what = format!(
+                "the records before {} are not there, and no pruning is on record",
+                self.first
+            );
+            return Err(finding(self.dir.join("wal"), 0, what));
+        }
         for (level, index, hashes) in self.tree.partial_tiles().filter(|(level, ..)| *level > 0) {
             let (kind, bytes) = (Kind::Hashes(level), hashes.as_flattened());
             compare(self.dir, self.head, kind, index, hashes.len(), bytes, &mut self.buffer)?;

@@ -12,10 +12,12 @@
 //! 4. A failed write or sync is never tried again: the kernel may have dropped the pages (Rebello
 //!    et al., "Can Applications Recover from fsync Failures?", ATC'20). The caller stops.
 
+use crate::disk::{Appender, Disk, Real, SharedDisk};
 use crate::entry::{ENTRY_BYTES_MAX, Entry};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+pub use crate::replay::{Replayed, Sealed, Span, Torn, WalError, cut, replay};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Bytes before the entry in a frame.
 pub const HEADER_BYTES: usize = 16;
@@ -26,9 +28,6 @@ pub const SEGMENT_BYTES: u64 = 64 << 20;
 
 /// Top bit of the length field, see invariant 2.
 const SYNCED_BEFORE: u32 = 1 << 31;
-
-/// How far a frame's number may be ahead when looking for one behind a bad frame.
-const SEQ_WINDOW: u64 = 1 << 32;
 
 /// Read buffer; must hold the largest frame.
 const READ_BYTES: usize = 1 << 20;
@@ -142,6 +141,30 @@ struct Header {
     crc: u32,
 }
 
+/// What the start of `bytes` says of a frame there; nothing of it is checked but its length.
+pub(crate) struct Claim {
+    /// Its number.
+    pub(crate) seq: u64,
+    /// Bytes of its entry: 1 to [`ENTRY_BYTES_MAX`], and all of them are there.
+    pub(crate) len: usize,
+    /// Whether everything before it was synced.
+    pub(crate) synced_before: bool,
+}
+
+/// The frame that may stand at the start of `bytes`.
+pub(crate) fn claimed(bytes: &[u8]) -> Option<Claim> {
+    let h = header(bytes)?;
+    let fits = (1..=ENTRY_BYTES_MAX).contains(&h.len) && bytes.len() - HEADER_BYTES >= h.len;
+    fits.then_some(Claim { seq: h.seq, len: h.len, synced_before: h.synced_before })
+}
+
+/// Whether a frame stands at the start of `bytes`: its sum is right.
+pub(crate) fn is_whole(bytes: &[u8]) -> bool {
+    let entry = |h: &Header| bytes.get(HEADER_BYTES..HEADER_BYTES + h.len);
+    header(bytes)
+        .is_some_and(|h| entry(&h).is_some_and(|entry| checksum(h.word, h.seq, entry) == h.crc))
+}
+
 fn header(b: &[u8]) -> Option<Header> {
     let (len, rest) = b.split_first_chunk::<4>()?;
     let (crc, rest) = rest.split_first_chunk::<4>()?;
@@ -237,22 +260,6 @@ impl<R: Read> FrameReader<R> {
     }
 }
 
-/// Is there, anywhere in `rest`, a frame numbered after `due` that says the bytes before it were
-/// synced?
-fn synced_frame_behind(rest: &[u8], due: u64) -> bool {
-    (0..rest.len().saturating_sub(HEADER_BYTES)).any(|at| {
-        let Some(h) = header(&rest[at..]) else { return false };
-        h.synced_before
-            && h.len > 0
-            && h.len <= ENTRY_BYTES_MAX
-            && h.seq > due
-            && h.seq - due < SEQ_WINDOW
-            && rest[at + HEADER_BYTES..]
-                .get(..h.len)
-                .is_some_and(|bytes| checksum(h.word, h.seq, bytes) == h.crc)
-    })
-}
-
 /// One segment file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
@@ -271,9 +278,13 @@ pub(crate) fn segment_path(dir: &Path, first: u64) -> PathBuf {
 /// # Errors
 /// As the system has it; `InvalidData`, naming the file, when something else lies among them.
 pub fn segments(dir: &Path) -> io::Result<Vec<Segment>> {
+    segments_on(&Real, dir)
+}
+
+/// As [`segments`], on any disk.
+pub(crate) fn segments_on(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<Segment>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(dir.join("wal"))? {
-        let path = entry?.path();
+    for (path, _) in disk.list(&dir.join("wal"))? {
         let first = path
             .file_name()
             .and_then(|n| n.to_str())
@@ -290,130 +301,11 @@ pub fn segments(dir: &Path) -> io::Result<Vec<Segment>> {
     Ok(found)
 }
 
-/// A write that a power cut tore, at the very end of the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Torn {
-    /// Segment it is in.
-    pub segment: Segment,
-    /// Byte where it starts.
-    pub offset: u64,
-    /// Number of the record that was due there.
-    pub seq: u64,
-    /// Bytes from there to the end of the file.
-    pub bytes: u64,
-}
-
-/// Why the write-ahead log cannot be replayed.
-#[derive(Debug, thiserror::Error)]
-pub enum WalError {
-    /// The system refused.
-    #[error("cannot read {}: {error}", path.display())]
-    Io {
-        /// File or folder.
-        path: PathBuf,
-        /// The system's words.
-        error: io::Error,
-    },
-    /// A record in the middle is damaged.
-    #[error(
-        "{} is damaged at byte {offset}: {why}. Nothing was changed; restore this file from a \
-         backup, or keep it as evidence and start a new log in an empty folder",
-        path.display()
-    )]
-    Damaged {
-        /// The segment.
-        path: PathBuf,
-        /// Where the bad record starts.
-        offset: u64,
-        /// What is wrong with it.
-        why: BadFrame,
-    },
-}
-
-/// What a replay found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Replayed {
-    /// Number of the next record.
-    pub next: u64,
-    /// The last segment, if there is any, and the byte where its last good frame ends.
-    pub last: Option<(Segment, u64)>,
-    /// What is to be cut off.
-    pub torn: Option<Torn>,
-}
-
-/// Reads the whole log in order and changes nothing.
-///
-/// # Errors
-/// When a file cannot be read, or is damaged elsewhere than at the very end.
-pub fn replay(dir: &Path, mut each: impl FnMut(Frame<'_>)) -> Result<Replayed, WalError> {
-    let io_at = |path: &Path| {
-        let path = path.to_owned();
-        move |error| WalError::Io { path, error }
-    };
-    let all = segments(dir).map_err(io_at(&dir.join("wal")))?;
-    let mut found = Replayed { next: 0, last: None, torn: None };
-    for (i, segment) in all.iter().enumerate() {
-        let damaged = |offset, why| WalError::Damaged { path: segment.path.clone(), offset, why };
-        if segment.first != found.next {
-            let why = BadFrame::Sequence { found: segment.first, due: found.next };
-            return Err(damaged(0, why));
-        }
-        let file = File::open(&segment.path).map_err(io_at(&segment.path))?;
-        let mut frames = FrameReader::new(file, 0, segment.first);
-        let bad = loop {
-            match frames.next_frame().map_err(io_at(&segment.path))? {
-                Ok(Some(frame)) => each(frame),
-                Ok(None) => break None,
-                Err(why) => break Some(why),
-            }
-        };
-        let (offset, due) = (frames.offset(), frames.due());
-        found.next = due;
-        found.last = Some((segment.clone(), offset));
-        if let Some(why) = bad {
-            let rest = read_from(&segment.path, offset).map_err(io_at(&segment.path))?;
-            if i + 1 < all.len() || synced_frame_behind(&rest, due) {
-                return Err(damaged(offset, why));
-            }
-            let bytes = rest.len() as u64;
-            found.torn = Some(Torn { segment: segment.clone(), offset, seq: due, bytes });
-        }
-    }
-    Ok(found)
-}
-
-fn read_from(path: &Path, offset: u64) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(offset))?;
-    let mut rest = Vec::new();
-    file.read_to_end(&mut rest)?;
-    Ok(rest)
-}
-
-/// Copies the torn bytes to `evidence/`, syncs the copy, then cuts them off.
-///
-/// # Errors
-/// As the system has it; nothing is cut unless the copy is safe.
-pub fn cut(dir: &Path, torn: &Torn) -> io::Result<PathBuf> {
-    let evidence = dir.join("evidence");
-    fs::create_dir_all(&evidence)?;
-    let rest = read_from(&torn.segment.path, torn.offset)?;
-    let digest = crc32c::crc32c(&rest);
-    let kept = evidence.join(format!("torn-{:016x}-{digest:08x}.bin", torn.seq));
-    let mut file = File::create(&kept)?;
-    file.write_all(&rest)?;
-    file.sync_all()?;
-    File::open(&evidence)?.sync_all()?;
-    let segment = OpenOptions::new().write(true).open(&torn.segment.path)?;
-    segment.set_len(torn.offset)?;
-    segment.sync_all()?;
-    Ok(kept)
-}
-
 /// The writing end.
 pub struct Wal {
+    disk: SharedDisk,
     dir: PathBuf,
-    file: File,
+    file: Box<dyn Appender>,
     written: u64,
     next: u64,
     segment_bytes: u64,
@@ -421,23 +313,23 @@ pub struct Wal {
 }
 
 impl Wal {
-    /// Goes on after `replayed` (torn bytes cut already), and syncs what was found: after a kill it
-    /// may stand only in memory.
+    /// Goes on after `replayed` (torn bytes cut already), whose records are durable
+    /// ([`crate::replay::settle`]).
     ///
     /// # Errors
     /// As the system has it.
-    pub fn resume(dir: &Path, replayed: &Replayed, segment_bytes: u64) -> io::Result<Self> {
+    pub fn resume(
+        disk: &SharedDisk,
+        dir: &Path,
+        replayed: &Replayed,
+        segment_bytes: u64,
+    ) -> io::Result<Self> {
         let (file, written) = match &replayed.last {
-            None => (create_segment(dir, replayed.next)?, 0),
-            Some((segment, end)) => {
-                let file = OpenOptions::new().append(true).open(&segment.path)?;
-                file.sync_all()?;
-                File::open(dir.join("wal"))?.sync_all()?;
-                (file, *end)
-            }
+            None => (create_segment(&**disk, dir, replayed.next)?, 0),
+            Some((segment, end)) => (disk.append(&segment.path, false)?, *end),
         };
-        let (dir, next) = (dir.to_owned(), replayed.next);
-        Ok(Self { dir, file, written, next, segment_bytes, synced: true })
+        let (disk, dir, next) = (Arc::clone(disk), dir.to_owned(), replayed.next);
+        Ok(Self { disk, dir, file, written, next, segment_bytes, synced: true })
     }
 
     /// Number of the next record.
@@ -455,13 +347,13 @@ impl Wal {
             return Ok(());
         }
         if self.written >= self.segment_bytes && self.synced {
-            self.file = create_segment(&self.dir, self.next)?;
+            self.file = create_segment(&*self.disk, &self.dir, self.next)?;
             self.written = 0;
         }
         batch.seal(self.next, self.synced);
         self.synced = false;
         self.next += batch.len() as u64;
-        self.file.write_all(&batch.bytes)?;
+        self.file.write(&batch.bytes)?;
         self.written += batch.bytes() as u64;
         Ok(())
     }
@@ -471,16 +363,16 @@ impl Wal {
     /// # Errors
     /// As the system has it; then the log must not be used any more (invariant 4).
     pub fn sync(&mut self) -> io::Result<()> {
-        self.file.sync_data()?;
+        self.file.sync()?;
         self.synced = true;
         Ok(())
     }
 }
 
-fn create_segment(dir: &Path, first: u64) -> io::Result<File> {
+fn create_segment(disk: &dyn Disk, dir: &Path, first: u64) -> io::Result<Box<dyn Appender>> {
     let path = segment_path(dir, first);
-    let file = OpenOptions::new().append(true).create_new(true).open(path)?;
-    file.sync_all()?;
-    File::open(dir.join("wal"))?.sync_all()?;
+    let file = disk.append(&path, true)?;
+    disk.sync(&path)?;
+    disk.sync(&dir.join("wal"))?;
     Ok(file)
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! frame = u32 little-endian length of the rest ‖ u8 kind ‖ body
-//! client: H hello (JSON) · S submit (u64 id ‖ u8 durability ‖ record as JSON) · B bye
+//! client: H hello (JSON) · S submit (u64 id ‖ u8 durability ‖ record as JSON) ·
+//!         R replace the log's key (u64 id) · B bye
 //! recorder: W welcome · A written (u64 id ‖ u64 index ‖ u32 count: so many from there on, both
 //!           counted up) · E refused (u64 id ‖ JSON)
 //! ```
@@ -16,12 +17,13 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-/// Largest frame after its length field. A record's JSON is smaller than its entry, which may have
-/// 64,000 bytes; the rest is room for a record that is just too large to get its own answer.
-pub const FRAME_BYTES_MAX: usize = 128 << 10;
+/// Largest frame after its length field: a record whose longest text is to stand beside the log
+/// ([`model::MAX_BESIDE_BYTES`], six bytes a character at worst), and room for one that is just too
+/// large to get its own answer.
+pub const FRAME_BYTES_MAX: usize = 256 << 10;
 
 /// Version of this protocol.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 /// Longest role name.
 pub(crate) const ROLE_BYTES_MAX: usize = 32;
@@ -42,6 +44,7 @@ enum WireError {
     Gone { cause: String },
     TooLarge { bytes: usize, max: usize },
     Invalid { why: String },
+    Flood { why: String },
 }
 
 /// A frame from a client.
@@ -50,6 +53,7 @@ enum WireError {
 pub(crate) enum FromClient {
     Hello(Hello),
     Submit { id: u64, durability: Durability, record: Result<Record, RecordError> },
+    Rotate { id: u64 },
     Bye,
 }
 
@@ -70,6 +74,15 @@ pub(crate) struct Malformed;
 #[must_use]
 pub fn log_dir(home: &Path) -> PathBuf {
     home.join("audit")
+}
+
+/// Folder of the signing key below a home.
+pub(crate) const KEY_FOLDER: &str = "audit-key";
+
+/// Where a home has its log's signing key: a folder that the recorder alone has to read.
+#[must_use]
+pub fn key_dir(home: &Path) -> PathBuf {
+    home.join(KEY_FOLDER)
 }
 
 /// The recorder's socket below a home.
@@ -119,6 +132,10 @@ pub(crate) fn push_submit(
     })
 }
 
+pub(crate) fn push_rotate(out: &mut Vec<u8>, id: u64) {
+    frame(out, b'R', |o| o.extend(id.to_le_bytes()));
+}
+
 pub(crate) fn push_bye(out: &mut Vec<u8>) {
     frame(out, b'B', |_| {});
 }
@@ -148,6 +165,7 @@ pub(crate) fn push_refused(out: &mut Vec<u8>, id: u64, error: RecordError) {
         RecordError::Gone { cause } => WireError::Gone { cause },
         RecordError::TooLarge { bytes, max } => WireError::TooLarge { bytes, max },
         RecordError::Invalid { why } => WireError::Invalid { why },
+        RecordError::Flood { why } => WireError::Flood { why },
     };
     let json = serde_json::to_vec(&error).unwrap_or_default();
     frame(out, b'E', |o| {
@@ -178,6 +196,10 @@ pub(crate) fn parse_client(frame: &[u8]) -> Result<FromClient, Malformed> {
                 .map_err(|e| RecordError::Invalid { why: e.to_string() });
             Ok(FromClient::Submit { id, durability, record })
         }
+        b'R' => match take_u64(body)? {
+            (id, []) => Ok(FromClient::Rotate { id }),
+            _ => Err(Malformed),
+        },
         b'B' if body.is_empty() => Ok(FromClient::Bye),
         _ => Err(Malformed),
     }
@@ -205,6 +227,7 @@ pub(crate) fn parse_recorder(frame: &[u8]) -> Result<FromRecorder, Malformed> {
                 WireError::Gone { cause } => RecordError::Gone { cause },
                 WireError::TooLarge { bytes, max } => RecordError::TooLarge { bytes, max },
                 WireError::Invalid { why } => RecordError::Invalid { why },
+                WireError::Flood { why } => RecordError::Flood { why },
             };
             Ok(FromRecorder::Refused { id, error })
         }

@@ -3,9 +3,12 @@
 
 mod common;
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use common::{Temp, entry, make_log};
+use nanoclaw_audit::cosign::WitnessSigner;
 use nanoclaw_audit::merkle::{consistency_proof, inclusion_proof};
 use nanoclaw_audit::note::Verifier;
+use nanoclaw_audit::proof::make;
 use nanoclaw_audit::tiles::{Kind, TileName, TileNodes, split_bundle};
 use nanoclaw_audit::{Log, log::Options};
 use signed_note::{Note, StandardVerifier, VerifierList};
@@ -96,6 +99,38 @@ fn a_foreign_signature_beside_ours_is_kept_out_of_the_way() {
     for bad in ["", "\n\n", "x\n\n", "a\n1\n\n\u{2014} ", "\u{2014} a b\n"] {
         assert!(verifier.open(bad.as_bytes()).is_err(), "{bad:?}");
     }
+}
+
+#[test]
+fn a_cosigned_proof_file_is_read_and_accepted_without_our_code() {
+    let dir = Temp::new("foreign-proof");
+    make_log(&dir.0, 300);
+    let vkey = fs::read_to_string(dir.0.join("vkey")).unwrap();
+    let key = Verifier::parse(vkey.trim_end()).unwrap();
+    let note = fs::read_to_string(dir.0.join("checkpoint")).unwrap();
+    let witness = WitnessSigner::from_seed("w.example/1", [2; 32]).unwrap();
+    let text = &note[..=note.find("\n\n").unwrap()];
+    let cosigned = format!("{note}{}", witness.cosign(text, 1_790_000_000));
+    let source = nanoclaw_audit::source::Folder(dir.0.clone());
+    let proof = make(&source, &key, cosigned.as_bytes(), 257).unwrap().text();
+    // By the words of the format alone.
+    let (head, note) = proof.split_once("\n\n").unwrap();
+    let mut lines = head.lines();
+    assert_eq!(lines.next(), Some("c2sp.org/tlog-proof@v1"));
+    let record = STANDARD.decode(lines.next().unwrap().strip_prefix("extra ").unwrap()).unwrap();
+    assert_eq!((record.as_slice(), lines.next()), (&entry(257)[..], Some("index 257")));
+    let hash = |line| Hash(STANDARD.decode(line).unwrap().try_into().unwrap());
+    let path: Vec<Hash> = lines.map(hash).collect();
+    let note = Note::from_bytes(note.as_bytes()).unwrap();
+    let verifier = StandardVerifier::new(vkey.trim_end()).unwrap();
+    note.verify(&VerifierList::new(vec![Box::new(verifier)])).unwrap();
+    let checkpoint = Checkpoint::from_bytes(note.text()).unwrap();
+    let check = |record: &[u8]| {
+        let (size, root) = (checkpoint.size(), *checkpoint.hash());
+        check_record(&path, size, root, 257, record_hash(record))
+    };
+    check(&record).unwrap();
+    assert!(check(&entry(258)).is_err());
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The recorder as a real process: many clients, kills at random moments, a full disk, hostile
-//! bytes.
+//! The recorder as a real process: many clients, a full disk, hostile bytes, floods, new keys.
+//! Kills at random moments are the affair of `crash/`.
 //!
 //! This file is its own runner, for the program under test is this very file, started again as
 //! `__recorder HOME` (or as `__writer HOME`, a client that is killed).
@@ -13,12 +13,11 @@ use nanoclaw_audit::{
     Client, Filter, Reader, log_dir, recorder_main, socket_path, start_recorder, verify_dir,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -39,14 +38,16 @@ fn main() -> ExitCode {
         Some("__writer") => return writer(Path::new(&args[2])),
         _ => {}
     }
-    let tests: [(&str, fn()); 7] = [
+    let tests: [(&str, fn()); 9] = [
         ("many_clients_share_one_recorder_that_ends_with_them", many_clients),
         ("starters_at_once_end_well", starters_at_once),
         ("a_lost_client_is_on_record", lost_client),
         ("a_dead_recorder_is_gone_for_everyone", dead_recorder),
         ("hostile_bytes_end_only_their_own_connection", hostile),
         ("a_full_disk_refuses", full_disk),
-        ("killed_at_any_moment_nothing_acknowledged_is_lost", crash_campaign),
+        ("a_flood_of_one_session_is_refused_and_counted_and_others_go_on", flood),
+        ("a_new_key_signs_on_and_every_key_of_the_chain_verifies", new_key),
+        ("a_clock_set_back_is_on_record", clock),
     ];
     let wanted = args.iter().skip(1).find(|a| !a.starts_with('-'));
     for (name, test) in tests {
@@ -72,7 +73,7 @@ fn connect(home: &Path, role: &str) -> Client {
 /// Waits until the recorder has gone, as it must when nobody needs it.
 fn wait_for_end(home: &Path) {
     let until = Instant::now() + Duration::from_secs(20);
-    let lock = std::fs::File::open(log_dir(home).join("private/lock")).unwrap();
+    let lock = std::fs::File::open(log_dir(home).join("work/lock")).unwrap();
     while rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
         assert!(Instant::now() < until, "the recorder stays");
         thread::sleep(Duration::from_millis(10));
@@ -142,7 +143,16 @@ fn many_clients() {
     // Every kind that a client may write goes through, and what only the recorder may say does not.
     let client = connect(&home, "kinds");
     for body in every_kind() {
-        let own = matches!(body.kind(), "recorder_started" | "recorder_stopped" | "client_lost");
+        let own = matches!(
+            body.kind(),
+            "recorder_started"
+                | "recorder_stopped"
+                | "client_lost"
+                | "key_announced"
+                | "record_gap"
+                | "clock_set_back"
+                | "records_pruned"
+        );
         let result = client.append(record(body), Durability::Durable);
         assert_eq!(matches!(result, Err(RecordError::Invalid { .. })), own, "{result:?}");
         assert_eq!(result.is_ok(), !own);
@@ -238,7 +248,7 @@ fn dead_recorder() {
 fn hostile() {
     let temp = Temp::new("hostile");
     let keep = connect(&temp.0, "keeper");
-    let hello = br#"H{"protocol":2,"pid":1,"role":"evil"}"#;
+    let hello = br#"H{"protocol":3,"pid":1,"role":"evil"}"#;
     let mut hello_frame = (hello.len() as u32).to_le_bytes().to_vec();
     hello_frame.extend(hello);
     let mut seed = Seed(5);
@@ -303,6 +313,8 @@ fn full_disk() {
         assert!(written < 10_000, "the disk never filled");
     };
     assert!(matches!(error, RecordError::Disk { .. } | RecordError::Gone { .. }), "{error}");
+    let is_told = !matches!(error, RecordError::Disk { .. });
+    assert!(is_told || error.to_string().contains("make room"), "no remedy: {error}");
     assert!(client.append(tool("after"), Durability::Ordered).is_err(), "taken after a failure");
     drop(client);
     wait_for_end(home);
@@ -343,74 +355,116 @@ fn writer(home: &Path) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Kills the recorder until the writer has ended for it: one that had not connected yet rightly
-/// starts another.
-fn kill_recorder_of(home: &Path, writer: &mut Child) {
-    let until = Instant::now() + Duration::from_secs(20);
-    while writer.try_wait().unwrap().is_none() {
-        assert!(Instant::now() < until, "the writer goes on without its recorder");
-        if let Ok(stream) = UnixStream::connect(socket_path(home)) {
-            let pid = rustix::net::sockopt::socket_peercred(&stream).unwrap().pid;
-            // It may have ended meanwhile.
-            let _ = kill_process(pid, Signal::KILL);
+fn flood() {
+    const FLOOD: u64 = 200_000;
+    let temp = Temp::new("flood");
+    let client = Arc::new(connect(&temp.0, "flooder"));
+    let of = |session, call: &str| Record {
+        session: Some(model::SessionId::mint(7, session)),
+        turn: None,
+        ..tool(call)
+    };
+    // Another session of the same client, at the same time: none of its records may be refused.
+    let (other, quiet) = (Arc::clone(&client), of(2, "quiet"));
+    let others = thread::spawn(move || {
+        for _ in 0..200 {
+            other.append(quiet.clone(), Durability::Durable).unwrap();
         }
-        thread::sleep(Duration::from_millis(20));
+    });
+    let (tell, told) = mpsc::channel();
+    for n in 0..FLOOD {
+        let tell = tell.clone();
+        let how = if n % 2 == 0 { Durability::Durable } else { Durability::Ordered };
+        client.submit(of(1, "x"), how, Box::new(move |r| tell.send(r).unwrap()));
     }
-}
-
-fn crash_campaign() {
-    const KILLS: u64 = 30;
-    let temp = Temp::new("crash");
-    let mut seed = Seed(0x00c0_ffee);
-    let mut acknowledged: BTreeMap<u64, String> = BTreeMap::new();
-    for round in 0..KILLS {
-        let mut child = Command::new(me())
-            .args([OsStr::new("__writer"), temp.0.as_os_str()])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdout = child.stdout.take().unwrap();
-        let lines = thread::spawn(move || {
-            let mut all = Vec::new();
-            BufReader::new(stdout).read_to_end(&mut all).unwrap();
-            all
-        });
-        let until = Instant::now() + Duration::from_secs(20);
-        while UnixStream::connect(socket_path(&temp.0)).is_err() {
-            assert!(Instant::now() < until, "no recorder");
-            thread::sleep(Duration::from_millis(1));
+    drop(tell);
+    let (mut taken, mut refused) = (0, 0);
+    for answer in told {
+        match answer {
+            Ok(_) => taken += 1,
+            Err(RecordError::Flood { .. }) => refused += 1,
+            Err(e) => panic!("{e}"),
         }
-        thread::sleep(Duration::from_micros(seed.below(120_000)));
-        // Mostly the recorder dies, sometimes the client does.
-        if round % 4 != 3 {
-            kill_recorder_of(&temp.0, &mut child);
-        } else {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
-        for line in lines.join().unwrap().split_inclusive(|b| *b == b'\n') {
-            let line = std::str::from_utf8(line).unwrap();
-            let Some((index, call)) = line.strip_suffix('\n').and_then(|l| l.split_once(' '))
-            else {
-                continue;
-            };
-            let twice = acknowledged.insert(index.parse().unwrap(), call.to_owned());
-            assert_eq!(twice, None, "index {index} was given twice");
-        }
-        wait_for_end(&temp.0);
-        verify_dir(&log_dir(&temp.0), None).unwrap_or_else(|f| panic!("round {round}: {f}"));
     }
-    connect(&temp.0, "last").append(tool("end"), Durability::Durable).unwrap();
+    others.join().unwrap();
+    assert_eq!(taken + refused, FLOOD);
+    assert!(refused > 0, "everything was taken");
+    drop(client);
     wait_for_end(&temp.0);
     let entries = entries(&temp.0);
-    for (index, want) in &acknowledged {
-        let found = &entries[*index as usize].body;
-        assert!(
-            matches!(found, Body::ToolFinished { call, .. } if call == want),
-            "{index}: {found:?}"
-        );
+    let count = |session| {
+        let session = Some(model::SessionId::mint(7, session));
+        let of = |e: &&Record| e.session == session && e.body.kind() == "tool_finished";
+        entries.iter().filter(of).count() as u64
+    };
+    assert_eq!((count(1), count(2)), (taken, 200));
+    let gaps: Vec<(u64, bool)> = entries
+        .iter()
+        .filter(|e| e.session == Some(model::SessionId::mint(7, 1)))
+        .filter_map(|e| match e.body {
+            Body::RecordGap { lost, open, .. } => Some((lost, open)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(gaps.first(), Some(&(1, true)), "the first refusal is on record at once");
+    let told: u64 = gaps.iter().skip(1).filter(|gap| **gap != (1, true)).map(|gap| gap.0).sum();
+    assert_eq!(told, refused, "{gaps:?}");
+    let last = entries.last().unwrap();
+    assert_eq!(last.body, Body::RecorderStopped { records: entries.len() as u64 - 1 });
+}
+
+fn new_key() {
+    let temp = Temp::new("rotate");
+    let vkey = || std::fs::read_to_string(log_dir(&temp.0).join("vkey")).unwrap();
+    let client = connect(&temp.0, "owner");
+    let mut keys = vec![vkey()];
+    for round in 0..3u64 {
+        client.append(tool("before"), Durability::Durable).unwrap();
+        let index = client.rotate_key().unwrap();
+        keys.push(vkey());
+        let announced = &entries(&temp.0)[index as usize];
+        let Body::KeyAnnounced { old_vkey, new_vkey } = &announced.body else {
+            panic!("round {round}: {announced:?}");
+        };
+        assert_eq!([old_vkey, new_vkey].map(|k| format!("{k}\n")), keys[keys.len() - 2..]);
     }
-    assert!(acknowledged.len() > 100, "{}", acknowledged.len());
-    assert_eq!(verify_dir(&log_dir(&temp.0), None).unwrap().records, entries.len() as u64);
-    println!("  {KILLS} kills, {} acknowledged, {} in the log", acknowledged.len(), entries.len());
+    drop(client);
+    wait_for_end(&temp.0);
+    for key in &keys {
+        verify_dir(&log_dir(&temp.0), Some(key)).unwrap();
+    }
+    // Another recorder goes on with the newest one.
+    connect(&temp.0, "next").append(tool("after"), Durability::Durable).unwrap();
+    wait_for_end(&temp.0);
+    assert_eq!(verify_dir(&log_dir(&temp.0), Some(&keys[0])).unwrap().vkey, keys[3].trim_end());
+}
+
+fn clock() {
+    let temp = Temp::new("clock");
+    let client = connect(&temp.0, "clock");
+    let at = |time_ms| Record { time_ms, ..tool("t") };
+    // A correction is no news, nor is the second record after the clock went back.
+    for time_ms in [4_000_000_000_000, 3_999_999_990_000, 3_000_000_000_000, 3_000_000_000_000] {
+        client.append(at(time_ms), Durability::Durable).unwrap();
+    }
+    let set_back = || {
+        entries(&temp.0)
+            .into_iter()
+            .filter_map(|e| match e.body {
+                Body::ClockSetBack { before_ms, now_ms } => Some((before_ms, now_ms)),
+                _ => None,
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(set_back(), [(4_000_000_000_000, 3_000_000_000_000)]);
+    client.append(at(4_000_000_000_000), Durability::Durable).unwrap();
+    drop(client);
+    wait_for_end(&temp.0);
+    // The recorder's own clock is that of today: seen at its end, and by the next at its start.
+    assert_eq!(set_back().len(), 2);
+    connect(&temp.0, "next").append(tool("x"), Durability::Durable).unwrap();
+    wait_for_end(&temp.0);
+    let body = |e: &Record| e.body.kind().to_owned();
+    verify_dir(&log_dir(&temp.0), None).unwrap();
+    assert_eq!(entries(&temp.0).iter().map(body).filter(|k| k == "recorder_stopped").count(), 2);
 }

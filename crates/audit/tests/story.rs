@@ -12,45 +12,63 @@ const TOLD: &str = "\
 #0  The recorder 0 opened the log with 1 records; 2 bytes of an unfinished write were set aside.
 #1  The recorder closed the log with 3 records.
 #2  The process gateway (pid 4) was gone without a word; what it did last may not be on record.
-#3  The session was resumed, sandboxed by native, policy abababababab, with these grants: read \
+#3  From here on the log is signed by another key: n/1+c+d
+#4  Not on record, and not done if it needed to be: 5 or more records (too many).
+#5  The clock was set back from 1970-01-01 00:00:00.009 UTC to 1970-01-01 00:00:00.008 UTC; the \
+order of the records is right all the same.
+#6  The session was resumed, sandboxed by native, policy abababababab, with these grants: read \
 ~/notes; é<U+202E>\u{1f600}.
-#4  The session ended: done. Counted: 2 turn, 1 \u{fb33}, 3 \u{1f600}.
-#5  A sandbox was ready to run sh. Walls: landlock (ABI 7). Limits: pids 256 by cgroup v2.
-#6  THE TOTALS DO NOT AGREE: bytes up: the gateway says 1, the kernel counted 2; it should be equal.
-#7  The sandbox ended: exit 0, 1 ms of CPU, at most 2 bytes of memory, at most 3 processes and threads, \
+#7  The session ended: done. Counted: 2 turn, 1 \u{fb33}, 3 \u{1f600}.
+#8  A sandbox was ready to run sh. Walls: landlock (ABI 7). Limits: pids 256 by cgroup v2.
+#9  THE TOTALS DO NOT AGREE: bytes up: the gateway says 1, the kernel counted 2; it should be equal.
+#10  The sandbox ended: exit 0, 1 ms of CPU, at most 2 bytes of memory, at most 3 processes and threads, \
 4 bytes kept on the disk.
-#8  The kernel was asked by process 7 of the server of tools lab to execute /bin/sh in /workspace, \
+#11  The kernel was asked by process 7 of the server of tools lab to execute /bin/sh in /workspace, \
 as [\"sh\", \"-c\", \"<U+001B>[31m\u{fffd}\"] (execution 1; as passed, it can have been \
 changed since). Not read: its memory: EPERM.
-#9  Process 7 was seen to run /usr/bin/dash (execution 1).
-#10  Process 7 was REFUSED 192.0.2.1:443 by the sandbox: ENETUNREACH (connect).
-#11  NOT ON RECORD: 3 operations of the sandbox: the queue was full.
-#12  A message came in from terminal, chat me: m00000000001-00000002, 12 bytes.
-#13  The message m00000000001-00000002 was taken back unanswered: SIGTERM.
-#14  It set to work on m00000000001-00000002.
-#15  It was done after 10 ms: ok.
-#16  The model m at h was asked, 1 bytes, with the provider tool web_search.
-#17  The model m answered after 4 ms: 1 bytes, 2 tokens in, 3 out.
-#18  The gateway used the secret github for it at api.github.com.
-#19  The gateway asks h for tokens of the login claude (renewal).
-#20  The login claude has a new access token and a new refresh token.
-#21  The login claude: removed. Hosts: h.
-#22  It says it uses the tool bash: {\"a\": \"\\\"<U+000A><U+001B>[31m\"}
-#23  It says the tool bash failed, 3 bytes: no
-#24  It was let through to h:443 (192.0.2.1), GET /x with \"a\", \"b\" as a WebSocket, by the \
+#12  Process 7 was seen to run /usr/bin/dash (execution 1).
+#13  Process 7 was REFUSED 192.0.2.1:443 by the sandbox: ENETUNREACH (connect).
+#14  NOT ON RECORD: 3 operations of the sandbox: the queue was full.
+#15  A message came in from terminal, chat me: m00000000001-00000002, 12 bytes.
+#16  The message m00000000001-00000002 was taken back unanswered: SIGTERM.
+#17  It set to work on m00000000001-00000002.
+#18  It was done after 10 ms: ok.
+#19  The model m at h was asked, 1 bytes, with the provider tool web_search.
+#20  The model m answered after 4 ms: 1 bytes, 2 tokens in, 3 out.
+#21  The gateway used the secret github for it at api.github.com.
+#22  The gateway asks h for tokens of the login claude (renewal).
+#23  The login claude has a new access token and a new refresh token.
+#24  The login claude: removed. Hosts: h.
+#25  It says it uses the tool bash: {\"a\": \"\\\"<U+000A><U+001B>[31m\"}
+#26  It says the tool bash failed, 3 bytes: no
+#27  It was let through to h:443 (192.0.2.1), GET /x with \"a\", \"b\" as a WebSocket, by the \
 rule r, with the secret github.
-#25  h:443 was looked up and dialled at 192.0.2.1.
-#26  The exchange with h:443 ended with status 200 after 3 ms: 1 bytes out after a head of 120, \
+#28  h:443 was looked up and dialled at 192.0.2.1.
+#29  The exchange with h:443 ended with status 200 after 3 ms: 1 bytes out after a head of 120, \
 2 in. It broke off: reset
-#27  It was REFUSED 10.0.0.1:22: private range (rule default).
-#28  The owner was asked (a1) by the rule r: POST https://h/x
-#29  The answer to a1 was deny (owner).
-#30  It called the host's tool web_fetch of host: {}
-#31  The tool web_fetch answered after 4 ms, 3 bytes.
-#32  LEARNING: 1 rules were proposed from s00000000005-00000006, which grant nothing; 2 grants \
+#30  It was REFUSED 10.0.0.1:22: private range (rule default).
+#31  The owner was asked (a1, the text e82ef6ed665e) by the rule r: POST https://h/x
+#32  The answer to a1 was deny (owner), given to the text e82ef6ed665e.
+#33  It called the host's tool web_fetch of host: {}
+#34  The tool web_fetch answered after 4 ms, 3 bytes.
+#35  LEARNING: 1 rules were proposed from s00000000005-00000006, which grant nothing; 2 grants \
 were never used.
-#33  A person accepted new rules into f.
-#34  It tried ptrace. Expected: EPERM. Answer: EPERM. The wall held.
+#36  A person accepted new rules into f.
+#37  Whether what it may do has CHANGED since its last session is NOT KNOWN (policy abababababab, \
+now abababababab): the copy is damaged.
+#38  It tried ptrace. Expected: EPERM. Answer: EPERM. The wall held.
+#39  TOO FEW witnesses sign this log (2 are needed): w.example/1 signed the head of 9 records. \
+Not: w.example/2: not reached. A WITNESS KNOWS ANOTHER HISTORY OF THIS LOG.
+#40  ERASED by a person: 2 texts of 1 records, 9 bytes (session s1). Their digests stay.
+#41  REMOVED by a person: the records before #7, all older than 1970-01-01 00:00:00.005 UTC. Their \
+hashes stay.
+#42  Files below /mnt/x of the server of tools lab: created a<U+202E>\u{1f600} (4 bytes, link, \
+sha256 abababababab, while it changed); deleted itself (4 bytes, not read: EACCES).
+#43  The writable mounts after its turn, while programs may have written: /mnt/x: 9 looked at, \
+1 created, 2 changed, 3 deleted, 4 OF THEM NOT NAMED, 5 files not read, 6 FOLDERS NOT LOOKED INTO \
+(deep: too deep). 7 bytes were read.
+#44  THE OBSERVERS DISAGREE (execution_without_call, 2 of this kind): /bin/x was executed while no \
+tool call was open. Told by the kernel, not by the agent. See #3, #4.
 ";
 
 fn bare(body: Body) -> Record {
@@ -111,6 +129,51 @@ fn the_other_ends_of_a_kind_are_told_too() {
             _ => {}
         }
     }
+}
+
+#[test]
+fn that_accounts_were_not_compared_is_told_in_long_and_in_short() {
+    let s = |t: &str| t.to_owned();
+    let left_out = Body::ObserversDisagree {
+        finding: s("not_compared"),
+        told_by: s("record"),
+        not_by: s("record"),
+        what: s("it has more than 3 records: any account of it"),
+        count: 1,
+        records: Vec::new(),
+    };
+    let told = "NOT COMPARED: it has more than 3 records: any account of it.";
+    assert!(line(0, &record(left_out.clone())).ends_with(told));
+    assert_eq!(nanoclaw_audit::story::brief(&left_out).as_deref(), Some(told));
+    let counts = [(s("observers_compared"), 0), (s("refused"), 0)].into();
+    let closed = record(Body::SessionClosed { reason: s("done"), counts });
+    let told = "The session ended: done. Counted: 0 observers_compared.";
+    assert!(line(0, &closed).ends_with(told), "{}", line(0, &closed));
+}
+
+#[test]
+fn a_change_of_what_an_agent_may_do_is_told_with_its_difference() {
+    let tell = |before: bool, gained: &[&str]| {
+        let digest = || model::Sha256Hex("ab".repeat(32));
+        let body = Body::PolicyChanged {
+            before_sha256: before.then(digest),
+            after_sha256: digest(),
+            gained: gained.iter().map(|s| (*s).to_owned()).collect(),
+            lost: gained.iter().map(|_| "tool y".to_owned()).collect(),
+            left_out: gained.len() as u64,
+            unknown: None,
+        };
+        line(7, &bare(body)).split_once("#7  ").unwrap().1.to_owned()
+    };
+    let lines = "GAINED: tool <U+202E>x. Lost: tool y. 1 more lines had no room in the record.";
+    let changed = "What it may do CHANGED since its last session (policy abababababab, now";
+    assert_eq!(tell(true, &["tool \u{202e}x"]), format!("{changed} abababababab). {lines}"));
+    let first = "It had no session before (policy none, now abababababab).";
+    assert_eq!(tell(false, &["tool \u{202e}x"]), format!("{first} {lines}"));
+    assert!(tell(true, &[]).ends_with(
+        "abababababab). No grant was gained or lost by it: what it is told changed, or how its \
+         grants are written."
+    ));
 }
 
 #[test]

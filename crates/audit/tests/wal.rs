@@ -7,11 +7,13 @@ use common::{Seed, Temp, append, entry, make_log};
 use model::Durability;
 use nanoclaw_audit::entry::Entry;
 use nanoclaw_audit::log::{Log, OpenError};
+use nanoclaw_audit::payload::{self, Kept};
 use nanoclaw_audit::read::{Filter, Follow, Reader};
-use nanoclaw_audit::verify_dir;
 use nanoclaw_audit::wal::WalError;
+use nanoclaw_audit::{raw, verify_dir};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::mpsc;
 
@@ -29,6 +31,12 @@ fn a_torn_tail_is_kept_as_evidence_and_the_log_goes_on() {
         OpenOptions::new().append(true).open(wal(&dir.0)).unwrap().write_all(torn).unwrap();
         let report = verify_dir(&dir.0, None).unwrap();
         assert_eq!((report.records, report.unsigned_bytes), (5, torn.len() as u64));
+        // Until then whoever reads meets the end there, not damage.
+        let read: Vec<u64> =
+            Reader::new(&dir.0, Filter::default()).map(|e| e.unwrap().index).collect();
+        assert_eq!(read, [0, 1, 2, 3, 4]);
+        assert_eq!(raw::scan(&dir.0, 0, |_, _| ControlFlow::Continue(())).unwrap(), 5);
+        assert_eq!(payload::check(&dir.0).unwrap(), Kept::default());
         let log = Log::open(&dir.0).unwrap();
         assert_eq!(log.recovered().records, 5);
         assert_eq!(log.recovered().torn_bytes, torn.len() as u64);
@@ -53,6 +61,9 @@ fn damage_before_the_tail_is_refused_with_file_and_byte() {
     let mut bad = good.clone();
     bad[3 * frame + 20] ^= 1;
     fs::write(wal(&dir.0), &bad).unwrap();
+    let read = Reader::new(&dir.0, Filter::default()).last().unwrap();
+    assert!(read.is_err(), "records stand behind it: {read:?}");
+    assert!(raw::scan(&dir.0, 0, |_, _| ControlFlow::Continue(())).is_err());
     match Log::open(&dir.0) {
         Err(OpenError::Wal(WalError::Damaged { path, offset, .. })) => {
             assert_eq!((path, offset), (wal(&dir.0), 3 * frame as u64));

@@ -3,11 +3,14 @@
 //! 1. No answer is a refusal, whatever the reason: too late, nobody there, approver gone.
 //! 2. Question and decision are on record, in this order, before anything goes out.
 //! 3. A session cannot flood people: few questions wait at a time, and few a minute are taken back.
-//! 4. Once nobody waits for an answer any more, the question is taken back.
+//! 4. What a person is shown is made in one place, [`shown`], and its digest is on record with the
+//!    question and with a person's answer. Whoever shows it holds the one against the other first.
+//! 5. Once nobody waits for an answer any more, the question is taken back.
 
 use crate::door::DoorState;
 use crate::egress::Refusal;
-use model::{AgentName, Body, Durability, EgressRule, SessionId, TurnId};
+use crate::modelapi::outcome::sha256_hex;
+use model::{AgentName, Body, Durability, EgressRule, SessionId, Sha256Hex, TurnId};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,9 +45,37 @@ pub struct Question {
     pub by: String,
     /// After so long the answer is no.
     pub timeout: Duration,
-    /// What it is about, e.g. `POST https://api.example.org/items`. Data, to be shown escaped and
-    /// whole; at most [`SUMMARY_CHARS_MAX`] characters.
+    /// What it is about, e.g. `POST https://api.example.org/items`: to be shown as it stands, for
+    /// it is escaped, and whole; one line of at most [`SUMMARY_CHARS_MAX`] characters.
     pub summary: String,
+    /// SHA-256 of the bytes of `summary`. Whoever would show something else shows nothing, and the
+    /// answer is no ([`Question::is_shown_by`]).
+    pub shown_sha256: Sha256Hex,
+}
+
+impl Question {
+    /// Whether this text is, to the byte, the one that is on record as shown.
+    #[must_use]
+    pub fn is_shown_by(&self, text: &str) -> bool {
+        sha256_hex(text.as_bytes()) == self.shown_sha256
+    }
+}
+
+/// A text as a person is shown it: one line in which nothing acts on a terminal or reorders text
+/// (Unicode TR 9), such characters being written as `\u{1b}`.
+fn shown(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        let reorders = matches!(c,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}');
+        if c.is_control() || reorders {
+            line.extend(c.escape_unicode());
+        } else {
+            line.push(c);
+        }
+    }
+    line
 }
 
 /// What came of a question.
@@ -131,6 +162,7 @@ pub(crate) async fn ask(
         );
         return Err(Refusal::new(429, &rule.id, why));
     }
+    let summary = shown(&summary);
     let length = summary.chars().count();
     if length > SUMMARY_CHARS_MAX {
         let why = format!(
@@ -141,15 +173,10 @@ pub(crate) async fn ask(
     }
     let question = question(door, rule, summary);
     let unwritten = |e| Refusal::new(503, &rule.id, format!("nobody was asked, for {e}"));
-    let asked = Body::ApprovalAsked {
-        approval: question.id.clone(),
-        rule: question.rule.clone(),
-        by: question.by.clone(),
-        summary: question.summary.clone(),
-    };
-    door.scribe.write(asked, Durability::Durable).await.map_err(unwritten)?;
+    door.scribe.write(asked(&question), Durability::Durable).await.map_err(unwritten)?;
     let mut pending = Pending { door, turn: door.scribe.turn.get(), id: Some(question.id.clone()) };
     let (id, role, timeout) = (question.id.clone(), question.by.clone(), question.timeout);
+    let digest = question.shown_sha256.clone();
     let (tx, rx) = tokio::sync::oneshot::channel();
     door.asks.approver.ask(question, Box::new(move |answer| drop(tx.send(answer))));
     let answer = tokio::time::timeout(timeout, rx).await;
@@ -174,7 +201,10 @@ pub(crate) async fn ask(
             ("timeout", String::new(), Some(why))
         }
     };
-    let decided = Body::ApprovalDecided { approval: id, decision: decision.into(), by };
+    // Whether it was shown at all is known where a person answered.
+    let shown_sha256 = matches!(decision, "allow" | "deny").then_some(digest);
+    let decided =
+        Body::ApprovalDecided { approval: id, decision: decision.into(), by, shown_sha256 };
     let written = door.scribe.write(decided, Durability::Ordered).await;
     match why {
         Some(why) => Err(refused(why)),
@@ -196,9 +226,20 @@ impl Drop for Pending<'_> {
             self.door.asks.leave();
             self.door.asks.approver.withdraw(&approval);
             let (decision, by) = ("withdrawn".to_owned(), String::new());
-            let body = Body::ApprovalDecided { approval, decision, by };
+            let body = Body::ApprovalDecided { approval, decision, by, shown_sha256: None };
             self.door.scribe.note(self.turn.take(), body);
         }
+    }
+}
+
+/// A question as it is on record.
+fn asked(question: &Question) -> Body {
+    Body::ApprovalAsked {
+        approval: question.id.clone(),
+        rule: question.rule.clone(),
+        by: question.by.clone(),
+        summary: question.summary.clone(),
+        shown_sha256: Some(question.shown_sha256.clone()),
     }
 }
 
@@ -212,6 +253,20 @@ fn question(door: &DoorState, rule: &EgressRule, summary: String) -> Question {
         rule: rule.id.clone(),
         by: terms.map_or_else(|| "owner".to_owned(), |t| t.by.clone()),
         timeout: terms.map_or(TIMEOUT, |t| Duration::from_millis(t.timeout_ms)),
+        shown_sha256: sha256_hex(summary.as_bytes()),
         summary,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_acts_on_nothing_and_is_the_same_shown_again() {
+        let told = shown("POST http://x/\u{1b}[2J\r\n\t\u{202e}é\u{2028}");
+        let wanted = "POST http://x/\\u{1b}[2J\\u{d}\\u{a}\\u{9}\\u{202e}é\\u{2028}";
+        assert_eq!(told, wanted);
+        assert_eq!(shown(&told), told);
     }
 }

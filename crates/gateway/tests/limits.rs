@@ -129,15 +129,25 @@ async fn a_human_decides_before_anything_leaves() {
         assert_eq!(parts(&text).0, status, "{decision}: {text}");
         let question = person.1.lock().unwrap()[0].clone();
         let summary = format!("POST https://a.test:{}/", server.port);
-        assert_eq!((question.rule.as_str(), question.summary), ("agents/tester.toml:9", summary));
+        assert!(question.is_shown_by(&summary) && !question.is_shown_by(&summary[1..]));
+        match &way.sink.bodies()[0] {
+            Body::ApprovalAsked { shown_sha256, summary, .. } => {
+                assert_eq!(shown_sha256.as_ref(), Some(&question.shown_sha256));
+                assert!(question.is_shown_by(summary));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!((question.rule.as_str(), &question.summary), ("agents/tester.toml:9", &summary));
         let kinds = way.sink.kinds();
         assert_eq!(&kinds[..2], ["approval_asked", "approval_decided"]);
         assert_eq!(kinds[2], if status == 200 { "egress_intent" } else { "egress_refused" });
         match &way.sink.bodies()[1] {
-            Body::ApprovalDecided { approval, decision: said, by: who } => {
+            Body::ApprovalDecided { approval, decision: said, by: who, shown_sha256 } => {
                 assert_eq!((approval, said.as_str()), (&question.id, decision));
                 let named = matches!(decision, "allow" | "deny");
                 assert_eq!(*who, if named { by() } else { String::new() });
+                // Nobody says of a text that it was shown if nobody answered.
+                assert_eq!(*shown_sha256, named.then(|| question.shown_sha256.clone()));
             }
             other => panic!("{other:?}"),
         }

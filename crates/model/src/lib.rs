@@ -12,10 +12,12 @@
 //! 3. No type here can hold the bytes of a secret.
 
 mod egress;
+mod files;
 mod grant;
 mod ids;
 mod image;
 mod record;
+mod sink;
 mod spec;
 mod tools;
 
@@ -25,14 +27,16 @@ pub use egress::{
 };
 mod login;
 
+pub use files::{FileAct, FileChange, MountSeen};
 pub use grant::{Budget, HostName, HostNameError, KeyPlace, ModelApi, ModelConfig, Price};
 pub use ids::{AgentName, IdError, MessageId, SessionId, TurnId};
 pub use image::{ImageError, ImageName, ImageRef};
 pub use login::{LoginConfig, LoginProvider};
 pub use record::{
-    Body, Direction, Done, Durability, LimitState, MAX_INLINE_BYTES, Record, RecordError,
-    RecordSink, RecordSinkExt, RequestLine, SaltedDigest, Sha256Hex, WallState,
+    Body, Direction, Durability, LimitState, MAX_BESIDE_BYTES, MAX_INLINE_BYTES, Record,
+    RequestLine, SaltedDigest, Sha256Hex, WallState,
 };
+pub use sink::{Done, RecordError, RecordSink, RecordSinkExt};
 pub use spec::{
     Access, Backend, Command, DoorSpec, EngineChoice, Limit, Limits, Mount, Network, RootFs,
     SandboxSpec, Strictness, Workspace,

@@ -3,13 +3,19 @@
 //! A `Record` is plain data; `audit` turns it into a canonical, OCSF-shaped entry and gives it
 //! its index. Text of messages never stands here, only its salted digest and length.
 
-use crate::{AgentName, MessageId, SessionId, TurnId};
+use crate::{AgentName, FileChange, MessageId, MountSeen, SessionId, TurnId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Largest text kept inside one field of a record; the rest is cut and its digest stands for it.
-/// An entry must stay below 65,535 bytes (C2SP tlog-tiles), so no field may come near that.
+/// Largest text kept inside one field of a record. Of the fields that may be longer
+/// ([`Record::beside`]) the recorder keeps such a text beside the log; of all others the rest is
+/// cut. An entry must stay below 65,535 bytes (C2SP tlog-tiles), so no field may come near that.
 pub const MAX_INLINE_BYTES: usize = 4_096;
+
+/// Largest text that is kept beside the log; of longer ones whoever submits them cuts the rest. In
+/// JSON, where a character may take six bytes, it still fits into one frame of the recorder's
+/// socket.
+pub const MAX_BESIDE_BYTES: usize = 40 << 10;
 
 /// A SHA-256 in lower-case hex, 64 characters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +102,24 @@ pub struct Record {
     pub body: Body,
 }
 
+impl Record {
+    /// Its text that may stand beside the log, with the name of its field and the digest that the
+    /// record has of it: what an agent asked a tool, or was answered, word for word.
+    pub fn beside(&mut self) -> Option<(&'static str, &mut String, Option<&mut Sha256Hex>)> {
+        match &mut self.body {
+            Body::ToolCalled { arguments, arguments_sha256, .. }
+            | Body::HostToolCalled { arguments, arguments_sha256, .. } => {
+                Some(("arguments", arguments, Some(arguments_sha256)))
+            }
+            Body::ApprovalAsked { summary, shown_sha256, .. } => {
+                Some(("summary", summary, shown_sha256.as_mut()))
+            }
+            Body::ToolFinished { summary, .. } => Some(("summary", summary, None)),
+            _ => None,
+        }
+    }
+}
+
 /// What happened, one variant a kind. Sizes in bytes, durations in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -107,6 +131,16 @@ pub enum Body {
     RecorderStopped { records: u64 },
     /// A process that wrote records is gone without saying so.
     ClientLost { pid: u32, role: String },
+    /// The log's next key, as a vkey: from the next record on only what it signs counts. Only the
+    /// recorder may write it.
+    KeyAnnounced { old_vkey: String, new_vkey: String },
+    /// Records of this session were refused: `lost` so far, and with `open` it may be more. Whoever
+    /// submitted them was told, and what needed them did not happen. Only the recorder may write
+    /// it.
+    RecordGap { lost: u64, open: bool, reason: String },
+    /// The clock stands earlier than a record before had it, by more than a correction. Only the
+    /// recorder may write it.
+    ClockSetBack { before_ms: u64, now_ms: u64 },
     /// A session came into being, or was resumed.
     SessionOpened { resumed: bool, backend: String, policy_sha256: Sha256Hex, grants: Vec<String> },
     /// A session ended; the counts let a missing tail be seen.
@@ -171,6 +205,34 @@ pub enum Body {
     /// So many of the operations above are not on record; those that were not carried out for it
     /// were answered with `EAGAIN`.
     WitnessGap { lost: u64, reason: String },
+    /// What was created, changed or deleted below a writable mount since the look before; as many
+    /// records as it takes, before the manifest that counts them.
+    FilesChanged { mount: String, changes: Vec<FileChange>, server: Option<String> },
+    /// The writable mounts were looked at: before the program ran (`start`), after a turn, after
+    /// its end (`end`). `running`: programs may have written meanwhile.
+    FilesManifest {
+        after: String,
+        mounts: Vec<MountSeen>,
+        read_bytes: u64,
+        duration_ms: u64,
+        running: bool,
+        server: Option<String>,
+    },
+    /// What one observer of the session tells and another one, or the record itself, does not; or
+    /// (`not_compared`, `record` in both) why their accounts were not held against each other.
+    ObserversDisagree {
+        /// One word a kind of finding; the published table has them.
+        finding: String,
+        /// Who tells it: `kernel`, `gateway` or `agent`.
+        told_by: String,
+        /// Who does not: one of those, or `record`.
+        not_by: String,
+        what: String,
+        /// How many of the kind, this one included, where only the first are named.
+        count: u64,
+        /// Indices of the records it is about.
+        records: Vec<u64>,
+    },
     /// A message came in, or a reply went out.
     Message {
         direction: Direction,
@@ -260,10 +322,25 @@ pub enum Body {
     },
     /// A name, connection or request was refused.
     EgressRefused { target: String, rule: String, reason: String, request: Option<RequestLine> },
-    /// A human is asked whether something may happen; it waits.
-    ApprovalAsked { approval: String, rule: String, by: String, summary: String },
-    /// The answer, or that none came.
-    ApprovalDecided { approval: String, decision: String, by: String },
+    /// A human is asked whether something may happen; it waits. `summary` is what is shown, to the
+    /// byte, and `shown_sha256` its SHA-256. Logs of versions that did not tell have none.
+    ApprovalAsked {
+        approval: String,
+        rule: String,
+        by: String,
+        summary: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shown_sha256: Option<Sha256Hex>,
+    },
+    /// The answer, or that none came. `shown_sha256`, as the question's record has it: what a
+    /// person answered. None where nobody did.
+    ApprovalDecided {
+        approval: String,
+        decision: String,
+        by: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shown_sha256: Option<Sha256Hex>,
+    },
     /// A tool of the host is about to act for the session.
     HostToolCalled {
         call: String,
@@ -287,6 +364,41 @@ pub enum Body {
     PolicyLearned { session: SessionId, proposal_sha256: Sha256Hex, rules: u64, unused: u64 },
     /// A person accepted a proposal; the file now reads so.
     PolicyAccepted { file: String, before_sha256: Sha256Hex, after_sha256: Sha256Hex },
+    /// What the agent may do is not what it was in the last session that was opened for it; written
+    /// before this one is opened. `before_sha256`: its policy's digest then; none where it had no
+    /// session, and then all that it is granted counts as gained. Equal digests: what
+    /// `nanoclaw.toml` has behind the grants differs. `left_out`: lines that had no room. With
+    /// `unknown` nobody can say what was gained or lost, for that reason.
+    PolicyChanged {
+        before_sha256: Option<Sha256Hex>,
+        after_sha256: Sha256Hex,
+        gained: Vec<String>,
+        lost: Vec<String>,
+        left_out: u64,
+        unknown: Option<String>,
+    },
+    /// A person has the payloads removed that stand beside these records. Their salted digests and
+    /// lengths stay where they are, so every proof stays valid.
+    PayloadsErased { scope: String, records: Vec<u64>, texts: u64, bytes: u64 },
+    /// A person has the records before `first` removed. Their hashes stay, so every proof of a
+    /// later record, and every proof that was handed out, stays valid.
+    RecordsPruned { before_ms: u64, first: u64, texts: u64 },
+    /// From here on enough witnesses sign the heads of this log, or too few do; said when that
+    /// changes, not for every head.
+    Cosigning {
+        /// Whether enough have signed.
+        reached: bool,
+        /// Records under the head that was put before them.
+        size: u64,
+        /// How many are needed.
+        needed: u64,
+        /// Names of those that signed it.
+        cosigned: Vec<String>,
+        /// The others, each with its reason.
+        failed: Vec<String>,
+        /// Whether one of them knows another history of this log.
+        contradicted: bool,
+    },
     /// Something tried in an assessment or demo, and what answered.
     ProbeObserved { probe: String, expected: String, observed: String, held: bool },
 }
@@ -308,6 +420,12 @@ impl Body {
             Self::ProcessImage { .. } => "process_image",
             Self::ConnectRefused { .. } => "connect_refused",
             Self::WitnessGap { .. } => "witness_gap",
+            Self::KeyAnnounced { .. } => "key_announced",
+            Self::RecordGap { .. } => "record_gap",
+            Self::ClockSetBack { .. } => "clock_set_back",
+            Self::FilesChanged { .. } => "files_changed",
+            Self::FilesManifest { .. } => "files_manifest",
+            Self::ObserversDisagree { .. } => "observers_disagree",
             Self::Message { .. } => "message",
             Self::MessageWithdrawn { .. } => "message_withdrawn",
             Self::TurnStarted { .. } => "turn_started",
@@ -330,62 +448,11 @@ impl Body {
             Self::HostToolFinished { .. } => "host_tool_finished",
             Self::PolicyLearned { .. } => "policy_learned",
             Self::PolicyAccepted { .. } => "policy_accepted",
+            Self::PolicyChanged { .. } => "policy_changed",
+            Self::PayloadsErased { .. } => "payloads_erased",
+            Self::RecordsPruned { .. } => "records_pruned",
+            Self::Cosigning { .. } => "cosigning",
             Self::ProbeObserved { .. } => "probe_observed",
         }
     }
 }
-
-/// Why a record was not written. Whoever gets this must not go on with the action.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RecordError {
-    /// The disk refused (full, read-only, failing).
-    #[error("the audit log cannot be written: {cause}")]
-    Disk {
-        /// The operating system's words.
-        cause: String,
-    },
-    /// The recorder cannot be reached.
-    #[error("the recorder is gone: {cause}")]
-    Gone {
-        /// What was seen.
-        cause: String,
-    },
-    /// The entry would be larger than a log entry may be.
-    #[error("the record has {bytes} bytes; an entry may have {max}")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The limit.
-        max: usize,
-    },
-    /// The record may not be written by this process, or not in this form.
-    #[error("the record is refused: {why}")]
-    Invalid {
-        /// What is wrong with it.
-        why: String,
-    },
-}
-
-/// Called exactly once, from any thread, with the record's index in the log.
-pub type Done = Box<dyn FnOnce(Result<u64, RecordError>) + Send>;
-
-/// Where records go. The only implementation that is not a test's is the audit client.
-pub trait RecordSink: Send + Sync {
-    /// Submits one record; order of submission is order in the log for one sink.
-    fn submit(&self, record: Record, durability: Durability, done: Done);
-}
-
-/// Conveniences over [`RecordSink`].
-pub trait RecordSinkExt: RecordSink {
-    /// Submits and waits. Not for use on an async worker thread.
-    ///
-    /// # Errors
-    /// As [`RecordSink::submit`] reports.
-    fn append(&self, record: Record, durability: Durability) -> Result<u64, RecordError> {
-        let (tx, rx) = std::sync::mpsc::sync_channel(1);
-        self.submit(record, durability, Box::new(move |r| drop(tx.send(r))));
-        rx.recv().unwrap_or_else(|_| Err(RecordError::Gone { cause: "no answer".into() }))
-    }
-}
-
-impl<T: RecordSink + ?Sized> RecordSinkExt for T {}

@@ -1,9 +1,13 @@
 //! The command line, defined once: help, man pages and completions come from here.
 
 mod boxes;
+mod reading;
+mod records;
 
 pub(crate) use boxes::{ImageCommand, ProbeArgs, SandboxCommand};
 use clap::{Args, Parser, Subcommand};
+pub(crate) use reading::{Format, ReadingCommand, Which};
+pub(crate) use records::{AuditCommand, Trust, WitnessCommand};
 use std::path::PathBuf;
 
 /// Run AI agents you can trust: sandboxed by the kernel, without keys, on the record.
@@ -74,6 +78,9 @@ What policy refused is listed on standard error at the end, unless --quiet.")]
     /// Read and verify the audit log
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Countersign other people's logs, or have this one countersigned
+    #[command(subcommand)]
+    Witness(WitnessCommand),
     /// Look at sandboxes before they run
     #[command(subcommand)]
     Sandbox(SandboxCommand),
@@ -278,55 +285,6 @@ pub(crate) struct RunArgs {
     /// The command and its arguments [default: `command` of the agent's file]
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum AuditCommand {
-    /// Verify the whole log; needs no daemon and no database
-    #[command(after_help = "Examples:
-  nanoclaw audit verify
-  nanoclaw audit verify /backup/audit --vkey 'nanoclaw/1a2b3c4d+…'
-
-Exit codes: 0 intact, 2 --vkey is no verifier key, 3 there is no log, 5 NOT intact (a byte differs
-from what was signed, or another key signed it), 7 a file cannot be read, so nothing is said.")]
-    Verify {
-        /// The log's folder [default: the audit folder of the home]
-        dir: Option<PathBuf>,
-        /// The verifier key you were given [default: the one in the folder]
-        #[arg(long)]
-        vkey: Option<String>,
-        /// Machine-readable output
-        #[arg(long)]
-        json: bool,
-    },
-    /// Tell what happened, as a story
-    #[command(after_help = "Examples:
-  nanoclaw audit show                               the newest session, in short
-  nanoclaw audit show s19a1b2c3d4e-0f1e2d3c --all   every record of one session, in full
-  nanoclaw audit show --all                         every record of every session")]
-    Show {
-        /// The session [default: the newest]
-        session: Option<String>,
-        /// Every record in full; of every session, unless one is named
-        #[arg(long)]
-        all: bool,
-        /// Entries as JSON lines
-        #[arg(long)]
-        json: bool,
-    },
-    /// Print the newest records
-    #[command(after_help = "Example:\n  nanoclaw audit tail -f")]
-    Tail {
-        /// How many
-        #[arg(short = 'n', default_value_t = 20)]
-        count: u64,
-        /// Go on as records are written
-        #[arg(short, long)]
-        follow: bool,
-        /// Entries as JSON lines
-        #[arg(long)]
-        json: bool,
-    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -22,16 +22,20 @@
 //! A gateway that was started again has lost its counts, and a kernel may not count: then nothing
 //! is compared, and `totals_compared` is lower in the record. A gateway that is gone has none to
 //! tell, which the record says as well (`gateway_counts_missing`).
+//!
+//! Beside the totals stand the three accounts of what was done, compared by [`crate::observers`].
 
+use crate::observers::{self, Compared, Known};
 use crate::scribe::Scribe;
 use gateway::control::{ControlError, Door};
-use model::{Body, Durability, RecordError};
+use model::{Body, Durability, RecordError, SessionId};
 use sandbox::{Ended, NetworkCounts, OperationCounts, Traffic, Usage};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// What a person is told of a finding, up to the session's name.
-pub(crate) const DISAGREED: &str =
-    "the gateway's totals do not fit what the kernel counted; see `nanoclaw audit show";
+pub(crate) const DISAGREED: &str = "what was seen of the session does not fit together, or was not \
+                                    compared; see `nanoclaw audit show";
 
 /// What init says of its own on one connection: a `CONNECT` or a question for a name, below 600
 /// bytes, for each has the name twice and a name at most 253 characters.
@@ -40,10 +44,48 @@ const OWN_WORDS: u64 = 1 << 10;
 /// Stands in the closing record in place of the gateway's counts when it could not be asked.
 const MISSING: &str = "gateway_counts_missing";
 
+/// How many of the records before the closing one (the sandbox's end, findings) were refused.
+const REFUSED: &str = "end_unrecorded";
+
 /// The counts of a session, with the kernel's, and what does not fit.
 pub(crate) struct Checked {
     pub(crate) counts: BTreeMap<String, u64>,
     pub(crate) findings: Vec<Body>,
+}
+
+/// What is known of how a session lived.
+pub(crate) struct Lived {
+    /// Index of the record that opened it.
+    pub(crate) first: u64,
+    /// Its agent tells its tool calls.
+    pub(crate) told: bool,
+    /// Reports of the kernel came too late once, see [`crate::operations::Reports::late`].
+    pub(crate) late: bool,
+}
+
+impl Checked {
+    /// Compares what gateway, kernel and agent put on record. Everything must be there by now but
+    /// the session's end.
+    pub(crate) fn observe(&mut self, log: &Path, session: &SessionId, ended: &Ended, how: &Lived) {
+        let known = Known {
+            counts: Some(&self.counts),
+            operations: ended.operations,
+            told: how.told,
+            late: how.late,
+        };
+        // A log that cannot be read, or is too long for it, is not compared, and that is a finding.
+        let compared = match observers::read(log, session, how.first) {
+            Ok(lines) => observers::compare(&lines, &known),
+            Err(why) => observers::left_out(&known, &why),
+        };
+        let Compared { relations, findings, disagreements, left_out } = compared;
+        self.counts.insert("observers_compared".into(), relations);
+        self.counts.insert("observers_disagree".into(), disagreements);
+        if left_out > 0 {
+            self.counts.insert("observers_not_compared".into(), left_out);
+        }
+        self.findings.extend(findings);
+    }
 }
 
 /// Compares. `counts` are the gateway's, as [`counts`] has them.
@@ -120,15 +162,24 @@ fn witnessed(counts: &mut BTreeMap<String, u64>, operations: OperationCounts) {
     }
 }
 
-/// Puts a session's end on record: `stopped`, what does not fit, the totals.
+/// Puts a session's end on record: `stopped`, what does not fit, the totals. Whatever is refused of
+/// the former is counted in the latter, which stands there in any case: a session whose end is
+/// missing looks like one that goes on.
+///
+/// # Errors
+/// When the closing record cannot be written.
 pub(crate) fn record(
     scribe: &Scribe,
-    Checked { counts, findings }: Checked,
+    Checked { mut counts, findings }: Checked,
     stopped: Body,
     reason: String,
 ) -> Result<u64, RecordError> {
+    let mut refused = 0;
     for body in std::iter::once(stopped).chain(findings) {
-        scribe.write(None, body, Durability::Ordered)?;
+        refused += u64::from(scribe.write(None, body, Durability::Ordered).is_err());
+    }
+    if refused > 0 {
+        counts.insert(REFUSED.to_owned(), refused);
     }
     scribe.write(None, Body::SessionClosed { reason, counts }, Durability::Durable)
 }
@@ -267,5 +318,41 @@ mod tests {
         assert_eq!((checked.findings.len(), checked.counts["totals_compared"]), (0, 1));
         assert_eq!((checked.counts[MISSING], checked.counts["kernel_door_up"]), (1, 100));
         assert!(!counts(Ok(said(1, 0, 1))).contains_key(MISSING));
+    }
+
+    /// Refuses the kinds it names; keeps the others.
+    struct Refusing(&'static [&'static str], std::sync::Mutex<Vec<Body>>);
+
+    impl model::RecordSink for Refusing {
+        fn submit(&self, record: model::Record, _: Durability, done: model::Done) {
+            let mut kept = self.1.lock().unwrap();
+            if self.0.contains(&record.body.kind()) {
+                return done(Err(RecordError::Flood { why: "too many".into() }));
+            }
+            kept.push(record.body);
+            done(Ok(kept.len() as u64));
+        }
+    }
+
+    #[test]
+    fn a_session_s_end_is_on_record_whatever_of_it_is_refused() {
+        const ALL: [&str; 2] = ["sandbox_stopped", "totals_disagree"];
+        for (refused, unrecorded) in [(&ALL[..0], None), (&ALL[1..], Some(1)), (&ALL, Some(2))] {
+            let sink = std::sync::Arc::new(Refusing(refused, std::sync::Mutex::default()));
+            let scribe = Scribe {
+                sink: sink.clone(),
+                session: SessionId::mint(5, 6),
+                agent: model::AgentName::parse("triage").unwrap(),
+            };
+            let checked = check(said(99, 0, 50), Some(&counted(100, 50)));
+            let (usage, reason) = (Usage::default(), "done".to_owned());
+            record(&scribe, checked, stopped("x".into(), &usage), reason).unwrap();
+            let kept = sink.1.lock().unwrap();
+            let Some(Body::SessionClosed { counts, .. }) = kept.last() else {
+                panic!("no end: {kept:?}")
+            };
+            assert_eq!(counts.get(REFUSED).copied(), unrecorded, "{refused:?}");
+            assert_eq!(kept.len(), 3 - refused.len());
+        }
     }
 }

@@ -60,7 +60,7 @@ const LINKS: [&str; 3] = ["/etc/resolv.conf", "/etc/hosts", "/etc/ssl/certs/ca-c
 
 /// Variables that a gateway is started with: where certificates are, and the key that systemd
 /// hands over (systemd.exec(5), Credentials).
-const VARIABLES: [&str; 3] = ["SSL_CERT_FILE", "SSL_CERT_DIR", "CREDENTIALS_DIRECTORY"];
+pub(crate) const VARIABLES: [&str; 3] = ["SSL_CERT_FILE", "SSL_CERT_DIR", "CREDENTIALS_DIRECTORY"];
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -142,15 +142,25 @@ fn take_place(home: &Path) -> Outcome<Option<Place>> {
     Ok(Some(Place { listener, descriptors, _lock: lock }))
 }
 
-fn walls(home: &Path) -> RoleWalls {
+/// What a role must be able to read to look names up and to verify servers.
+pub(crate) fn network_files() -> Vec<PathBuf> {
     let named = VARIABLES.iter().filter_map(std::env::var_os).map(PathBuf::from);
     let links = LINKS.iter().filter_map(|link| Path::new(link).canonicalize().ok());
+    READ.iter().map(PathBuf::from).chain(links).chain(named).collect()
+}
+
+fn walls(home: &Path) -> RoleWalls {
     RoleWalls {
-        read: READ.iter().map(PathBuf::from).chain(links).chain(named).collect(),
+        read: network_files(),
         keep: vec![home.join("vault"), control::state_dir(home)],
         sockets: Vec::new(),
         connect: true,
-        forbidden: vec![home.to_owned(), home.join("audit"), home.join("store.db")],
+        forbidden: vec![
+            home.to_owned(),
+            home.join("audit"),
+            audit::key_dir(home),
+            home.join("store.db"),
+        ],
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where the state lives: one folder, 0700, never inside a repository.
 //!
 //! ```text
-//! <home>/  nanoclaw.toml  agents/  vault/  store.db  audit/  images/  run/
+//! <home>/  nanoclaw.toml  agents/  policies/  vault/  store.db  audit/  images/  run/
 //!          sessions/<id>/{workspace,home,servers/<name>/{workspace,home}}
 //! ```
 

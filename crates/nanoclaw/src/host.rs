@@ -2,9 +2,14 @@
 //!
 //! Pipeline: grants ─► door ─► spec ─► prepared sandbox ─► its record, durably ─► start ─► ACP.
 
-use crate::crosscheck;
+mod gathered;
+
+use crate::crosscheck::{self, Lived};
 use crate::failure::{self, Kind};
+use crate::home::Home;
+use crate::manifests::Files;
 use crate::operations::Reports;
+use crate::policies::{self, Granted};
 use crate::probing;
 use crate::product::{self, Product};
 use crate::rootfs::Root;
@@ -17,6 +22,7 @@ use crate::words::Words;
 use agent::client::{AcpClient, CancelHandle, PromptError, StopReason, Update};
 use gateway::control::{ControlError, Door};
 use gateway::{DoorGrant, TurnCell};
+use gathered::Gathered;
 use model::{
     Body, Command, Durability, HostTools, ModelApi, ModelConfig, RecordError, SandboxSpec, TurnId,
 };
@@ -27,7 +33,6 @@ use policy::{Additions, ResolvedAgent, Runtime};
 use sandbox::{Report, Sandbox, Stdio};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -82,25 +87,39 @@ impl Host {
         let tools = crate::commands::mcp::tools_of(&product.home, &product.config, &agent)
             .map_err(|e| lasting(&e))?;
         let servers = product.servers.open(&seed.session);
-        let grants = crate::commands::mcp::grants(&tools);
+        let servers_of_tools = tools.servers.clone();
         let door = self.door(seed, &agent, &model, tools)?;
         let spec = self.spec(seed, &agent, &model, &door, &root)?;
-        opened(&scribe, &agent, &grants, seed.resumed)?;
+        let models = product.config.models_for(&model);
+        let granted = Granted { agent: &agent, models: &models, servers: &servers_of_tools };
+        let first = opened(&product.home, &scribe, &granted, seed.resumed)?;
         let started = self.greeted(&scribe, &agent, &spec, &door, seed.resumed);
-        let (Alive { sandbox, reports }, client, words) = started.inspect_err(|failure| {
-            // The failure itself is what the person hears of.
-            servers.end();
-            let counts = crosscheck::counts(door.counts());
-            drop(closed_early(&scribe, &failure.sentence, counts));
-        })?;
+        let started = started.and_then(|(alive, client, words)| {
+            let cancel = client.cancel_handle();
+            match Timer::start(move || cancel.cancel()) {
+                Ok(timer) => Ok((alive, client, words, timer)),
+                Err(e) => {
+                    drop(client);
+                    alive.end();
+                    Err(fail(e))
+                }
+            }
+        });
+        let (Alive { sandbox, reports, files }, client, words, timer) =
+            started.inspect_err(|failure| {
+                // The failure itself is what the person hears of.
+                servers.end();
+                let counts = crosscheck::counts(door.counts());
+                drop(closed_early(&scribe, &failure.sentence, counts));
+            })?;
         let product = Arc::clone(product);
-        let cancel = client.cancel_handle();
-        let timer = Timer::start(move || cancel.cancel()).map_err(fail)?;
         let limit = agent.turn_timeout;
         Ok(Link {
             client,
             sandbox,
             reports,
+            files,
+            first,
             servers,
             door,
             scribe,
@@ -210,40 +229,48 @@ impl Host {
         door.only_from(report.pid).map_err(|e| without_gateway(&e))?;
         *self.last_report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
         let reports = Reports::take(&mut prepared, scribe, None).map_err(fail)?;
+        let files = Files::start(spec, scribe, None, None).map_err(fail)?;
         let sandbox = prepared.start().map_err(start)?;
-        Ok((Alive { sandbox, reports }, pipes))
+        Ok((Alive { sandbox, reports, files }, pipes))
     }
 }
 
-/// A sandbox that runs, and what the kernel reports of it.
+/// A sandbox that runs, what the kernel reports of it, and its files.
 struct Alive {
     sandbox: Sandbox,
     reports: Reports,
+    files: Files,
 }
 
 impl Alive {
     /// Ends it, with what was reported of it on record.
     fn end(self) {
-        let Self { sandbox, mut reports } = self;
+        let Self { sandbox, mut reports, files } = self;
         // A spawner that is gone has killed it already.
         drop(sandbox.kill());
         let _ = sandbox.wait();
         reports.finish();
+        // That it did not start is what the person hears of.
+        drop(files.end(None));
     }
 }
 
-/// The session is on record before its sandbox is made.
+/// The session is on record before its sandbox is made, and before it what has changed in what the
+/// agent is granted.
 pub(crate) fn opened(
+    home: &Home,
     scribe: &Scribe,
-    agent: &ResolvedAgent,
-    servers: &[String],
+    granted: &Granted<'_>,
     resumed: bool,
 ) -> Result<u64, Failure> {
+    policies::compare(home, scribe, granted).map_err(fail)?;
+    let Granted { agent, servers, .. } = granted;
+    let servers: Vec<String> = servers.iter().flat_map(policy::server_grants).collect();
     let body = Body::SessionOpened {
         resumed,
         backend: agent.backend.name().into(),
         policy_sha256: sha256_hex(&agent.policy_bytes),
-        grants: agent.grants_text.iter().chain(servers).map(|g| inline(g).to_owned()).collect(),
+        grants: agent.grants_text.iter().chain(&servers).map(|g| inline(g).to_owned()).collect(),
     };
     scribe.write(None, body, Durability::Ordered).map_err(fail)
 }
@@ -298,6 +325,9 @@ struct Link {
     client: AcpClient,
     sandbox: Sandbox,
     reports: Reports,
+    files: Files,
+    /// Index of the record that opened the session.
+    first: u64,
     servers: Open,
     door: Door,
     scribe: Scribe,
@@ -327,15 +357,24 @@ impl AgentLink for Link {
         self.begin(turn)?;
         self.timer.arm(self.limit);
         let mut gathered = Gathered::new(&self.scribe, turn, self.client.cancel_handle(), on);
-        let result = self.client.prompt(text, &mut |update| gathered.update(update));
+        let (reports, sandbox) = (&self.reports, &self.sandbox);
+        let result = self.client.prompt(text, &mut |update| {
+            // What a call executed stands before its end.
+            if matches!(update, Update::ToolFinished { .. }) {
+                reports.catch_up(sandbox);
+            }
+            gathered.update(update);
+        });
         let Gathered { text, refused, .. } = gathered;
         let late = self.timer.disarm();
         self.reports.settle(&self.sandbox);
         // Without a gateway nothing goes out that could be taken for this turn's.
         drop(self.door.set_turn(None));
+        let recorded = self.files.after_turn(turn);
         if let Some(sentence) = refused {
             return Err(fail(sentence));
         }
+        recorded.map_err(|e| fail(format!("What became of the files is not on record: {e}.")))?;
         if let Some(error) = self.reports.failed() {
             return Err(fail(format!("The agent was ended, for {error}.")));
         }
@@ -350,7 +389,9 @@ impl AgentLink for Link {
     }
 
     fn stop(self: Box<Self>, reason: &str) {
-        let Self { client, sandbox, mut reports, servers, door, scribe, .. } = *self;
+        let Self {
+            client, sandbox, mut reports, files, first, servers, door, scribe, product, ..
+        } = *self;
         drop(client); // closes its input, upon which the agent leaves
         if sandbox.wait_timeout(LEAVE_GRACE).is_none() {
             // A spawner that is gone has killed it already.
@@ -359,9 +400,12 @@ impl AgentLink for Link {
         let ended = sandbox.wait();
         reports.finish();
         let stopped = crosscheck::stopped(ended.outcome.to_string(), &ended.usage);
+        let lived = Lived { first, told: true, late: reports.late() };
         servers.end();
         // Nothing follows that could be withheld; a log that is gone shows its missing tail.
-        let totals = crosscheck::settle(&door, &ended);
+        drop(files.end(None));
+        let mut totals = crosscheck::settle(&door, &ended);
+        totals.observe(&product.home.audit(), &scribe.session, &ended, &lived);
         let agreed = totals.findings.is_empty();
         drop(crosscheck::record(&scribe, totals, stopped, reason.to_owned()));
         if !agreed {
@@ -406,82 +450,6 @@ impl Link {
             Err(PromptError::Agent(error)) if !error.is_fatal() => Err(fail(error)),
             Err(PromptError::Agent(error)) => {
                 Err(with_words(error.to_string().trim_end_matches('.'), &self.words))
-            }
-        }
-    }
-}
-
-/// Collects the reply of a turn and puts its tool calls on record.
-struct Gathered<'a> {
-    scribe: &'a Scribe,
-    turn: &'a TurnId,
-    cancel: CancelHandle,
-    on: &'a mut dyn FnMut(Progress),
-    text: String,
-    tools: BTreeMap<String, String>,
-    refused: Option<String>,
-    cancelled: AtomicBool,
-}
-
-impl<'a> Gathered<'a> {
-    fn new(
-        scribe: &'a Scribe,
-        turn: &'a TurnId,
-        cancel: CancelHandle,
-        on: &'a mut dyn FnMut(Progress),
-    ) -> Self {
-        Self {
-            scribe,
-            turn,
-            cancel,
-            on,
-            text: String::new(),
-            tools: BTreeMap::new(),
-            refused: None,
-            cancelled: AtomicBool::new(false),
-        }
-    }
-
-    fn update(&mut self, update: Update) {
-        match update {
-            Update::Text(piece) => {
-                if self.text.len() + piece.len() <= REPLY_BYTES_MAX {
-                    self.text.push_str(&piece);
-                }
-                (self.on)(Progress::Text(piece));
-            }
-            Update::ToolStarted { id, tool, arguments_json, .. } => {
-                // What is said before a tool call is talk, not the reply.
-                self.text.clear();
-                self.tools.insert(id.clone(), tool.clone());
-                self.record(Body::ToolCalled {
-                    call: id.clone(),
-                    tool: tool.clone(),
-                    arguments: inline(&arguments_json).to_owned(),
-                    arguments_sha256: sha256_hex(arguments_json.as_bytes()),
-                });
-                (self.on)(Progress::ToolStarted { id, tool, arguments: arguments_json });
-            }
-            Update::ToolFinished { id, ok, summary, bytes } => {
-                let tool = self.tools.remove(&id).unwrap_or_default();
-                self.record(Body::ToolFinished {
-                    call: id.clone(),
-                    tool,
-                    ok,
-                    bytes,
-                    summary: inline(&summary).to_owned(),
-                });
-                (self.on)(Progress::ToolFinished { id, ok, summary, bytes });
-            }
-        }
-    }
-
-    /// A turn whose records cannot be written is stopped.
-    fn record(&mut self, body: Body) {
-        if let Err(e) = self.scribe.write(Some(self.turn), body, Durability::Ordered) {
-            self.refused.get_or_insert_with(|| format!("The turn was stopped, for {e}."));
-            if !self.cancelled.swap(true, Ordering::SeqCst) {
-                self.cancel.cancel();
             }
         }
     }

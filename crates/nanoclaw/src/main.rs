@@ -6,13 +6,19 @@
 mod args;
 mod chat;
 mod commands;
+mod cosigning;
 mod crosscheck;
 mod demo;
 mod failure;
+mod fetch;
 mod gatekeeper;
 mod home;
 mod host;
+mod manifest;
+mod manifests;
+mod observers;
 mod operations;
+mod policies;
 mod probing;
 mod product;
 mod recordkeeper;
@@ -30,7 +36,10 @@ mod watch;
 mod words;
 mod world;
 
-use args::{AuditCommand, Cli, Command, ImageCommand, McpCommand, SandboxCommand, SecretCommand};
+use args::{
+    AuditCommand, Cli, Command, ImageCommand, McpCommand, SandboxCommand, SecretCommand,
+    WitnessCommand,
+};
 use assess::walls;
 use clap::Parser;
 use failure::{Failure, Result};
@@ -53,10 +62,13 @@ fn main() -> ExitCode {
         Some(walls::KEEPER_ROLE) => return walls::keeper_main(&words[1..]),
         // `--home DIR __recorder` and `--home DIR __gateway`, started by their first clients.
         Some("--home") if words.get(2).is_some_and(|w| w == recordkeeper::ROLE) => {
-            return recordkeeper::main(&words[1]);
+            return recordkeeper::main(&words[1], &words[3..]);
         }
         Some("--home") if words.get(2).is_some_and(|w| w == gatekeeper::ROLE) => {
             return gatekeeper::main(&words[1]);
+        }
+        Some("--home") if words.get(2).is_some_and(|w| w == cosigning::ROLE) => {
+            return cosigning::main(&words[1]);
         }
         _ => {}
     }
@@ -83,19 +95,8 @@ fn run_command(cli: Cli) -> Result<u8> {
         Command::Demo(args) => demo::run(&home()?, &args),
         Command::Chat(args) => chat::run(home()?, &args),
         Command::Run(args) => run::run(home()?, &args),
-        Command::Audit(AuditCommand::Verify { dir, vkey, json }) => {
-            let dir = match dir {
-                Some(dir) => dir,
-                None => home()?.audit(),
-            };
-            commands::audit::verify(&dir, vkey.as_deref(), json)
-        }
-        Command::Audit(AuditCommand::Show { session, all, json }) => {
-            commands::audit::show(&home()?, session.as_deref(), all, json)
-        }
-        Command::Audit(AuditCommand::Tail { count, follow, json }) => {
-            commands::audit::tail(&home()?, count, follow, json)
-        }
+        Command::Audit(command) => run_audit(home, command),
+        Command::Witness(command) => run_witness(home, command),
         Command::Sandbox(SandboxCommand::Plan { agent, json }) => {
             commands::plan::run(&home()?, agent.as_deref(), json)
         }
@@ -136,6 +137,50 @@ fn run_command(cli: Cli) -> Result<u8> {
         }
         Command::Completions { shell } => commands::manual::completions(shell),
         Command::Man { dir } => commands::manual::pages(&dir),
+    }
+}
+
+fn run_audit(home: impl FnOnce() -> Result<Home>, command: AuditCommand) -> Result<u8> {
+    use commands::audit;
+    match command {
+        AuditCommand::Verify { target, trust, entry, json } => {
+            audit::verify(home, target.as_deref(), &trust, entry.as_deref(), json)
+        }
+        AuditCommand::Proof { record, out, json } => {
+            audit::proof(&home()?, &record, out.as_deref(), json)
+        }
+        AuditCommand::Receipt { message, out, json } => {
+            audit::receipt(&home()?, message.as_deref(), out.as_deref(), json)
+        }
+        AuditCommand::Consistency { a, b, trust, json } => audit::consistency(&a, &b, &trust, json),
+        AuditCommand::Serve { dir, listen, json } => {
+            let dir = match dir {
+                Some(dir) => dir,
+                None => home()?.audit(),
+            };
+            audit::serve(&dir, listen, json)
+        }
+        AuditCommand::Show { session, all, json } => {
+            audit::show(&home()?, session.as_deref(), all, json)
+        }
+        AuditCommand::Reading(command) => commands::reading::run(home, &command),
+        AuditCommand::RotateKey { json } => audit::rotate_key(&home()?, json),
+        AuditCommand::Tail { count, follow, json } => audit::tail(&home()?, count, follow, json),
+    }
+}
+
+fn run_witness(home: impl FnOnce() -> Result<Home>, command: WitnessCommand) -> Result<u8> {
+    use commands::witness;
+    match command {
+        WitnessCommand::Key { name, file, json } => witness::key(&name, &file, json),
+        WitnessCommand::Serve { listen, key, log, state, json } => {
+            let state = match state {
+                Some(state) => state,
+                None => home()?.path().join("witness"),
+            };
+            witness::serve(&state, &key, &log, listen, json)
+        }
+        WitnessCommand::Submit { json } => witness::submit(&home()?, json),
     }
 }
 

@@ -20,8 +20,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long the end of a turn waits for what was reported before it. It takes a tenth of a
-/// millisecond; reports that come later are on record all the same, without the turn.
+/// How long the end of a turn or of a tool call waits for what was reported before it. It takes a
+/// tenth of a millisecond; reports that come later are on record all the same, without the turn.
 const SETTLE_TIME: Duration = Duration::from_millis(500);
 
 #[derive(Default)]
@@ -29,6 +29,7 @@ struct State {
     turn: Option<TurnId>,
     /// The newest mark that came.
     mark: u64,
+    late: bool,
     over: bool,
     failed: Option<RecordError>,
 }
@@ -85,6 +86,12 @@ impl Reports {
 
     /// Ends a turn: what happened in it is recorded under it.
     pub(crate) fn settle(&self, sandbox: &Sandbox) {
+        self.catch_up(sandbox);
+        self.set_turn(None);
+    }
+
+    /// Waits until what was reported so far is on record.
+    pub(crate) fn catch_up(&self, sandbox: &Sandbox) {
         if self.thread.is_some()
             && let Ok(mark) = sandbox.mark()
         {
@@ -93,13 +100,19 @@ impl Reports {
             while state.mark < mark && !state.over {
                 let left = until.saturating_duration_since(Instant::now());
                 if left.is_zero() {
+                    state.late = true;
                     break;
                 }
                 let waited = self.shared.changed.wait_timeout(state, left);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
         }
-        self.set_turn(None);
+    }
+
+    /// Whether reports once came later than they were waited for: where they stand among other
+    /// records then means nothing.
+    pub(crate) fn late(&self) -> bool {
+        self.shared.lock().late
     }
 
     /// Why its sandbox was killed, if a report could not be put on record.

@@ -23,6 +23,7 @@ pub(crate) struct Product {
     pub(crate) gateway: ControlClient,
     pub(crate) watch: Arc<Watch>,
     pub(crate) spawner: Spawner,
+    _cosigning: Option<crate::cosigning::Running>,
 }
 
 impl Product {
@@ -47,6 +48,8 @@ impl Product {
         // 3. The recorder, for nothing happens without a record.
         let recorder = Arc::new(recorder(&home, role)?);
         let sink = Arc::new(Tracked::new(Arc::clone(&recorder) as Arc<dyn RecordSink>));
+        // Who puts its heads before the witnesses, if any are named; nothing waits for it.
+        let cosigning = crate::cosigning::start(&home, &config)?;
         // 4. Who starts servers of tools, when the gateway asks for one.
         let servers = Servers::new(home.clone(), spawner.clone(), Arc::clone(&sink));
         let servers = Arc::new(servers);
@@ -54,7 +57,17 @@ impl Product {
         let watch = Arc::new(watch);
         let starter = Arc::new(Starter(Arc::clone(&servers)));
         let gateway = gateway(&home, role, Arc::clone(&watch) as Arc<dyn Watcher>, starter)?;
-        Ok(Self { home, config, recorder, sink, servers, gateway, watch, spawner })
+        Ok(Self {
+            home,
+            config,
+            recorder,
+            sink,
+            servers,
+            gateway,
+            watch,
+            spawner,
+            _cosigning: cosigning,
+        })
     }
 
     /// Takes leave of the recorder, so that the log does not say this process was lost. Threads

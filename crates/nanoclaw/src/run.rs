@@ -2,25 +2,32 @@
 //!
 //! Pipeline: grants ─► session on record ─► door ─► prepared ─► on record ─► start ─► exit code.
 
+mod folders;
 mod refusals;
 mod streams;
 
+pub(crate) use folders::{Folders, sweep};
+
 use crate::args::{HowHard, RunArgs};
 use crate::commands::mcp;
+use crate::crosscheck::{self, Lived};
 use crate::failure::{Context, Failure, Kind, Result};
 use crate::home::{Home, SessionDirs};
+use crate::manifests::Files;
 use crate::operations::Reports;
+use crate::policies::Granted;
 use crate::product::{self, Product};
 use crate::rootfs::Root;
 use crate::sandboxes::{self, Parts};
 use crate::scribe::{Scribe, inline, sha256_hex};
 use crate::servers::Open;
 use crate::watch::{self, Asking, Watch};
-use crate::{crosscheck, host, probing, removal, signals, ui, world};
+use crate::{host, probing, signals, ui, world};
 use gateway::control::Door;
 use gateway::{DoorGrant, TurnCell};
 use model::{
-    AgentName, Body, Command, Durability, RecordError, SandboxSpec, SessionId, Strictness,
+    AgentName, Body, Command, Durability, McpServer, ModelConfig, RecordError, SandboxSpec,
+    SessionId, Strictness,
 };
 use policy::{Additions, MountContext, ResolvedAgent, Runtime};
 use sandbox::{Ended, Sandbox};
@@ -142,53 +149,6 @@ fn absolute_source(argument: &str) -> Result<String> {
     Ok(format!("{}{slash}{rest}", here.display()))
 }
 
-/// The folders of a session that nobody will come back to: removed at its end, or, when this
-/// process is killed, by whoever next finds their lock free.
-pub(crate) struct Folders {
-    root: PathBuf,
-    _lock: std::fs::File,
-}
-
-/// Held by the living; beside workspace and home, so no sandbox sees it.
-const LOCK: &str = "run.lock";
-
-impl Folders {
-    pub(crate) fn claim(root: PathBuf) -> Result<Self> {
-        let path = root.join(LOCK);
-        let lock = std::fs::File::create(&path).context(path.display())?;
-        lock.try_lock().context(path.display())?;
-        Ok(Self { root, _lock: lock })
-    }
-}
-
-impl Drop for Folders {
-    fn drop(&mut self) {
-        if let Err(e) = removal::remove_tree(&self.root) {
-            ui::note(format!("nanoclaw: {} could not be removed: {e}", self.root.display()));
-        }
-    }
-}
-
-/// Removes what killed runs left behind.
-pub(crate) fn sweep(home: &Home) {
-    let all = std::fs::read_dir(home.path().join("sessions")).into_iter().flatten().flatten();
-    for entry in all {
-        let Ok(lock) = std::fs::File::open(entry.path().join(LOCK)) else { continue };
-        if lock.try_lock().is_ok() {
-            let door = format!("run/doors/{}.sock", entry.file_name().to_string_lossy());
-            // Left for the next time when it cannot be removed now.
-            drop(std::fs::remove_file(home.path().join(door)));
-            for inner in ["workspace", "home", "servers"] {
-                if removal::remove_tree(&entry.path().join(inner)).is_err() {
-                    break;
-                }
-            }
-            // The lock goes last, so that a half-removed folder is found again.
-            drop(removal::remove_tree(&entry.path()));
-        }
-    }
-}
-
 struct OneRun<'a> {
     product: &'a Product,
     agent: &'a ResolvedAgent,
@@ -196,8 +156,10 @@ struct OneRun<'a> {
     command: Vec<String>,
     /// Ended before the folders go.
     servers: Open,
-    /// What the servers of its tools may do, in words.
-    grants: Vec<String>,
+    /// The servers of its tools.
+    tools: Vec<McpServer>,
+    /// The models it may ask.
+    models: Vec<ModelConfig>,
     door: Door,
     dirs: SessionDirs,
     root: Root,
@@ -227,15 +189,17 @@ impl<'a> OneRun<'a> {
         let folders = Folders::claim(root)?;
         // With several models and none named, none is granted.
         let model = product.model_of(agent).ok().flatten();
+        let models: Vec<ModelConfig> =
+            model.iter().flat_map(|m| product.config.models_for(m)).collect();
         let tools = mcp::tools_of(&product.home, &product.config, agent)?;
-        let (grants, servers) = (mcp::grants(&tools), product.servers.open(&session));
+        let (granted, servers) = (tools.servers.clone(), product.servers.open(&session));
         let grant = DoorGrant {
             session: session.clone(),
             agent: name.clone(),
             turn: TurnCell::default(),
             egress: agent.egress.clone(),
             default_model: model.as_ref().map(|m| m.name.clone()),
-            models: model.iter().flat_map(|m| product.config.models_for(m)).collect(),
+            models: models.clone(),
             placeholder: sandboxes::placeholder(&session),
             tools,
             budget: agent.budget,
@@ -254,7 +218,8 @@ impl<'a> OneRun<'a> {
             scribe,
             command,
             servers,
-            grants,
+            tools: granted,
+            models,
             door,
             dirs,
             root: rootfs,
@@ -286,10 +251,12 @@ impl<'a> OneRun<'a> {
     }
 
     fn go(self, args: &RunArgs, workspace: Option<&Path>, timeout: Option<Duration>) -> Result<u8> {
-        let opened = host::opened(&self.scribe, self.agent, &self.grants, false);
+        let (models, servers) = (&self.models, &self.tools);
+        let granted = Granted { agent: self.agent, models, servers };
+        let opened = host::opened(&self.product.home, &self.scribe, &granted, false);
         let first =
             opened.map_err(|f| Failure::new(Kind::Audit, f.sentence).remedy(NOTHING_STARTED))?;
-        let code = self.live(args, workspace, timeout);
+        let code = self.live(args, workspace, timeout, first);
         if let Err(failure) = &code
             && self.closed.get().is_none()
         {
@@ -318,6 +285,7 @@ impl<'a> OneRun<'a> {
         args: &RunArgs,
         workspace: Option<&Path>,
         timeout: Option<Duration>,
+        first: u64,
     ) -> Result<u8> {
         let own_input = !self.agent.stdin_secrets.is_empty();
         let (stdio, mut streams) = Streams::open(args.tty, own_input)?;
@@ -341,6 +309,7 @@ impl<'a> OneRun<'a> {
         let forwarder = Forwarder::watch()?;
         let mut reports = Reports::take(&mut prepared, &self.scribe, None)
             .map_err(|e| Failure::other(format!("no thread could be had for its record: {e}")))?;
+        let files = Files::start(&spec, &self.scribe, None, None).map_err(|e| unrecorded(&e))?;
         let sandbox = Arc::new(prepared.start().map_err(product::start_failure)?);
         forwarder.to(&sandbox);
         self.end_without_gateway(&sandbox);
@@ -348,7 +317,7 @@ impl<'a> OneRun<'a> {
             drop(sandbox.kill());
             let ended = sandbox.wait();
             reports.finish();
-            self.close(&ended, false)?;
+            self.close(&ended, false, files, first)?;
             return Err(e);
         }
         let streams = streams.attach(&self.product.watch)?;
@@ -357,7 +326,7 @@ impl<'a> OneRun<'a> {
         streams.finish();
         reports.finish();
         let product = self.product;
-        let code = self.close(&ended, late)?;
+        let code = self.close(&ended, late, files, first)?;
         if let Some(error) = reports.failed() {
             let cause = format!("the command was ended, for what it did is not on record: {error}");
             return Err(Failure::new(Kind::Audit, cause));
@@ -395,16 +364,21 @@ impl<'a> OneRun<'a> {
         Ok(())
     }
 
-    fn close(&self, ended: &Ended, late: bool) -> Result<u8> {
+    fn close(&self, ended: &Ended, late: bool, files: Files, first: u64) -> Result<u8> {
         let outcome =
             if late { "stopped at its time limit".into() } else { ended.outcome.to_string() };
         let stopped = crosscheck::stopped(outcome.clone(), &ended.usage);
         self.servers.end();
-        let totals = crosscheck::settle(&self.door, ended);
+        let looked = files.end(None);
+        let mut totals = crosscheck::settle(&self.door, ended);
+        // A command has no account of its own that could be compared.
+        let lived = Lived { first, told: false, late: false };
+        totals.observe(&self.product.home.audit(), &self.scribe.session, ended, &lived);
         let agreed = totals.findings.is_empty();
         // Set once: a session ends once.
         drop(self.closed.set(totals.counts.clone()));
-        crosscheck::record(&self.scribe, totals, stopped, outcome).map_err(|e| {
+        let closed = crosscheck::record(&self.scribe, totals, stopped, outcome);
+        looked.and(closed).map_err(|e| {
             Failure::new(
                 Kind::Audit,
                 format!("the command ended, but its end is not on record: {e}"),

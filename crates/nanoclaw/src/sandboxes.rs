@@ -15,7 +15,7 @@ pub(crate) const DOOR_PORT: u16 = 3128;
 /// Where programs are looked up inside.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Home inside.
-const HOME_INSIDE: &str = "/home/agent";
+pub(crate) const HOME_INSIDE: &str = "/home/agent";
 /// Workspace inside.
 pub(crate) const WORKSPACE_INSIDE: &str = "/workspace";
 

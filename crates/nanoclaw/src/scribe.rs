@@ -2,8 +2,8 @@
 
 use crate::world::now_ms;
 use model::{
-    AgentName, Body, Done, Durability, MAX_INLINE_BYTES, Record, RecordError, RecordSink,
-    RecordSinkExt, SessionId, Sha256Hex, TurnId,
+    AgentName, Body, Done, Durability, MAX_BESIDE_BYTES, MAX_INLINE_BYTES, Record, RecordError,
+    RecordSink, RecordSinkExt, SessionId, Sha256Hex, TurnId,
 };
 use std::sync::Arc;
 
@@ -56,9 +56,10 @@ pub(crate) fn sha256_hex(bytes: &[u8]) -> Sha256Hex {
 
 /// The beginning of a text that fits into a record's field, cut at a character's border.
 pub(crate) fn inline(text: &str) -> &str {
-    let mut end = text.len().min(MAX_INLINE_BYTES);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
+    &text[..text.floor_char_boundary(MAX_INLINE_BYTES)]
+}
+
+/// As [`inline`], for a field whose text the recorder may keep beside the log.
+pub(crate) fn whole(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_BESIDE_BYTES)]
 }

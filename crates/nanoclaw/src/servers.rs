@@ -20,6 +20,7 @@ pub(crate) use register::Open;
 
 use crate::failure::Failure;
 use crate::home::Home;
+use crate::manifests::Files;
 use crate::operations::Reports;
 use crate::product;
 use crate::sandboxes::{self, ServerParts};
@@ -60,7 +61,7 @@ impl Servers {
         wanted: &Wanted,
         scribe: &Scribe,
         door: Option<&Door>,
-    ) -> Result<(Sandbox, Reports, Pipes), String> {
+    ) -> Result<(Sandbox, Reports, Files, Pipes), String> {
         let spec = self.spec(wanted, door)?;
         let (stdio, pipes) = Stdio::piped().map_err(|e| e.to_string())?;
         let started = |e| told(&product::start_failure(e));
@@ -81,7 +82,9 @@ impl Servers {
         let reports = Reports::take(&mut prepared, scribe, Some(&wanted.server))
             .map_err(|e| format!("no thread could be had for its record: {e}"))?;
         reports.set_turn(wanted.turn.clone());
-        Ok((prepared.start().map_err(started)?, reports, pipes))
+        let files = Files::start(&spec, scribe, Some(&wanted.server), wanted.turn.as_ref())
+            .map_err(|e| format!("it was not started, for {e}"))?;
+        Ok((prepared.start().map_err(started)?, reports, files, pipes))
     }
 
     /// Its own way out, if its rules give it one: the session's identity, the server's rules.
@@ -138,22 +141,25 @@ impl Programs for Starter {
         };
         let door = servers.door(&wanted, doors)?;
         let (ours, theirs) = UnixStream::pair().map_err(|e| e.to_string())?;
-        let (sandbox, reports, pipes) = servers.run(&wanted, &scribe, door.as_ref())?;
+        let (sandbox, reports, files, pipes) = servers.run(&wanted, &scribe, door.as_ref())?;
         let sandbox = Arc::new(sandbox);
         let socket = ours.try_clone().map_err(|e| e.to_string())?;
         place.live(Live { sandbox: Arc::clone(&sandbox), socket });
         let Wanted { server, turn, stopped, .. } = wanted;
         let socket = ours;
         let running =
-            Running { sandbox, reports, socket, scribe, server, turn, stopped, door, place };
+            Running { sandbox, reports, files, socket, scribe, server, turn, stopped, door, place };
         running.copy(pipes).map_err(|e| format!("no thread could be had for it: {e}"))?;
         Ok(theirs.into())
     }
 }
 
-/// How records name a program's sandbox among those of its session.
+/// How records name the sandboxes of programs among those of their session.
+pub(crate) const LABEL: &str = "server of tools ";
+
+/// How records name this program's.
 fn label(server: &str) -> String {
-    format!("server of tools {server}")
+    format!("{LABEL}{server}")
 }
 
 /// A failure in one sentence.

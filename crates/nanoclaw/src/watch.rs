@@ -5,7 +5,8 @@
 //! 2. One question at a time; what was typed before it is not its answer, and what is neither yes
 //!    nor no is asked again a few times, then it is no.
 //! 3. A question for whose answer nobody waits any more ends, and makes room for the next.
-//! 4. What a request is about is foreign text: it is shown escaped, on one line, and whole.
+//! 4. What a request is about is foreign text: it is shown escaped, on one line, and whole. What is
+//!    shown is what is on record, to the byte; otherwise nothing is, and the answer is no.
 //! 5. After a question that ended unanswered nothing is asked for a moment, and what is typed
 //!    meanwhile is thrown away: it was meant for that question.
 
@@ -171,9 +172,13 @@ impl Watch {
             let attended = self.attended.load(Ordering::SeqCst);
             attended && Instant::now() < until && !withdrawn.is_set()
         };
+        let Some(subject) = subject(question) else {
+            self.say("refused, for what would be shown of the question is not what is on record");
+            return Answer::None;
+        };
         // What ends before its turn is not shown.
         let Some(_one) = self.turn(&waits) else { return Answer::None };
-        let typed = self.begin(question, until);
+        let typed = self.begin(question, &subject, until);
         let answer = self.hear(&typed, &waits);
         if answer.is_none() || withdrawn.is_set() {
             *lock(&self.quiet) = Some(Instant::now() + QUIET);
@@ -242,22 +247,27 @@ impl Watch {
 
     /// Shows a question. What was typed so far is thrown away; what is typed from now on comes here
     /// where somebody copies the terminal.
-    fn begin(&self, question: &Question, until: Instant) -> Receiver<Vec<u8>> {
+    fn begin(&self, question: &Question, subject: &str, until: Instant) -> Receiver<Vec<u8>> {
         let mut diversion = lock(&self.diversion);
         // What cannot be thrown away was not typed on a terminal; then there is no question either.
         let _ = tcflush(io::stdin(), QueueSelector::IFlush);
         let paint = Paint(io::stderr().is_terminal() && ui::colours());
         let left = until.saturating_duration_since(Instant::now()).as_secs();
         ui::note(format!(
-            "\n{}  {}\n  rule {}; answer within {left} s. Allow once? [y/n]",
+            "\n{}  {subject}\n  rule {}; answer within {left} s. Allow once? [y/n]",
             paint.bold(&format!("Agent {} asks:", question.agent)),
-            brief(&question.summary, SUBJECT),
             brief(&question.rule, SUBJECT),
         ));
         let (to, from) = sync_channel(1);
         *diversion = Some(to);
         from
     }
+}
+
+/// What is shown of a question: safe for a terminal, and on record as this. `None` if it is not.
+fn subject(question: &Question) -> Option<String> {
+    let text = brief(&question.summary, SUBJECT);
+    question.is_shown_by(&text).then_some(text)
 }
 
 /// A line that the copier of the terminal hands over, if one comes within [`LOOK`].
@@ -320,6 +330,7 @@ impl Watcher for Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scribe::sha256_hex;
 
     fn question(millis: u64) -> Question {
         Question {
@@ -329,7 +340,29 @@ mod tests {
             rule: "r".into(),
             by: "owner".into(),
             timeout: Duration::from_millis(millis),
-            summary: "GET http://x/\u{1b}[2J".into(),
+            shown_sha256: sha256_hex(SHOWN.as_bytes()),
+            summary: SHOWN.into(),
+        }
+    }
+
+    const SHOWN: &str = "GET http://x/\\u{1b}[2J";
+
+    #[test]
+    fn what_is_not_on_record_as_shown_is_not_shown_and_the_answer_is_no() {
+        let good = question(60_000);
+        assert_eq!(subject(&good).as_deref(), Some(SHOWN));
+        let tail = |text: &str| Question { summary: text.into(), ..question(60_000) };
+        let (raw, long) = ("GET http://x/\u{1b}[2J", "a".repeat(SUBJECT + 1));
+        let of_itself =
+            |text: &str| Question { shown_sha256: sha256_hex(text.as_bytes()), ..tail(text) };
+        // What counts is what would be shown.
+        assert_eq!(subject(&tail(raw)).as_deref(), Some(SHOWN));
+        for bad in [tail("GET http://y/"), of_itself(raw), of_itself(&long)] {
+            assert_eq!(subject(&bad), None);
+            let (watch, (to, said)) = (Watch::new(Asking::Copied), std::sync::mpsc::channel());
+            watch.say_by(move |text| to.send(text.to_owned()).unwrap());
+            assert_eq!(watch.ask(bad, &Withdrawn::default()), Answer::None);
+            assert!(said.try_recv().is_ok_and(|text| text.contains("not what is on record")));
         }
     }
 

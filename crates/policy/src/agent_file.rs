@@ -12,6 +12,7 @@ use crate::reader::{At, Section, Source};
 use crate::sandbox_section::{self, SandboxSection, one_of};
 use crate::tools_section;
 use model::{Budget, EgressRule};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The tools of the built-in agent, all of which act inside the sandbox only.
@@ -28,7 +29,8 @@ const DESCRIPTION_CHARS_MAX: usize = 200;
 const COMMAND_ARGS_MAX: usize = 256;
 
 /// What runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Runtime {
     /// The agent that NanoClaw brings.
     Builtin,

@@ -5,6 +5,7 @@ use crate::error::{Place, PolicyError, Problem, quote};
 use crate::keys::{self, nearest};
 use crate::reader::{At, Section, Source};
 use crate::url::{BaseUrl, parse_base_url};
+use crate::witness_section::Witnesses;
 use model::{
     AgentName, KeyPlace, LoginConfig, LoginProvider, McpServer, ModelApi, ModelConfig, Price,
 };
@@ -55,8 +56,12 @@ pub struct Config {
     pub logins: BTreeMap<String, LoginConfig>,
     /// Where the vault's key is to be kept, if that is written.
     pub vault_key: Option<KeyPlace>,
+    /// Whether texts of agents stand beside the log however short they are.
+    pub texts_beside: bool,
     /// The servers of tools by name.
     pub mcp: BTreeMap<String, McpServer>,
+    /// Who countersigns the record.
+    pub witnesses: Witnesses,
     /// What a person should know.
     pub warnings: Vec<Warning>,
 }
@@ -80,6 +85,8 @@ impl Config {
         config.mcp = crate::mcp_section::read(&top)?;
         config.logins = crate::login_section::read(&top)?;
         config.vault_key = read_vault(&top)?;
+        config.texts_beside = read_audit(&top)?;
+        config.witnesses = crate::witness_section::read(&top)?;
         for (name, section) in top.named("models", &keys::MODEL)? {
             if !is_name(&name.value) {
                 let why = format!("{} is not a model's name", quote(&name.value));
@@ -377,6 +384,20 @@ fn read_vault(top: &Section<'_, '_>) -> Result<Option<KeyPlace>, PolicyError> {
         })
     })?;
     Ok(key.map(|at| at.value))
+}
+
+/// `[audit] texts`.
+fn read_audit(top: &Section<'_, '_>) -> Result<bool, PolicyError> {
+    let Some(table) = top.section("audit", &keys::AUDIT)? else { return Ok(false) };
+    let texts = table.parsed("texts", "texts = \"beside\"", |text| match text {
+        "inline" => Ok(false),
+        "beside" => Ok(true),
+        other => {
+            let why = format!("is {}, which is no place for texts", quote(other));
+            Err(Problem::bad("texts", why, "write \"inline\" or \"beside\""))
+        }
+    })?;
+    Ok(texts.is_some_and(|texts| texts.value))
 }
 
 /// The server of whoever defined the format, and the line that gives its key.

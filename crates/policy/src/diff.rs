@@ -44,7 +44,7 @@ pub fn diff(old: &ResolvedAgent, new: &ResolvedAgent) -> Diff {
 }
 
 /// What `new` can do that `old` cannot.
-fn gained(old: &ResolvedAgent, new: &ResolvedAgent) -> Vec<String> {
+pub(crate) fn gained(old: &ResolvedAgent, new: &ResolvedAgent) -> Vec<String> {
     let mut lines = egress(&old.egress, &new.egress);
     lines.extend(
         new.mounts

@@ -15,7 +15,17 @@ pub(crate) struct Keys {
 }
 
 pub(crate) const CONFIG: Keys = Keys {
-    known: &["schema", "default_agent", "models", "logins", "mcp", "vault"],
+    known: &[
+        "schema",
+        "default_agent",
+        "models",
+        "logins",
+        "mcp",
+        "vault",
+        "audit",
+        "witnesses",
+        "witness_quorum",
+    ],
     later: &["channels"],
 };
 
@@ -36,6 +46,8 @@ pub(crate) const MODEL: Keys = Keys {
 };
 
 pub(crate) const VAULT: Keys = Keys { known: &["key"], later: &[] };
+
+pub(crate) const AUDIT: Keys = Keys { known: &["texts"], later: &[] };
 
 pub(crate) const PRICE: Keys =
     Keys { known: &["input", "cached_input", "cache_write", "output"], later: &[] };
@@ -227,7 +239,13 @@ mod tests {
                 &crate::mcp_section::SANDBOX,
             ),
             (&config, "/properties/vault", &VAULT),
+            (&config, "/properties/audit", &AUDIT),
             (&config, "/properties/logins/additionalProperties", &crate::login_section::LOGIN),
+            (
+                &config,
+                "/properties/witnesses/additionalProperties",
+                &crate::witness_section::WITNESS,
+            ),
             (&config, "/properties/models/additionalProperties", &MODEL),
             (&config, "/properties/models/additionalProperties/properties/price", &PRICE),
         ] {

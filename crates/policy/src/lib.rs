@@ -14,7 +14,7 @@
 //!    error repeats a value that may be a secret.
 //! 4. Parsing and verdicts are total and pure. Only [`load`] touches the file system.
 //! 5. Equal meaning gives equal [`ResolvedAgent::policy_bytes`].
-//! 6. Nothing that becomes possible is missed by [`diff()`].
+//! 6. Nothing that becomes possible is missed by [`diff()`], nor by [`Kept::since`].
 //! 7. What [`learn`] proposes grants nothing.
 
 mod agent_file;
@@ -33,6 +33,7 @@ mod explain;
 #[cfg(test)]
 mod fuzz;
 mod host;
+mod kept;
 mod keys;
 pub mod learn;
 pub mod load;
@@ -47,6 +48,7 @@ mod tools_section;
 mod units;
 mod url;
 mod verdict;
+mod witness_section;
 
 pub use agent_file::{AgentFile, BUILTIN_TOOLS, Instructions, Runtime};
 pub use arguments::{parse_allow, parse_env, parse_memory, parse_mount, parse_timeout};
@@ -57,6 +59,7 @@ pub use diff::{Diff, diff};
 pub use error::{Place, PolicyError, Problem};
 pub use explain::{Explanation, Near, Outcome, explain, unasked};
 pub use host::{parse_host_name, parse_host_pattern};
+pub use kept::Kept;
 pub use keys::SCHEMA_VERSION;
 pub use mounts::MountContext;
 pub use resolve::{Additions, ResolveContext, ResolvedAgent};
@@ -66,3 +69,4 @@ pub use units::{format_duration, format_size, parse_duration, parse_size};
 pub use verdict::{
     ConnectVerdict, DEFAULT_DENY, Denial, Verdict, connect_verdict, request_verdict,
 };
+pub use witness_section::{WITNESSES_MAX, Witness, Witnesses};

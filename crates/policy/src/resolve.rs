@@ -11,6 +11,7 @@ use crate::sandbox_section::{self, Machine};
 use model::{
     AgentName, Backend, Budget, Effect, EgressRule, ImageRef, Limit, Limits, Mount, Strictness,
 };
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -42,8 +43,11 @@ pub struct Additions {
     pub timeout: Option<Duration>,
 }
 
-/// Everything a session of this agent has. What is not here, it does not have.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Everything a session of this agent has. What is not here, it does not have. As it is kept from
+/// one session to the next ([`crate::Kept`]) it is without what it is told, and without words and
+/// bytes that follow from the rest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ResolvedAgent {
     /// Its name.
     pub name: AgentName,
@@ -54,6 +58,7 @@ pub struct ResolvedAgent {
     /// A `[models.*]` of `nanoclaw.toml`; `None` means that the file names none.
     pub model: Option<String>,
     /// What it is told, if anything.
+    #[serde(skip)]
     pub instructions: Option<String>,
     /// What makes its sandbox.
     pub backend: Backend,
@@ -87,9 +92,11 @@ pub struct ResolvedAgent {
     pub budget: Budget,
     /// One readable line a grant; those that begin with [`crate::LOUD`] are to be shown in red.
     /// Values of environment variables do not appear.
+    #[serde(skip)]
     pub grants_text: Vec<String>,
     /// Canonical JSON (RFC 8785) of all of the above but `grants_text`; its digest stands in
     /// the log.
+    #[serde(skip)]
     pub policy_bytes: Vec<u8>,
 }
 

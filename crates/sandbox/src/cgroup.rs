@@ -11,7 +11,7 @@
 mod freezer;
 mod sockets;
 
-pub(crate) use sockets::share as socket_share;
+pub(crate) use sockets::{Beside, share as socket_share};
 
 use crate::facts::{Ladder, Rung};
 use model::Limits;
@@ -211,6 +211,8 @@ pub(crate) struct Held {
     pub(crate) cpu_milli: Option<u64>,
     /// Tasks.
     pub(crate) pids: Option<u64>,
+    /// Queues of Internet sockets, bytes beside the memory: `None` where they are part of it.
+    pub(crate) sockets: Option<Beside>,
 }
 
 fn set(dir: &Path, file: &str, value: &str) -> io::Result<()> {
@@ -327,6 +329,7 @@ impl Group {
             swap: beyond.or_else(|| number(v2, "memory.swap.max")),
             cpu_milli: v1_cpu.or_else(v2_cpu).and_then(|(quota, period)| per(quota, period)),
             pids: number(self.pids.as_ref(), "pids.max").or_else(|| number(v2, "pids.max")),
+            sockets: self.memory.as_ref().map(sockets::held),
         }
     }
 

@@ -39,6 +39,7 @@ mod interfaces;
 mod landlock;
 mod operation;
 mod plan;
+mod procfs;
 mod report;
 pub mod role;
 mod seccomp;

@@ -2,8 +2,8 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 use model::{
-    AgentName, Body, Direction, Durability, LimitState, MessageId, Record, RequestLine,
-    SaltedDigest, SessionId, Sha256Hex, TurnId, WallState,
+    AgentName, Body, Direction, Durability, FileAct, FileChange, LimitState, MessageId, MountSeen,
+    Record, RequestLine, SaltedDigest, SessionId, Sha256Hex, TurnId, WallState,
 };
 use nanoclaw_audit::Log;
 use nanoclaw_audit::entry::Entry;
@@ -90,6 +90,9 @@ pub fn every_kind() -> Vec<Body> {
         Body::RecorderStarted { version: s("0"), recovered_records: 1, torn_bytes: 2 },
         Body::RecorderStopped { records: 3 },
         Body::ClientLost { pid: 4, role: s("gateway") },
+        Body::KeyAnnounced { old_vkey: s("n/1+a+b"), new_vkey: s("n/1+c+d") },
+        Body::RecordGap { lost: 5, open: true, reason: s("too many") },
+        Body::ClockSetBack { before_ms: 9, now_ms: 8 },
         Body::SessionOpened {
             resumed: true,
             backend: s("native"),
@@ -149,11 +152,66 @@ pub fn every_kind() -> Vec<Body> {
     ]
     .into_iter()
     .chain(every_kind_of_a_turn(message))
+    .chain(every_kind_of_files())
     .collect()
 }
 
+fn every_kind_of_files() -> Vec<Body> {
+    let s = |t: &str| t.to_owned();
+    let change = |path: &str, act, unread: Option<&str>| FileChange {
+        path: s(path),
+        act,
+        sort: s(if unread.is_some() { "file" } else { "link" }),
+        bytes: 4,
+        mode: s("0644"),
+        sha256: unread.is_none().then(|| Sha256Hex("ab".repeat(32))),
+        unread: unread.map(s),
+        racy: unread.is_none(),
+    };
+    vec![
+        Body::FilesChanged {
+            mount: s("/mnt/x"),
+            changes: vec![
+                change("a\u{202e}\u{1f600}", FileAct::Created, None),
+                change("", FileAct::Deleted, Some("EACCES")),
+            ],
+            server: Some(s("lab")),
+        },
+        Body::FilesManifest {
+            after: s("turn"),
+            mounts: vec![MountSeen {
+                mount: s("/mnt/x"),
+                looked_at: 9,
+                created: 1,
+                changed: 2,
+                deleted: 3,
+                unlisted: 4,
+                unread: 5,
+                missed: 6,
+                missed_first: vec![s("deep: too deep")],
+            }],
+            read_bytes: 7,
+            duration_ms: 8,
+            running: true,
+            server: None,
+        },
+        Body::ObserversDisagree {
+            finding: s("execution_without_call"),
+            told_by: s("kernel"),
+            not_by: s("agent"),
+            what: s("/bin/x was executed while no tool call was open"),
+            count: 2,
+            records: vec![3, 4],
+        },
+    ]
+}
+
+/// Of `POST https://h/x`, by sha256sum(1).
+const SHOWN_SHA256: &str = "e82ef6ed665efaaaee7cbb89570e515637a9d01cfc4cfb356417ebbcc2d58371";
+
 fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
     let s = |t: &str| t.to_owned();
+    let shown = || Sha256Hex(SHOWN_SHA256.to_owned());
     let digest = || Sha256Hex("ab".repeat(32));
     vec![
         Body::MessageWithdrawn { message: message.clone(), reason: s("SIGTERM") },
@@ -234,8 +292,15 @@ fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
             rule: s("r"),
             by: s("owner"),
             summary: s("POST https://h/x"),
+            // That of the text: the recorder takes no other.
+            shown_sha256: Some(shown()),
         },
-        Body::ApprovalDecided { approval: s("a1"), decision: s("deny"), by: s("owner") },
+        Body::ApprovalDecided {
+            approval: s("a1"),
+            decision: s("deny"),
+            by: s("owner"),
+            shown_sha256: Some(shown()),
+        },
         Body::HostToolCalled {
             call: s("2"),
             server: s("host"),
@@ -260,11 +325,45 @@ fn every_kind_of_a_turn(message: MessageId) -> Vec<Body> {
             unused: 2,
         },
         Body::PolicyAccepted { file: s("f"), before_sha256: digest(), after_sha256: digest() },
+        Body::PolicyChanged {
+            before_sha256: Some(digest()),
+            after_sha256: digest(),
+            gained: vec![s("egress a.org:443: a new host"), s("tool \u{202e}x")],
+            lost: vec![s("tool y")],
+            left_out: 3,
+            unknown: Some(s("the copy is damaged")),
+        },
         Body::ProbeObserved {
             probe: s("ptrace"),
             expected: s("EPERM"),
             observed: s("EPERM"),
             held: true,
         },
+        Body::Cosigning {
+            reached: false,
+            size: 9,
+            needed: 2,
+            cosigned: vec![s("w.example/1")],
+            failed: vec![s("w.example/2: not reached")],
+            contradicted: true,
+        },
+        Body::PayloadsErased { scope: s("session s1"), records: vec![3], texts: 2, bytes: 9 },
+        Body::RecordsPruned { before_ms: 5, first: 7, texts: 1 },
     ]
+}
+
+/// Serves on a port of this machine for as long as the test runs; the address.
+pub fn served(service: impl nanoclaw_audit::http::Service + 'static) -> String {
+    served_with(service, nanoclaw_audit::http::Limits::default())
+}
+
+pub fn served_with(
+    service: impl nanoclaw_audit::http::Service + 'static,
+    limits: nanoclaw_audit::http::Limits,
+) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let service: std::sync::Arc<dyn nanoclaw_audit::http::Service> = std::sync::Arc::new(service);
+    std::thread::spawn(move || nanoclaw_audit::http::run(&listener, &service, limits));
+    address
 }

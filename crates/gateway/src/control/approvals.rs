@@ -134,6 +134,7 @@ mod tests {
             by: "owner".into(),
             timeout: Duration::from_secs(1),
             summary: "GET http://x/".into(),
+            shown_sha256: model::Sha256Hex(String::new()),
         }
     }
 

@@ -29,10 +29,14 @@ pub(super) async fn run(mut conn: Conn, door: &Arc<DoorState>, to: Origin) {
     let looked = sniff::first(&mut inside, &mut ahead);
     let refusal = match tokio::time::timeout(FIRST_WORDS_TIME, looked).await {
         Ok(Ok(First::Closed)) | Err(_) if ahead.is_empty() => return,
-        Ok(Ok(First::Tls(hello))) => match end_tls(inside, ahead, door, &to, &hello).await {
-            Ok(conn) => return serve(conn, door, &to).await,
-            Err(Some(refusal)) => refusal,
-            Err(None) => return,
+        // Whoever is refused learns it when that is on record: `inside` stays open until then.
+        Ok(Ok(First::Tls(hello))) => match name_fits(&to, &hello) {
+            Err(why) => Refusal::new(403, "tls", why),
+            Ok(()) => match end_tls(inside, ahead, door, &to).await {
+                Ok(conn) => return serve(conn, door, &to).await,
+                Err(Some(refusal)) => refusal,
+                Err(None) => return,
+            },
         },
         Ok(Ok(First::Http)) => {
             let to = Origin { tls: false, ..to };
@@ -66,10 +70,8 @@ async fn end_tls(
     ahead: BytesMut,
     door: &DoorState,
     to: &Origin,
-    hello: &Hello,
 ) -> Result<Conn, Option<Refusal>> {
     let refused = |status, why: String| Some(Refusal::new(status, "tls", why));
-    name_fits(to, hello).map_err(|why| refused(403, why))?;
     let Some(authority) = &door.authority else {
         let why = "TLS cannot be looked into here: there is no certificate authority".to_owned();
         return Err(refused(502, why));

@@ -13,7 +13,7 @@ use crate::mask::Masker;
 use crate::memory::Held;
 use crate::modelapi::outcome::sha256_hex;
 use crate::scribe::Scribe;
-use model::{Body, Durability, MAX_INLINE_BYTES, ToolGrant, TurnId};
+use model::{Body, Durability, MAX_BESIDE_BYTES, MAX_INLINE_BYTES, ToolGrant, TurnId};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,7 +57,7 @@ impl Running {
             let used = Body::SecretUsed { secret: secret.to_owned(), host: upstream.place() };
             scribe.note(scribe.turn.get(), used);
         }
-        let inline = &shown[..shown.floor_char_boundary(MAX_INLINE_BYTES)];
+        let inline = &shown[..shown.floor_char_boundary(MAX_BESIDE_BYTES)];
         let intent = Body::HostToolCalled {
             call: call.clone(),
             server: server.clone(),

@@ -1,127 +1,49 @@
-//! `audit verify | show | tail`: reading the record. Needs no daemon and no database.
+//! `audit`: reading the record, and proving it to strangers. Needs no daemon and no database. And
+//! `audit rotate-key`, which the recorder carries out.
+
+mod consistency;
+mod prove;
+mod serve;
+mod telling;
+mod trust;
+mod verify;
+
+pub(crate) use consistency::consistency;
+pub(crate) use prove::{proof, receipt};
+pub(crate) use serve::{serve, walls_for_serving};
+pub(crate) use trust::{key_text, log_key};
+pub(crate) use verify::{root_hex, verify};
 
 use crate::failure::{Context, Failure, Kind, Result};
 use crate::home::Home;
-use crate::ui::{self, Paint};
+use crate::product;
+use crate::ui;
+use audit::Finding;
 use audit::read::{Filter, Follow, Reader, Stored};
-use audit::verify::Sort;
 use model::SessionId;
 use serde_json::json;
-use std::collections::VecDeque;
 use std::path::Path;
+use telling::Telling;
 
-/// Verifies the whole log. Exit code 5 and the first bad byte when it is not what was signed, 2
-/// when the given key is none, 3 when there is no log, 7 when it cannot be read.
-pub(crate) fn verify(dir: &Path, vkey: Option<&str>, as_json: bool) -> Result<u8> {
-    let there = dir.try_exists().map_err(|e| {
-        Failure::new(Kind::Unreadable, format!("{} cannot be read: {e}", dir.display()))
-            .remedy(CANNOT_TELL)
-    })?;
-    if !there {
-        let cause = format!("there is no log in {}", dir.display());
-        return Err(Failure::new(Kind::Missing, cause).remedy(
-            "`nanoclaw run -- true` writes one; a demo's is below the home, in demo/audit",
-        ));
-    }
-    no_log(dir)?;
-    match audit::verify::verify_dir(dir, vkey) {
-        Ok(report) => {
-            ui::out(&if as_json { report_json(&report) } else { report_text(&report) });
-            Ok(0)
+/// What a verification found, as a failure.
+pub(crate) fn failed(finding: &Finding) -> Failure {
+    match verify::judged(finding).0 {
+        Kind::Unreadable => {
+            let cause = format!("{}: {}", finding.file.display(), finding.what);
+            Failure::new(Kind::Unreadable, cause).remedy(verify::CANNOT_TELL)
         }
-        Err(finding) if as_json => {
-            let (kind, sort) = judged(&finding);
-            let found = json!({"verified": false, "file": finding.file.display().to_string(),
-                "offset": finding.offset, "what": finding.what, "sort": sort});
-            ui::line(found.to_string());
-            Ok(kind.exit_code())
-        }
-        Err(finding) => Err(match judged(&finding).0 {
-            Kind::Usage => Failure::usage(format!("--vkey is no verifier key: {}", finding.what))
-                .remedy("it reads NAME+HASH+KEY, as the file `vkey` of the log's folder has it"),
-            Kind::Unreadable => {
-                let cause = format!("{}: {}", finding.file.display(), finding.what);
-                Failure::new(Kind::Unreadable, cause).remedy(CANNOT_TELL)
-            }
-            kind => Failure::new(kind, format!("the log is NOT intact: {finding}"))
-                .remedy("keep the folder as it is, as evidence; start afresh with another --home"),
-        }),
+        kind => Failure::new(kind, finding.to_string())
+            .remedy("keep what you have as it is, as evidence; ask for it again elsewhere"),
     }
 }
 
-/// What every log has, as soon as anything is on record.
-const LOG_FILES: [&str; 4] = ["vkey", "checkpoint", "wal", "tile"];
-
-/// A folder that holds nothing of a log has none; one that lost a part is a finding.
-fn no_log(dir: &Path) -> Result<()> {
-    // What cannot be looked at may be there: the verification says what is wrong with it.
-    let holds = |dir: &Path| LOG_FILES.iter().any(|f| dir.join(f).try_exists().unwrap_or(true));
-    if !dir.is_dir() || holds(dir) {
-        return Ok(());
-    }
-    let below = dir.join("audit");
-    let cause = format!("there is no log in {}", dir.display());
-    Err(Failure::new(Kind::Missing, cause).remedy(match below.is_dir() && holds(&below) {
-        true => format!("did you mean {}?", below.display()),
-        false => {
-            "name the folder that holds `checkpoint` and `vkey`: a home's is its `audit`".into()
-        }
-    }))
-}
-
-/// What a person should know about a log that was not read.
-const CANNOT_TELL: &str = "nothing is said about the log; verify it as a user who may read it";
-
-fn judged(finding: &audit::verify::Finding) -> (Kind, &'static str) {
-    match finding.sort {
-        Sort::Tampered => (Kind::Audit, "tampered"),
-        Sort::Unreadable => (Kind::Unreadable, "unreadable"),
-        Sort::BadKey => (Kind::Usage, "bad_key"),
-    }
-}
-
-pub(crate) fn root_hex(report: &audit::verify::Report) -> String {
-    report.checkpoint.root.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-fn report_json(report: &audit::verify::Report) -> String {
-    let value = json!({"verified": true, "records": report.records, "root": root_hex(report),
-        "origin": report.checkpoint.origin, "vkey": report.vkey,
-        "key_was_given": report.key_was_given,
-        "unsigned_records": report.unsigned_records, "unsigned_bytes": report.unsigned_bytes,
-        "seconds": format!("{:.3}", report.seconds)});
-    format!("{value}\n")
-}
-
-fn report_text(report: &audit::verify::Report) -> String {
-    let paint = Paint::auto();
-    let mut text = format!(
-        "{} {} records, every byte checked in {:.2} s\n  root  {}\n  key   {}\n",
-        paint.green("intact:"),
-        report.records,
-        report.seconds,
-        root_hex(report),
-        report.vkey,
-    );
-    if !report.key_was_given {
-        text.push_str(
-            "  note  the key came from the log's own folder; give the one you know with --vkey\n",
-        );
-    }
-    if report.unsigned_records > 0 || report.unsigned_bytes > 0 {
-        text.push_str(&format!(
-            "  note  {} records and {} bytes beyond the signed head (being written, or left by a crash)\n",
-            report.unsigned_records, report.unsigned_bytes
-        ));
-    }
-    text
-}
-
-fn print(entry: &Stored, as_json: bool) {
+fn print(dir: &Path, entry: &Stored, as_json: bool) {
     if as_json {
         ui::json_line(&String::from_utf8_lossy(&entry.bytes));
         return;
     }
+    let mut entry = entry.clone();
+    audit::payload::fill(dir, &mut entry);
     match &entry.record {
         Ok(record) => ui::line(ui::harmless(&audit::story::line(entry.index, record))),
         Err(e) => ui::line(format!("#{}  (not understood by this version: {e})", entry.index)),
@@ -167,7 +89,7 @@ pub(crate) fn show(home: &Home, session: Option<&str>, all: bool, as_json: bool)
 fn print_all(dir: &Path, filter: Filter, as_json: bool) -> Result<u64> {
     let mut shown = 0;
     for entry in entries(dir, filter) {
-        print(&entry.context("the log")?, as_json);
+        print(dir, &entry.context("the log")?, as_json);
         shown += 1;
         if ui::closed() {
             break;
@@ -180,7 +102,8 @@ fn print_all(dir: &Path, filter: Filter, as_json: bool) -> Result<u64> {
 fn tell(dir: &Path, filter: Filter, id: &SessionId) -> Result<u64> {
     let mut told = Telling::default();
     for entry in entries(dir, filter) {
-        let entry = entry.context("the log")?;
+        let mut entry = entry.context("the log")?;
+        audit::payload::fill(dir, &mut entry);
         let Ok(record) = &entry.record else { continue };
         told.record(entry.index, record, id);
         if ui::closed() {
@@ -188,6 +111,7 @@ fn tell(dir: &Path, filter: Filter, id: &SessionId) -> Result<u64> {
         }
     }
     told.flush();
+    told.sum_up();
     if told.left_out > 0 {
         ui::note(format!(
             "{} more records (walls, sizes, digests): nanoclaw audit show {id} --all",
@@ -197,82 +121,52 @@ fn tell(dir: &Path, filter: Filter, id: &SessionId) -> Result<u64> {
     Ok(told.records)
 }
 
-/// A story under way: what repeats itself is said once, with its number.
-#[derive(Default)]
-struct Telling {
-    records: u64,
-    left_out: u64,
-    /// The last line, what it says, and how often it came.
-    last: Option<(String, String, u64)>,
-}
-
-impl Telling {
-    fn record(&mut self, index: u64, record: &model::Record, id: &SessionId) {
-        if self.records == 0 {
-            let agent = record.agent.as_ref().map_or("?", model::AgentName::as_str);
-            let day = audit::story::utc(record.time_ms);
-            let day = day.split(' ').next().unwrap_or_default();
-            ui::line(format!("Session {id} of agent {agent}, {day} (times are UTC)"));
-        }
-        self.records += 1;
-        let Some(sentence) = audit::story::brief(&record.body) else {
-            self.left_out += 1;
-            return;
-        };
-        if let Some((_, said, times)) = &mut self.last
-            && *said == sentence
-        {
-            *times += 1;
-            return;
-        }
-        self.flush();
-        let time = audit::story::utc(record.time_ms);
-        let time = time.split([' ', '.']).nth(1).unwrap_or_default();
-        self.last = Some((format!("{time}  #{index}  {sentence}"), sentence, 1));
-    }
-
-    fn flush(&mut self) {
-        if let Some((line, _, times)) = self.last.take() {
-            let often = if times > 1 { format!("  ({times} times)") } else { String::new() };
-            ui::line(ui::harmless(&format!("{line}{often}")));
-        }
-    }
-}
-
 fn newest(dir: &Path) -> Result<Option<SessionId>> {
-    let mut found = None;
-    for entry in entries(dir, Filter::default()) {
-        if let Ok(record) = entry.context("the log")?.record
-            && record.session.is_some()
-        {
-            found = record.session;
-        }
+    audit::read::newest_session(dir).context("the log")
+}
+
+/// Has the recorder replace the signing key, and says which verifier key is now to be given out.
+pub(crate) fn rotate_key(home: &Home, as_json: bool) -> Result<u8> {
+    let recorder = product::recorder(home, "rotate-key")?;
+    let record = recorder.rotate_key().map_err(|e| {
+        Failure::new(Kind::Audit, format!("the key was not replaced: {e}")).remedy(
+            "see `nanoclaw audit verify`, which names the key that signs now; then try again",
+        )
+    })?;
+    recorder.close();
+    let path = home.audit().join("vkey");
+    let vkey = std::fs::read_to_string(&path).map_err(|e| {
+        Failure::new(Kind::Unreadable, format!("{}: {e}", path.display()))
+            .remedy("the key was replaced; `nanoclaw audit verify` prints the new one")
+    })?;
+    let vkey = vkey.trim_end();
+    if as_json {
+        ui::line(json!({"record": record, "vkey": vkey}).to_string());
+    } else {
+        ui::line(format!("record #{record} announces the new key, which signs from there on:"));
+        ui::line(format!("  {}", ui::harmless(vkey)));
+        ui::note(
+            "Witnesses of this log must be told: they go on with --log OLDKEY --log NEWKEY. Keep \
+             the old key too: proofs under its heads are verified with it.",
+        );
     }
-    Ok(found)
+    Ok(0)
 }
 
 /// The newest records, and what comes.
 pub(crate) fn tail(home: &Home, count: u64, follow: bool, as_json: bool) -> Result<u8> {
     let dir = home.audit();
     let keep = usize::try_from(count).unwrap_or(usize::MAX);
-    let mut last: VecDeque<Stored> = VecDeque::new();
-    let mut next = 0;
-    for entry in entries(&dir, Filter::default()) {
-        let entry = entry.context("the log")?;
-        next = entry.index + 1;
-        last.push_back(entry);
-        if last.len() > keep {
-            last.pop_front();
-        }
-    }
-    for entry in &last {
-        print(entry, as_json);
+    let last = audit::read::newest(&dir, keep.max(1)).context("the log")?;
+    let next = last.last().map_or(0, |entry| entry.index + 1);
+    for entry in last.iter().take(keep) {
+        print(&dir, entry, as_json);
     }
     if follow {
         let filter = Filter { session: None, from: next };
         let mut more = Follow::new(&dir, filter).context("the log")?;
         loop {
-            print(&more.wait().context("the log")?, as_json);
+            print(&dir, &more.wait().context("the log")?, as_json);
             ui::flush();
             if ui::closed() {
                 return Ok(0);

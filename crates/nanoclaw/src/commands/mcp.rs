@@ -69,11 +69,6 @@ fn certain(home: &Home, server: &McpServer) -> Result<McpServer> {
     Ok(server)
 }
 
-/// What the servers behind an agent's tools are and may do, one line each.
-pub(crate) fn grants(tools: &HostTools) -> Vec<String> {
-    tools.servers.iter().flat_map(policy::server_grants).collect()
-}
-
 /// What a server offers now. A program is started for it, in a session of its own that is on
 /// record.
 fn describe(product: &Product, server: &McpServer) -> Result<Vec<Described>> {

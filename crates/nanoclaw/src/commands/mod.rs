@@ -9,5 +9,7 @@ pub(crate) mod mcp;
 pub(crate) mod plan;
 pub(crate) mod policy;
 pub(crate) mod probe;
+pub(crate) mod reading;
 pub(crate) mod secret;
 pub(crate) mod usage;
+pub(crate) mod witness;

@@ -3,6 +3,7 @@
 use super::label;
 use super::register::Place;
 use crate::crosscheck;
+use crate::manifests::Files;
 use crate::operations::Reports;
 use crate::scribe::{Scribe, inline};
 use crate::words::Words;
@@ -28,6 +29,8 @@ pub(super) struct Running {
     pub(super) sandbox: Arc<Sandbox>,
     /// What the kernel reports of it.
     pub(super) reports: Reports,
+    /// Its own folders, and those it may write.
+    pub(super) files: Files,
     /// This side's end of the socket pair.
     pub(super) socket: UnixStream,
     pub(super) scribe: Scribe,
@@ -66,6 +69,8 @@ impl Running {
         leave(&self.sandbox);
         let ended = self.sandbox.wait();
         self.reports.finish();
+        // Nothing follows that could be withheld; a log that is gone shows its missing tail.
+        drop(self.files.end(self.turn.as_ref()));
         let totals = self.door.as_ref().map(|door| crosscheck::settle(door, &ended));
         let Ended { outcome, usage, .. } = ended;
         let outcome_text = inline(&format!("{}: {outcome}", label(&self.server))).to_owned();

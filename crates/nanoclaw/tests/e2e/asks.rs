@@ -103,6 +103,14 @@ fn what_is_asked_is_shown_exactly_and_escaped(lab: &Lab) {
     desk.type_in("n\r");
     desk.wait();
     assert_eq!(server.requests().len(), 0);
+    // What is on record is what stood there, to the byte, and what the answer was given to.
+    let (asked, decided) = (records(lab, "approval_asked"), records(lab, "approval_decided"));
+    let text = asked[0]["summary"].as_str().unwrap();
+    assert!(shown.contains(&format!("  {text}\n")), "{text:?}: {shown:?}");
+    let digest: String =
+        audit::merkle::sha256(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(asked[0]["shown_sha256"], digest.as_str());
+    assert_eq!(decided[0]["shown_sha256"], digest.as_str());
 }
 
 fn without_an_answer_nothing_goes_out(lab: &Lab) {
@@ -119,6 +127,8 @@ fn without_an_answer_nothing_goes_out(lab: &Lab) {
     assert!(ran.out().contains("got /nobody 403"), "{ran}");
     assert!(ran.err().contains("nobody can be asked here"), "{ran}");
     assert_eq!((server.requests().len(), decisions(lab)), (0, vec![decided("none", "")]));
+    // Nobody saw it.
+    assert_eq!(records(lab, "approval_decided")[0].get("shown_sha256"), None);
 }
 
 fn two_questions_are_put_one_after_the_other(lab: &Lab) {

@@ -6,11 +6,14 @@ use crate::lab::{Lab, Ran, finish, is_root};
 fn with(lab: &Lab, uids: &str, gids: &str, args: &[&str]) -> Ran {
     let uids = lab.file(&lab.person().join("subuid"), uids);
     let gids = lab.file(&lab.person().join("subgid"), gids);
-    let script = "mount --bind \"$1\" /etc/subuid && mount --bind \"$2\" /etc/subgid || exit 99
-                  shift 2; exec \"$@\"";
+    // A copy of /etc in memory, for a host need not have these files; it goes with the mounts.
+    let script = "mount -t tmpfs -o mode=755 etc \"$1\" && cp -a /etc/. \"$1\" || exit 99
+                  cp \"$2\" \"$1/subuid\" && cp \"$3\" \"$1/subgid\" || exit 99
+                  mount --bind \"$1\" /etc || exit 99; shift 3; exec \"$@\"";
+    let copy = lab.folder(&lab.person().join("etc"));
     let mut command = lab.command("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
-    command.arg(uids).arg(gids).arg(lab.binary()).args(args);
+    command.arg(copy).arg(uids).arg(gids).arg(lab.binary()).args(args);
     finish(command, b"")
 }
 
@@ -21,9 +24,7 @@ fn sessions_have_the_uids_that_the_host_sets_aside() {
         println!("SKIPPED {test}: only root gives sessions uids of their own");
         return;
     }
-    let exist = |file: &&str| std::path::Path::new(file).exists();
-    if testkit::need("unshare").is_none() || !["/etc/subuid", "/etc/subgid"].iter().all(exist) {
-        println!("SKIPPED {test}: no unshare(1), or no /etc/subuid and /etc/subgid");
+    if testkit::need("unshare").is_none() {
         return;
     }
     let lab = Lab::mine("ids");

@@ -183,6 +183,37 @@ fn what_a_turn_executes_is_on_record_under_it() {
 }
 
 #[test]
+fn a_reply_has_a_receipt_that_a_stranger_verifies() {
+    let server = server(keyed());
+    let lab = Lab::with_model("anthropic", &server);
+    lab.say("RUN: echo first").expect(0);
+    lab.say("RUN: echo hi > f; cat f").expect(0);
+    let replies: Vec<Value> = lab.records("message");
+    let reply = replies.last().expect("a reply is on record");
+    let id = reply["message"].as_str().expect("it has an id");
+    let said = lab.run(&["audit", "receipt", "--json"]).expect(0).stdout;
+    let receipt: Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(receipt["message"], id, "the newest reply");
+    let behind = receipt["behind"].as_array().expect("records");
+    let kinds: Vec<&str> =
+        behind.iter().filter_map(|r| r["entry"]["unmapped"]["kind"].as_str()).collect();
+    for kind in ["session_opened", "sandbox_started", "message", "turn_started", "model_request"] {
+        assert!(kinds.contains(&kind), "{kind}: {kinds:?}");
+    }
+    assert_eq!(kinds.iter().filter(|k| **k == "message").count(), 2, "{kinds:?}");
+    assert!(kinds.contains(&"tool_called") && kinds.contains(&"process_exec"), "{kinds:?}");
+    // Of this turn alone, each once.
+    assert!(!said.contains("echo first"), "{said}");
+    let folder = lab.path("receipt");
+    let folder = folder.to_str().expect("UTF-8");
+    lab.run(&["audit", "receipt", id, "--out", folder]).expect(0);
+    let key = receipt["vkey"].as_str().expect("a key");
+    let verified = lab.run(&["audit", "verify", folder, "--key", key, "--json"]).expect(0);
+    assert_eq!(verified.stdout.lines().count(), behind.len());
+    lab.run(&["audit", "receipt", "m00000000001-00000002"]).expect(3);
+}
+
+#[test]
 fn lines_from_a_pipe_are_a_conversation_too() {
     let server = server(keyed());
     let lab = Lab::with_model("openai", &server);

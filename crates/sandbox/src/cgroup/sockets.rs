@@ -4,7 +4,7 @@
 //! (TCP and UDP; Unix sockets are charged as the kernel's other memory is), without a limit until
 //! one is written, and only sockets made after that count. All are: what writes it makes the group.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The limit of that account.
 pub(super) const LIMIT: &str = "memory.kmem.tcp.limit_in_bytes";
@@ -16,6 +16,30 @@ const SHARE: u64 = 8;
 /// What the queues of Internet sockets may hold on v1, bytes, beside a memory limit of `bytes`.
 pub(crate) fn share(bytes: u64) -> u64 {
     super::whole_pages(bytes / SHARE)
+}
+
+/// What an account of version 1 holds beside the memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beside {
+    /// Bytes.
+    AtMost(u64),
+    Unlimited,
+}
+
+impl super::Group {
+    /// Limits the queues of Internet sockets where they have an account of their own, which engines
+    /// leave without a limit; whether that could be done shows in [`Group::held`].
+    pub(crate) fn hold_sockets(&self, memory_bytes: u64) {
+        if let Some(dir) = &self.memory {
+            let _ = super::set(dir, LIMIT, &share(memory_bytes).to_string());
+        }
+    }
+}
+
+/// What the kernel has for the group at `dir`.
+pub(super) fn held(dir: &PathBuf) -> Beside {
+    let most = super::limited(super::number(Some(dir), LIMIT));
+    most.map_or(Beside::Unlimited, Beside::AtMost)
 }
 
 /// Whether v2 charges sockets to `memory.max`. It does (cgroup-v2.rst, "Memory Ownership"), unless

@@ -111,6 +111,8 @@ pub(super) fn prepare(
     let (reports, from) = reports.unzip();
     walls.push(verify::witness(reports.as_ref().map(Reports::reads)));
     let group = Group::of(body.pid).map_err(gone)?;
+    // Nothing foreign runs yet, so no socket was made that this would not count.
+    group.hold_sockets(spec.limits.memory_bytes.value);
     let limits = verify::limits(&spec.limits, &group.held(), &measured, has_swap())?;
     // Last, for what is searched for may appear at any time.
     crate::sockets::refuse(spec)?;

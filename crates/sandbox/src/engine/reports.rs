@@ -8,11 +8,14 @@
 //! Invariants:
 //! 1. One thread answers: who prepares the container, then who hears its line.
 //! 2. The queue ends with the container, so that whoever takes reports sees the end.
+//! 3. Memory of its processes is read by a child of this process, of which each container has its
+//!    own: what holds a reader up holds up nobody else, and keeps neither this process nor its
+//!    descriptors from ending.
 
 use super::{Shop, lock};
 use crate::error::StartError;
 use crate::operation::{Operation, OperationCounts};
-use crate::spawner::{self, Watch, Way};
+use crate::spawner::{self, Readers, Watch, Way};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -39,6 +42,7 @@ pub(super) struct Reports {
 struct Served {
     watch: Watch,
     to: Sender<Operation>,
+    readers: Readers,
 }
 
 impl Reports {
@@ -49,12 +53,13 @@ impl Reports {
         listener: Option<OwnedFd>,
         init: i32,
     ) -> Result<(Self, Receiver<Operation>), StartError> {
-        let watch = Watch::new(listener, init)?;
+        let mut readers = Readers::default();
+        let watch = Watch::new(listener, init, &mut readers)?;
         let listener = watch.fd().try_clone();
         let listener = listener.map_err(|e| StartError::spawner(format!("a listener: {e}")))?;
         let (to, from) = channel();
         let (shop, reads) = (Arc::clone(shop), watch.reads());
-        let served = Mutex::new(Some(Served { watch, to }));
+        let served = Mutex::new(Some(Served { watch, to, readers }));
         Ok((Self { shop, listener, served, reads }, from))
     }
 
@@ -65,7 +70,7 @@ impl Reports {
 
     fn with<T>(&self, act: impl FnOnce(&mut Watch, &mut Way<'_>) -> T) -> Option<T> {
         let mut served = lock(&self.served);
-        let Served { watch, to } = served.as_mut()?;
+        let Served { watch, to, .. } = served.as_mut()?;
         Some(act(watch, &mut Way::Here { to, executions: &self.shop.executions }))
     }
 
@@ -79,7 +84,9 @@ impl Reports {
     /// # Errors
     /// When calls can no longer be answered.
     pub(super) fn turn(&self) -> io::Result<()> {
-        self.with(|watch, way| watch.turn(way)).unwrap_or(Ok(()))
+        let mut served = lock(&self.served);
+        let Some(Served { watch, to, readers }) = served.as_mut() else { return Ok(()) };
+        watch.turn(&mut Way::Here { to, executions: &self.shop.executions }, readers)
     }
 
     /// Looks at what executions have become.

@@ -8,7 +8,7 @@ use super::api::{Inspected, MountPoint};
 use super::container::{Container, LINE_INSIDE};
 use super::fitness::Facts;
 use super::outside::Outside;
-use crate::cgroup::{Held, whole_pages};
+use crate::cgroup::{Beside, Held, socket_share, whole_pages};
 use crate::error::{StartError, StartErrorKind as Kind};
 use crate::step::Owner;
 use crate::wire::Measured;
@@ -311,23 +311,19 @@ pub(super) fn limits(
         ("pids", plain(held.pids).to_string(), "cgroup of the engine".to_owned()),
         ("tmp", format!("{} bytes", limits.tmp_bytes), "sizes of several tmpfs".to_owned()),
     ];
-    states.extend(crate::spawner::bound_states(limits));
-    for (name, asked) in [("fsize", limits.file_bytes), ("nofile", limits.open_files), ("core", 0)]
-    {
-        match inside.limits.iter().find(|(n, _)| n == name).map(|(_, v)| *v) {
-            Some(value) if value <= asked => {
-                let by = format!("RLIMIT_{}", name.to_uppercase());
-                states.push((name, value.to_string(), by));
-            }
-            other => return Err(wrong(name, &format!("{other:?}"), &asked.to_string())),
+    let share = socket_share(limits.memory_bytes.value);
+    let beside = |value: String, by: &str| ("socket-memory", value, by.to_owned());
+    match held.sockets {
+        None => {}
+        Some(Beside::AtMost(bytes)) if bytes <= share => {
+            states.push(beside(format!("{bytes} bytes beside"), "cgroup of the engine, v1, by us"));
         }
+        _ if limits.memory_bytes.strictness == Strictness::Required => {
+            return Err(lacking("queues of sockets", None, share));
+        }
+        _ => states.push(beside("any".into(), "nothing")),
     }
-    let state = |(limit, value, enforced_by): (&str, String, String)| LimitState {
-        limit: limit.to_owned(),
-        value,
-        enforced_by,
-    };
-    Ok(states.into_iter().map(state).collect())
+    crate::spawner::complete_states(states, limits, inside, wrong)
 }
 
 #[cfg(test)]

@@ -17,11 +17,13 @@
 
 mod build;
 mod oci;
+mod reader;
 mod role;
 mod table;
 
 pub(crate) use build::{decode, encode, program_of};
 pub(crate) use oci::profile as oci_profile;
+pub(crate) use reader::rules as reader_rules;
 pub(crate) use role::rules as role_rules;
 
 use libc::c_long;

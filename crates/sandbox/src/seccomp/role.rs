@@ -32,6 +32,7 @@ const COMMON: &[c_long] = &[
     SYS_ftruncate,
     SYS_fsync,
     SYS_fdatasync,
+    SYS_syncfs,
     SYS_fcntl,
     SYS_flock,
     SYS_dup,

@@ -6,6 +6,7 @@
 //! container.
 
 use super::disk::{Account, ENFORCED_BY};
+use super::verify::State;
 use model::{Limits, SandboxSpec};
 use std::time::{Duration, Instant};
 
@@ -65,7 +66,7 @@ impl Bounds {
 }
 
 /// What a report says of them: limit, value, what holds it.
-pub(crate) fn states(limits: &Limits) -> impl Iterator<Item = (&'static str, String, String)> {
+pub(super) fn states(limits: &Limits) -> impl Iterator<Item = State> {
     let disk = limits.disk_bytes.map(|n| ("disk", format!("{n} bytes"), ENFORCED_BY.to_owned()));
     let time = limits.wall_ms.map(|ms| ("wall-time", format!("{ms} ms"), CLOCK.to_owned()));
     disk.into_iter().chain(time)

@@ -2,7 +2,7 @@
 
 use super::body::{Body, Mapping};
 use super::bounds::Bounds;
-use super::operations::{Watch, Way};
+use super::operations::{Readers, Watch, Way};
 use super::still::Still;
 use super::verify::{self, Demand};
 use super::{PREPARE_TIMEOUT, Shop, adopt, outcome, pool, slots::Slots, watchdog::Watchdog};
@@ -138,11 +138,16 @@ impl Live {
     }
 
     /// Reads one word of init; what to tell the client, if anything.
-    pub(super) fn hear(&mut self, buffer: &mut Vec<u8>, host: &[(String, u64)]) -> Option<Answer> {
+    pub(super) fn hear(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        host: &[(String, u64)],
+        readers: &mut Readers,
+    ) -> Option<Answer> {
         match wire::receive::<Word>(&self.body.line, buffer) {
             Ok(Some((Word::Probing, fds))) if matches!(self.phase, Phase::Preparing { .. }) => {
                 let mut fds = fds;
-                if let Err(error) = self.listen(&mut fds) {
+                if let Err(error) = self.listen(&mut fds, readers) {
                     self.failed = Some(error);
                     self.kill("its operations cannot be witnessed");
                 }
@@ -150,7 +155,7 @@ impl Live {
             Ok(Some((Word::Measured(measured), fds)))
                 if matches!(self.phase, Phase::Preparing { .. }) =>
             {
-                return self.measured(&measured, fds, host);
+                return self.measured(&measured, fds, host, readers);
             }
             Ok(Some((Word::Failed { error, .. }, _)))
                 if matches!(self.phase, Phase::Preparing { .. }) =>
@@ -168,9 +173,9 @@ impl Live {
     }
 
     /// Takes the listener, the last of what came with a word, unless there is one already.
-    fn listen(&mut self, fds: &mut Vec<OwnedFd>) -> Result<(), StartError> {
+    fn listen(&mut self, fds: &mut Vec<OwnedFd>, readers: &mut Readers) -> Result<(), StartError> {
         if self.demand.witness && self.watch.is_none() {
-            self.watch = Some(Watch::new(fds.pop(), self.body.pid)?);
+            self.watch = Some(Watch::new(fds.pop(), self.body.pid, readers)?);
         }
         Ok(())
     }
@@ -180,10 +185,11 @@ impl Live {
         m: &wire::Measured,
         mut fds: Vec<OwnedFd>,
         host: &[(String, u64)],
+        readers: &mut Readers,
     ) -> Option<Answer> {
         let walls = verify::walls(&self.demand, m, host);
         let limits = verify::limits(&self.demand, m, self.body.group.as_ref(), self.body.pid);
-        match walls.and_then(|w| Ok((w, limits?, self.listen(&mut fds)?))) {
+        match walls.and_then(|w| Ok((w, limits?, self.listen(&mut fds, readers)?))) {
             Ok((mut walls, limits, ())) => {
                 let io = m.moved.is_some().then(|| fds.pop()).flatten();
                 self.memory.segments(fds.pop());
@@ -232,17 +238,25 @@ impl Live {
         self.body.kill();
     }
 
-    /// Readable when a call waits for its answer.
+    /// Readable when a call waits for its answer, and is to have it now.
     pub(super) fn listener(&self) -> Option<&OwnedFd> {
-        self.watch.as_ref().map(Watch::fd)
+        self.watch.as_ref().filter(|watch| watch.rests().is_none()).map(Watch::fd)
     }
 
     /// Answers a call that waits. A listener that gives none is of no more use.
-    pub(super) fn called(&mut self, way: &mut Way<'_>) {
+    pub(super) fn called(&mut self, way: &mut Way<'_>, readers: &mut Readers) {
         if let Some(watch) = &mut self.watch
-            && watch.turn(way).is_err()
+            && watch.turn(way, readers).is_err()
         {
             self.kill("its calls can no longer be answered");
+        }
+    }
+
+    /// Ends it if one who read its memory was given up and still waits.
+    pub(super) fn end_if_waited_for(&mut self, readers: &Readers) {
+        let waited_for = self.watch.as_ref().is_some_and(|w| w.holds_a_reader(readers));
+        if waited_for && self.killed.is_none() {
+            self.kill("its memory cannot be read, and others wait to be read");
         }
     }
 
@@ -261,8 +275,9 @@ impl Live {
     /// When [`Live::tick`] must be called at the latest.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let looks = self.watch.as_ref().and_then(Watch::due);
+        let rest = self.watch.as_ref().and_then(Watch::rests);
         let bounds = self.bounds.due().filter(|_| self.killed.is_none());
-        [self.phase_deadline(), looks, self.still.due(), bounds].into_iter().flatten().min()
+        [self.phase_deadline(), looks, rest, self.still.due(), bounds].into_iter().flatten().min()
     }
 
     fn phase_deadline(&self) -> Option<Instant> {

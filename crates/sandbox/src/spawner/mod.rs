@@ -1,7 +1,7 @@
 //! `__spawner`: the small process that alone starts sandboxes.
 //!
 //! Pipeline: control socket ─► requests ─► `Live` boxes (line + pidfd each) ─► answers. One poll
-//! loop, no thread, no secret.
+//! loop, no thread, no secret. Memory of a sandbox is read by a child of it.
 //!
 //! Invariants:
 //! 1. Ends, and kills and removes every sandbox, when the control socket closes or its parent
@@ -10,7 +10,8 @@
 //!    or, before anybody asked for it, by the pool. They are given back after its processes are
 //!    gone.
 //! 3. It waits for nothing but its descriptors: not for the client, to whom it sends through a
-//!    queue, and not for a sandbox, but for the end of one that it has killed.
+//!    queue, and not for a sandbox, but for the end of one that it has killed, and for a short time
+//!    for a read of its memory (`operations::reader`).
 //! 4. What init says after `go` comes from inside: it is bounded, and only its exit status is
 //!    believed, for display.
 
@@ -30,9 +31,10 @@ mod verify;
 mod watchdog;
 mod witness;
 
-pub(crate) use bounds::{Bounds, states as bound_states};
+pub(crate) use bounds::Bounds;
 pub(crate) use live::own_folders;
-pub(crate) use operations::{Watch, Way, mark};
+pub(crate) use operations::{Readers, Watch, Way, mark};
+pub(crate) use verify::complete as complete_states;
 pub(crate) use verify::witness as witness_wall;
 pub(crate) use witness::Witness;
 
@@ -72,6 +74,7 @@ struct Shop {
     made: u64,
     /// Executions reported so far, of all sandboxes.
     executions: u64,
+    readers: Readers,
     pool: pool::Pool,
 }
 
@@ -112,13 +115,17 @@ fn serve() -> io::Result<()> {
         own_name: own_name()?,
         made: 0,
         executions: 0,
+        readers: Readers::default(),
         pool: pool::Pool::new()?,
     };
     sweep();
     let mut boxes = BTreeMap::new();
     let result = shop.turn_until_end(&mut boxes, &end);
-    for (id, mut live) in boxes {
+    // All are killed before the end of any is waited for, which another could hold up.
+    for live in boxes.values_mut() {
         live.kill("the spawner ended");
+    }
+    for (id, mut live) in boxes {
         let (outbox, executions) = (&mut shop.outbox, &mut shop.executions);
         live.bury(&mut shop.slots, &mut Way::Client { id, outbox, executions });
     }
@@ -135,7 +142,7 @@ pub(crate) fn own_name() -> io::Result<String> {
 
 fn start_time(pid: &str) -> Option<u64> {
     const AFTER_COMMAND: usize = 19;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = crate::procfs::text(&format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(AFTER_COMMAND)?.parse().ok()
 }
 
@@ -196,6 +203,8 @@ struct Events {
     ended: bool,
     /// The spare has ended.
     spare: bool,
+    /// A process that read and was given up has ended.
+    reader: bool,
     /// For each box with an event.
     boxes: Vec<(BoxId, Happened)>,
 }
@@ -219,12 +228,15 @@ impl Shop {
     fn turn_until_end(&mut self, boxes: &mut Boxes, end: &OwnedFd) -> io::Result<()> {
         let mut buffer = Vec::new();
         loop {
-            let Events { control, ended, spare, boxes: events } = self.wait(boxes, end)?;
+            let Events { control, ended, spare, reader, boxes: events } = self.wait(boxes, end)?;
             if ended {
                 return Ok(());
             }
             if spare {
                 pool::drain(self);
+            }
+            if reader {
+                self.readers.sweep();
             }
             self.outbox.flush();
             for (id, happened) in events {
@@ -242,6 +254,8 @@ impl Shop {
 
     /// Waits for anything.
     fn wait(&self, boxes: &Boxes, end: &OwnedFd) -> io::Result<Events> {
+        // First: a listener that is left out below rests beyond this, or is not left out.
+        let next = boxes.values().filter_map(Live::deadline).chain(self.pool.due()).min();
         let room = if self.outbox.is_waiting() { PollFlags::OUT } else { PollFlags::empty() };
         let mut fds = vec![
             PollFd::new(self.outbox.socket(), PollFlags::IN | room),
@@ -259,8 +273,10 @@ impl Shop {
                 None => PollFd::new(live.pidfd(), PollFlags::empty()),
             });
         }
+        let spare_at = fds.len();
         fds.extend(self.pool.pidfd().map(|fd| PollFd::new(fd, PollFlags::IN)));
-        let next = boxes.values().filter_map(Live::deadline).chain(self.pool.due()).min();
+        let readers_at = fds.len();
+        fds.extend(self.readers.pidfds().map(|fd| PollFd::new(fd, PollFlags::IN)));
         let timeout = next.map(|at| {
             let left = at.saturating_duration_since(Instant::now());
             let nanos = left.subsec_nanos().into();
@@ -285,9 +301,10 @@ impl Shop {
             })
             .filter(|(_, h)| h.line || h.gone || h.call)
             .collect();
-        let spare = any(FIXED + EACH * boxes.len());
+        let spare = (spare_at..readers_at).any(any);
+        let reader = (readers_at..ready.len()).any(any);
         let control = at(0).intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
-        Ok(Events { control, ended: any(1), spare, boxes: events })
+        Ok(Events { control, ended: any(1), spare, reader, boxes: events })
     }
 
     fn box_event(
@@ -299,18 +316,19 @@ impl Shop {
     ) {
         let Some(live) = boxes.get_mut(&id) else { return };
         if happened.line
-            && let Some(answer) = live.hear(buffer, &self.namespaces)
+            && let Some(answer) = live.hear(buffer, &self.namespaces, &mut self.readers)
         {
             self.answer(&answer);
         }
         if happened.call {
-            live.called(&mut self.way(id));
+            let (outbox, executions) = (&mut self.outbox, &mut self.executions);
+            live.called(&mut Way::Client { id, outbox, executions }, &mut self.readers);
         }
         if happened.gone
             && let Some(mut live) = boxes.remove(&id)
         {
             while live.line_open {
-                if let Some(answer) = live.hear(buffer, &self.namespaces) {
+                if let Some(answer) = live.hear(buffer, &self.namespaces, &mut self.readers) {
                     self.answer(&answer);
                 }
             }
@@ -393,7 +411,12 @@ impl Shop {
     fn clocks(&mut self, boxes: &mut Boxes) {
         let now = Instant::now();
         pool::refill(self, now);
+        let full = self.readers.is_full();
         for (id, live) in boxes {
+            // Nobody's memory can be read before one of those who are waited for lets go.
+            if full {
+                live.end_if_waited_for(&self.readers);
+            }
             if let Some(answer) = live.tick(now, &mut self.way(*id)) {
                 self.answer(&answer);
             }

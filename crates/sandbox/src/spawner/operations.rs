@@ -14,12 +14,18 @@
 //!    which this process has the right: as root by its capability, as a plain user because it made
 //!    the sandbox's user namespace (user_namespaces(7)), or its user's engine did. What the kernel
 //!    does not show all the same is said in the report.
-//! 3. Nothing here waits: neither for the sandbox nor for whoever takes the reports.
+//! 3. Nothing here waits: not for whoever takes the reports, and not for the sandbox, whose memory
+//!    another process reads (`reader`) that is given a short time and then given up. What that
+//!    cannot read, for the sandbox stands in its own way, is answered with `EAGAIN` and counted.
+//!    Everything else that is looked at takes no lock that a sandbox can hold: of `/proc/PID` that
+//!    is `stat`, `status`, and where `exe`, `cwd` and `fd` lead; never `cmdline`, `environ`,
+//!    `maps`, `smaps`, `mem`.
 //! 4. No permission rests on what was read; see `called`.
 
 mod called;
 mod looks;
 mod memory;
+mod reader;
 mod window;
 
 use super::outbox::Outbox;
@@ -27,11 +33,15 @@ use crate::error::{StartError, StartErrorKind};
 use crate::operation::{
     CWD_BYTES_MAX, Execution, Image, Operation, OperationCounts, PATH_BYTES_MAX, Refusal,
 };
+use crate::procfs;
 use crate::sys::{self, Notification};
 use crate::wire::{self, Answer, BoxId};
 use called::{Asked, Called};
 use looks::{Looks, Place};
 use memory::{Memory, Unread};
+pub(crate) use reader::Readers;
+use reader::{NotRead, Standing, Staying, Ticket};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -43,6 +53,8 @@ use window::Window;
 
 /// Why reports are lost.
 const FULL: &str = "more was under way than the log had taken";
+const LATE: &str = "the memory of its processes could not be read in time";
+const NOBODY: &str = "there was nobody to read the memory of its processes";
 
 /// Where the reports of one sandbox go, and where executions of all sandboxes are counted.
 pub(crate) enum Way<'a> {
@@ -99,6 +111,9 @@ pub(crate) struct Watch {
     window: Window,
     looks: Looks,
     counts: OperationCounts,
+    standing: Standing,
+    /// How many were lost for want of reading and were not told yet, and why.
+    late: Option<(u64, &'static str)>,
     reads: bool,
     /// Whether what happens now is the session's: our own probe, before it, is not reported.
     reports: bool,
@@ -108,8 +123,12 @@ impl Watch {
     /// From the descriptor that init, which is `init` here, has sent.
     ///
     /// # Errors
-    /// When it is none at which calls can be answered.
-    pub(crate) fn new(listener: Option<OwnedFd>, init: i32) -> Result<Self, StartError> {
+    /// When it is none at which calls can be answered, or nobody can be had to read memory.
+    pub(crate) fn new(
+        listener: Option<OwnedFd>,
+        init: i32,
+        readers: &mut Readers,
+    ) -> Result<Self, StartError> {
         let Some(listener) = listener.filter(|fd| sys::is_listener(fd.as_fd())) else {
             return Err(StartError::new(
                 StartErrorKind::Seccomp,
@@ -124,7 +143,9 @@ impl Watch {
             window: Window::default(),
             looks: Looks::default(),
             counts: OperationCounts::default(),
-            reads: can_read(init),
+            standing: Standing::default(),
+            late: None,
+            reads: can_read(init, readers)?,
             reports: false,
         })
     }
@@ -141,18 +162,28 @@ impl Watch {
         self.reads
     }
 
+    /// Until when its calls are left to wait, for the last one made others wait.
+    pub(crate) fn rests(&self) -> Option<Instant> {
+        self.standing.rests()
+    }
+
     /// Readable when a call waits.
     pub(crate) fn fd(&self) -> &OwnedFd {
         &self.listener
+    }
+
+    /// Whether a reader that was given up still waits for this sandbox.
+    pub(crate) fn holds_a_reader(&self, readers: &Readers) -> bool {
+        self.standing.holds_one(readers)
     }
 
     /// Takes one call and answers it.
     ///
     /// # Errors
     /// When the kernel gives none although one was announced.
-    pub(crate) fn turn(&mut self, way: &mut Way<'_>) -> io::Result<()> {
+    pub(crate) fn turn(&mut self, way: &mut Way<'_>, readers: &mut Readers) -> io::Result<()> {
         let Some(call) = sys::receive(self.listener.as_fd())? else { return Ok(()) };
-        let reply = self.decide(&call, way);
+        let reply = self.decide(&call, way, readers);
         // One that is gone needs no answer.
         let _ = match reply {
             Reply::GoOn => sys::let_go(self.listener.as_fd(), call.id),
@@ -161,16 +192,24 @@ impl Watch {
         Ok(())
     }
 
-    fn decide(&mut self, call: &Notification, way: &mut Way<'_>) -> Reply {
-        let target = Target { listener: self.listener.as_fd(), call };
-        let Some(called) = called::called(call.number, &call.arguments, &target) else {
-            return Reply::GoOn;
-        };
+    fn decide(&mut self, call: &Notification, way: &mut Way<'_>, readers: &mut Readers) -> Reply {
+        let readable = Cell::new(self.standing.may_be_read(readers));
+        let (readers, late) = (RefCell::new(readers), Cell::new(None));
+        let (listener, begun, until) = (self.listener.as_fd(), Instant::now(), reader::in_time());
+        let staying = OnceCell::new();
+        let target = Target { listener, call, readers, until, readable, late, staying };
+        let called = called::called(call.number, &call.arguments, &target);
+        self.standing.took(begun.elapsed());
+        if let Some(ticket) = target.late.get() {
+            self.standing.late(ticket);
+        }
+        let Some(called) = called else { return Reply::GoOn };
         match called {
             Called::Refuse { errno, .. } if !self.reports => Reply::Errno(errno.number()),
             _ if !self.reports => Reply::GoOn,
             Called::Pass => Reply::GoOn,
             Called::Execute(asked) => self.execute(call, asked, way),
+            Called::Late(why) => self.lose_late(why, way),
             Called::Refuse { call: name, target, errno, racy } => {
                 self.counts.refusals += 1;
                 if !self.window.admits(0) {
@@ -230,6 +269,22 @@ impl Watch {
         Reply::Errno(libc::EAGAIN)
     }
 
+    /// What is asked for could not be read. The first is told at once, those after it together.
+    fn lose_late(&mut self, why: &'static str, way: &mut Way<'_>) -> Reply {
+        self.counts.lost += 1;
+        self.late.get_or_insert((0, why)).0 += 1;
+        if self.window.is_idle() {
+            self.tell_late(way);
+        }
+        Reply::Errno(libc::EAGAIN)
+    }
+
+    fn tell_late(&mut self, way: &mut Way<'_>) {
+        if let Some((count, why)) = self.late.take() {
+            self.send(Operation::Lost { count, reason: why.to_owned() }, way);
+        }
+    }
+
     fn send(&mut self, operation: Operation, way: &mut Way<'_>) {
         let bytes = way.send(operation);
         self.window.send(bytes);
@@ -258,6 +313,9 @@ impl Watch {
         if let Some(count) = self.window.lost() {
             self.send(Operation::Lost { count, reason: FULL.to_owned() }, way);
         }
+        if self.window.admits(0) {
+            self.tell_late(way);
+        }
     }
 
     /// Every process is gone: what is still owed.
@@ -268,14 +326,21 @@ impl Watch {
         if let Some(count) = self.window.lost_at_the_end() {
             self.send(Operation::Lost { count, reason: FULL.to_owned() }, way);
         }
+        self.tell_late(way);
         self.counts
     }
 }
 
 /// One byte, where a process' arguments begin.
-fn can_read(process: i32) -> bool {
+fn can_read(process: i32, readers: &mut Readers) -> Result<bool, StartError> {
     let arguments = Place::of(process).map_or(0, |p| p.arguments);
-    sys::read_memory(process, &[(arguments, 1)], &mut [0]).is_ok_and(|got| got == 1)
+    let why = match readers.read(process, &[(arguments, 1)], &mut [0], reader::in_time()) {
+        Ok(got) => return Ok(got == 1),
+        Err(NotRead::Refused(_)) => return Ok(false),
+        Err(NotRead::Late(_)) => LATE.to_owned(),
+        Err(NotRead::Nobody(e)) => format!("{NOBODY}: {e}"),
+    };
+    Err(StartError::spawner(why))
 }
 
 /// A mark is no report: it takes no room, and needs no record.
@@ -287,19 +352,41 @@ pub(crate) fn mark(number: u64, way: &mut Way<'_>) {
 struct Target<'a> {
     listener: BorrowedFd<'a>,
     call: &'a Notification,
+    readers: RefCell<&'a mut Readers>,
+    until: Instant,
+    /// Whether reading may be tried.
+    readable: Cell<bool>,
+    /// The reader that was given up for it.
+    late: Cell<Option<Ticket>>,
+    /// From the first read to the last.
+    staying: OnceCell<Option<Staying>>,
 }
 
 impl Memory for Target<'_> {
     fn read(&self, pieces: &[(u64, usize)], into: &mut [u8]) -> Result<usize, Unread> {
-        let read = sys::read_memory(self.call.thread, pieces, into);
+        if !self.readable.get() {
+            return Err(Unread::Late(LATE));
+        }
+        if let Some(staying) = self.staying.get_or_init(Staying::here) {
+            self.readers.borrow_mut().beside(staying);
+        }
+        let read = self.readers.borrow_mut().read(self.call.thread, pieces, into, self.until);
+        if let Err(NotRead::Late(ticket)) = read {
+            self.readable.set(false);
+            self.late.set(Some(ticket));
+        }
         if !sys::is_waiting(self.listener, self.call.id) {
             return Err(Unread::Gone);
         }
-        read.map_err(|e| match Unread::of(&e) {
-            Unread::Closed(why) if undumpable(self.call.thread) => {
-                Unread::Closed(format!("the process made itself undumpable: {why}"))
-            }
-            other => other,
+        read.map_err(|e| match e {
+            NotRead::Late(_) => Unread::Late(LATE),
+            NotRead::Nobody(_) => Unread::Late(NOBODY),
+            NotRead::Refused(e) => match Unread::of(&e) {
+                Unread::Closed(why) if undumpable(self.call.thread) => {
+                    Unread::Closed(format!("the process made itself undumpable: {why}"))
+                }
+                other => other,
+            },
         })
     }
 }
@@ -321,7 +408,7 @@ struct Process {
 
 impl Process {
     fn of(thread: i32) -> Option<Self> {
-        Self::parse(&fs::read_to_string(format!("/proc/{thread}/status")).ok()?)
+        Self::parse(&procfs::text(&format!("/proc/{thread}/status")).ok()?)
     }
 
     fn parse(status: &str) -> Option<Self> {
@@ -374,66 +461,4 @@ fn utf8(bytes: &[u8]) -> (String, bool) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_numbers_of_a_process_are_those_of_its_leader() {
-        let status = "Name:\tx\nTgid:\t90\nPid:\t95\nNStgid:\t90\t7\nNSpid:\t95\t9\n";
-        assert_eq!(Process::parse(status), Some(Process { here: 90, inside: 7 }));
-        assert_eq!(Process::parse("Name:\tx\n"), None);
-        let own = std::process::id();
-        assert_eq!(Process::of(own.cast_signed()).map(|p| p.here), Some(own.cast_signed()));
-    }
-
-    #[test]
-    fn memory_is_read_or_it_is_said_that_it_cannot_be() {
-        assert!(can_read(std::process::id().cast_signed()), "a process may read itself");
-        assert!(!can_read(i32::MAX), "nobody has this number");
-    }
-
-    #[test]
-    fn the_largest_report_fits_a_packet_and_a_record() {
-        /// Smallest of all bounds: that of a log's entry.
-        const ENTRY_BYTES_MAX: usize = 64_000;
-        let worst = |bytes: usize| "\u{1}".repeat(bytes);
-        let execution = Execution {
-            number: u64::MAX,
-            pid: u32::MAX,
-            path: worst(PATH_BYTES_MAX),
-            argv: vec![worst(crate::operation::ARGV_BYTES_MAX / crate::operation::ARGV_MAX); 128],
-            cwd: Some(worst(CWD_BYTES_MAX)),
-            whole: false,
-            unread: Some(worst(500)),
-        };
-        let answer = Answer::Operation { id: u64::MAX, operation: Operation::Executed(execution) };
-        let size = wire::encode(&answer).unwrap().len();
-        assert!(size < ENTRY_BYTES_MAX - 2_000, "{size}");
-    }
-
-    #[test]
-    fn what_is_described_is_whole_or_says_that_it_is_not() {
-        let own = std::process::id().cast_signed();
-        let text = |bytes: &[u8]| memory::Text { bytes: bytes.to_vec(), cut: false };
-        let list = |texts: &[&[u8]]| memory::List {
-            texts: texts.iter().map(|t| t.to_vec()).collect(),
-            cut: false,
-        };
-        let asked = Asked { path: text(b"/bin/sh"), argv: list(&[b"sh"]), ..Asked::default() };
-        let plain = described(own, None, asked);
-        assert!(plain.whole && plain.unread.is_none(), "{plain:?}");
-        let here = std::env::current_dir().unwrap();
-        assert_eq!(plain.cwd.as_deref(), here.to_str());
-        let asked = Asked { path: text(b"/bin/sh"), argv: list(&[b"\xff"]), ..Asked::default() };
-        let odd = described(own, None, asked);
-        assert_eq!((odd.argv.as_slice(), odd.whole), (&["\u{fffd}".to_owned()][..], false));
-        let file = fs::File::open("/proc/self/status").unwrap();
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
-        let asked = Asked { from: Some(fd), path: text(b""), ..Asked::default() };
-        let by_descriptor = described(own, None, asked);
-        assert!(by_descriptor.path.starts_with("/proc/"), "{by_descriptor:?}");
-        let asked = Asked { from: Some(9_999), path: text(b"x"), ..Asked::default() };
-        let closed = described(own, None, asked);
-        assert!(!closed.whole && closed.unread.is_some_and(|u| u.contains("9999")));
-    }
-}
+mod tests;

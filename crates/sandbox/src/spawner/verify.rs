@@ -169,10 +169,25 @@ pub(super) fn limits(
         let beside = crate::cgroup::socket_share(l.memory_bytes.value);
         states.push(("socket-memory", format!("{beside} bytes beside"), "cgroup v1".to_owned()));
     }
-    states.extend(super::bounds::states(l));
-    for (name, asked) in [("fsize", l.file_bytes), ("nofile", l.open_files), ("core", 0)] {
-        let found = measured.limits.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
-        match found {
+    complete(states, l, measured, wrong)
+}
+
+/// What a report says of one limit: its name, its value, what holds it.
+pub(crate) type State = (&'static str, String, String);
+
+/// `states` with what every backend has beside its own: what we hold ourselves, and the resource
+/// limits that the first process measured. `wrong` makes the error of one that is above what was
+/// asked for, or missing.
+pub(crate) fn complete(
+    mut states: Vec<State>,
+    limits: &Limits,
+    measured: &Measured,
+    wrong: fn(&str, &str, &str) -> StartError,
+) -> Result<Vec<LimitState>, StartError> {
+    states.extend(super::bounds::states(limits));
+    for (name, asked) in [("fsize", limits.file_bytes), ("nofile", limits.open_files), ("core", 0)]
+    {
+        match measured.limits.iter().find(|(n, _)| n == name).map(|(_, v)| *v) {
             Some(value) if value <= asked => {
                 let by = format!("RLIMIT_{}", name.to_uppercase());
                 states.push((name, value.to_string(), by));
@@ -180,7 +195,7 @@ pub(super) fn limits(
             other => return Err(wrong(name, &format!("{other:?}"), &asked.to_string())),
         }
     }
-    let state = |(limit, value, enforced_by): (&str, String, String)| LimitState {
+    let state = |(limit, value, enforced_by): State| LimitState {
         limit: limit.to_owned(),
         value,
         enforced_by,

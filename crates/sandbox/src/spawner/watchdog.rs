@@ -14,6 +14,7 @@
 //! of its own or a message on its way in a socket has open; and what the kernel holds for the
 //! program in sockets and pipes.
 
+use crate::procfs;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _};
@@ -111,7 +112,7 @@ fn held(pid: i32) -> Option<(PathBuf, u64)> {
 }
 
 fn status(at: &Path) -> Option<u64> {
-    let text = fs::read_to_string(at.join("status")).ok()?;
+    let text = procfs::text(at.join("status").to_str()?).ok()?;
     let field = |name: &str| text.lines().find_map(|l| kib(l.strip_prefix(name)?));
     Some(field("RssAnon:")?.saturating_add(field("VmSwap:").unwrap_or(0)))
 }
@@ -173,7 +174,9 @@ pub(super) fn processes(pid: i32) -> Vec<i32> {
     while let Some(pid) = list.get(at).copied() {
         at += 1;
         for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            let file = task.path().join("children");
+            let children =
+                file.to_str().and_then(|file| procfs::text(file).ok()).unwrap_or_default();
             list.extend(children.split_whitespace().filter_map(|c| c.parse::<i32>().ok()));
         }
         list.truncate(PROCESSES_MAX);
@@ -215,6 +218,22 @@ mod tests {
         let own = rustix::process::getpid().as_raw_nonzero().get();
         let found = Watchdog::default().look(own);
         assert!(found.bytes > 0 && found.processes > 0);
+    }
+
+    #[test]
+    fn a_process_whose_name_is_no_text_is_seen() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let name =
+            [&b"/nanoclaw-\xff\xfe-"[..], std::process::id().to_string().as_bytes()].concat();
+        let mut path = std::env::temp_dir().into_os_string();
+        path.push(std::ffi::OsString::from_vec(name));
+        fs::copy("/bin/sleep", &path).unwrap();
+        let mut child = std::process::Command::new(&path).arg("60").spawn().unwrap();
+        let found = Watchdog::default().look(child.id().cast_signed());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(found.bytes > 0, "{found:?}");
     }
 
     #[test]

@@ -11,16 +11,18 @@ pub mod attempt;
 mod notify;
 pub mod probe;
 mod process;
+mod reader;
 mod security;
 
 pub(crate) use notify::{
-    Notification, is_listener, is_waiting, let_go, load_reporting_filter, read_memory, receive,
-    refuse, wake_in_turns,
+    Notification, is_listener, is_waiting, let_go, load_reporting_filter, receive, refuse,
+    wake_in_turns,
 };
 pub(crate) use process::{
     Reaped, await_end, clone_exec, cloned_pause, exec_fd, exec_path, fork, fork_into, kill_others,
     reap, replace_streams, reset_signals, signal_fd, stop, take_signal,
 };
+pub(crate) use reader::{Made, PIECES_MAX, READ_BYTES_MAX, make_reader, request};
 pub(crate) use security::{
     bring_up, landlock_abi, load_filter, lock_byte, map_mount, mount_attributes, truncate,
     unlock_byte, unshare,

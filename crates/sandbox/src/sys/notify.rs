@@ -1,5 +1,4 @@
-//! Seccomp user notifications (seccomp_unotify(2)) and reading another process' memory
-//! (process_vm_readv(2)).
+//! Seccomp user notifications (seccomp_unotify(2)).
 
 use super::check;
 use std::io;
@@ -109,28 +108,4 @@ fn respond(listener: BorrowedFd<'_>, mut answer: libc::seccomp_notif_resp) -> io
     let number = libc::SECCOMP_IOCTL_NOTIF_SEND;
     // SAFETY: the request carries the size of `seccomp_notif_resp`, which lives during the call.
     check(unsafe { libc::ioctl(listener.as_raw_fd(), number, &raw mut answer) }.into()).map(drop)
-}
-
-/// Copies pieces (address, length) of a thread's memory one after another into `into`; the number
-/// of bytes that could be read before the first that could not. As debuggers may; unlike
-/// `/proc/PID/mem`, whose owner changes when a process makes itself undumpable, this asks for
-/// nothing but the right to trace.
-pub(crate) fn read_memory(
-    thread: i32,
-    pieces: &[(u64, usize)],
-    into: &mut [u8],
-) -> io::Result<usize> {
-    let remote: Vec<libc::iovec> = pieces
-        .iter()
-        .map(|(at, len)| libc::iovec { iov_base: *at as *mut libc::c_void, iov_len: *len })
-        .collect();
-    let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
-    let count = remote.len() as libc::c_ulong;
-    let none: libc::c_ulong = 0;
-    // SAFETY: the kernel writes at most `into.len()` bytes into `into`; the other addresses are
-    // those of another process and are checked by the kernel, which only reads there.
-    let got = unsafe {
-        libc::process_vm_readv(thread, &raw const local, 1, remote.as_ptr(), count, none)
-    };
-    usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }

@@ -16,7 +16,7 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
 }
 
-fn clone3(flags: u64) -> io::Result<Option<(i32, OwnedFd)>> {
+pub(super) fn clone3(flags: u64) -> io::Result<Option<(i32, OwnedFd)>> {
     let mut pidfd: libc::c_int = -1;
     // SAFETY: all-zero is a valid `clone_args`.
     let mut args: libc::clone_args = unsafe { zeroed() };
@@ -24,7 +24,8 @@ fn clone3(flags: u64) -> io::Result<Option<(i32, OwnedFd)>> {
     args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     // SAFETY: no CLONE_VM, so the child gets its own copy of memory, as with fork; `args` and
-    // `pidfd` live until the call returns. The callers are single-threaded processes.
+    // `pidfd` live until the call returns. The callers are single-threaded processes, or make
+    // only async-signal-safe calls in the child.
     let pid =
         check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) })?;
     if pid == 0 {

@@ -87,10 +87,15 @@ pub(crate) fn parent(pid: u32) -> u32 {
     line.trim().parse().expect("a number")
 }
 
+/// Of a spawner all but the process that reads memory for it, of which it keeps one.
 pub(crate) fn children(pid: u32) -> Vec<u32> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let text = text.unwrap_or_default();
-    text.split_whitespace().map(|c| c.parse().expect("a number")).collect()
+    let mut all: Vec<u32> = text.split_whitespace().map(|c| c.parse().expect("a number")).collect();
+    let name = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    let reader = all.iter().position(|pid| name(pid).is_ok_and(|n| n.trim() == "memory-reader"));
+    reader.map(|at| all.swap_remove(at));
+    all
 }
 
 /// Processes of this machine that have `mark` as one of their arguments.

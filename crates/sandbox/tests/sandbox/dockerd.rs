@@ -5,7 +5,8 @@
 
 use crate::Test;
 use crate::lab::Lab;
-use crate::{lifecycle, limits, meant, programs, run_all, skip, transparent, walls, witness};
+use crate::{lifecycle, limits, meant, programs, run_all, skip, stalled, transparent};
+use crate::{walls, witness};
 use model::{Access, Backend, EngineChoice, Mount, Workspace};
 use nanoclaw_sandbox::{EngineOptions, Operation, Outcome, StartErrorKind, Stdio};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -20,17 +21,18 @@ use testkit::{ENGINES, EngineDaemon};
 pub(crate) const HOLD: &str = "__hold-container";
 
 /// What each backend must keep: tests of the native one that ask nothing of how it is done.
-const SHARED: [&[Test]; 6] = [
+const SHARED: [&[Test]; 7] = [
     walls::TESTS,
     limits::TESTS,
     lifecycle::TESTS,
     programs::TESTS,
     transparent::TESTS,
     witness::TESTS,
+    stalled::TESTS,
 ];
 /// Those of them that a container keeps too; the others look at native processes or at ids that an
 /// engine cannot map.
-const KEPT: [&str; 56] = [
+const KEPT: [&str; 59] = [
     "only_its_own_places_are_writable",
     "host_processes_are_out_of_sight",
     "network_is_loopback_only",
@@ -40,6 +42,7 @@ const KEPT: [&str; 56] = [
     "cpu_is_limited",
     "file_size_is_limited",
     "required_limits_are_hard_or_refused",
+    "queues_of_sockets_are_within_the_memory_limit",
     "what_is_kept_on_the_disk_is_counted_and_stopped",
     "a_deleted_file_that_is_held_open_counts",
     "a_session_over_its_disk_limit_does_not_start",
@@ -87,6 +90,8 @@ const KEPT: [&str; 56] = [
     "nobody_inside_can_take_the_place_of_the_witness",
     "without_a_witness_nothing_is_reported",
     "sandboxes_are_reported_apart",
+    "a_stalled_process_holds_up_nobody_and_executes_nothing",
+    "a_stalled_process_ends_with_its_time",
 ];
 
 /// What only containers have.

@@ -325,11 +325,9 @@ print('went on')";
     assert_eq!(done.out, "went on\n", "{:?} {}", done.ended, done.err);
 }
 
-/// A plain user's sandbox without a control group has no such limit, as the threat model says; nor
-/// has a container on version 1.
+/// A plain user's sandbox without a control group has no such limit, as the threat model says.
 fn sockets(lab: &Lab) {
-    let memory = lab.spawner.facts().ladder.memory;
-    if memory == Rung::Fallback || memory == Rung::V1 && !lab.native() {
+    if lab.spawner.facts().ladder.memory == Rung::Fallback {
         return;
     }
     let fill = "import socket

@@ -16,6 +16,7 @@ mod limits;
 mod machines;
 mod programs;
 mod roles;
+mod stalled;
 mod still;
 mod transparent;
 mod walls;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         still::TESTS,
         transparent::TESTS,
         witness::TESTS,
+        stalled::TESTS,
         engines::TESTS,
         machines::TESTS,
     ]

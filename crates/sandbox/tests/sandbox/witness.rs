@@ -27,13 +27,13 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// A sandbox that is being witnessed, with what was reported so far.
-struct Witnessed {
-    sandbox: Sandbox,
-    pipes: Option<Pipes>,
-    taker: JoinHandle<Vec<Operation>>,
+pub(crate) struct Witnessed {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) pipes: Option<Pipes>,
+    pub(crate) taker: JoinHandle<Vec<Operation>>,
 }
 
-fn start(
+pub(crate) fn start(
     lab: &Lab,
     spec: &SandboxSpec,
     take: impl FnOnce(&Operations) + Send + 'static,
@@ -58,7 +58,7 @@ fn start(
 
 impl Witnessed {
     /// What it printed, and all reports; it must have ended well.
-    fn end(mut self) -> (String, Ended, Vec<Operation>) {
+    pub(crate) fn end(mut self) -> (String, Ended, Vec<Operation>) {
         let mut pipes = self.pipes.take().unwrap();
         let (mut out, mut err) = (String::new(), String::new());
         pipes.stdout.read_to_string(&mut out).unwrap();
@@ -73,7 +73,7 @@ fn witness(lab: &Lab, spec: &SandboxSpec) -> (String, Ended, Vec<Operation>) {
     start(lab, spec, |_| ()).end()
 }
 
-fn executed(all: &[Operation]) -> Vec<&Execution> {
+pub(crate) fn executed(all: &[Operation]) -> Vec<&Execution> {
     let mut found = Vec::new();
     for operation in all {
         if let Operation::Executed(execution) = operation {
@@ -295,7 +295,7 @@ fn raced(lab: &Lab, spec: &SandboxSpec) -> usize {
 }
 
 /// A C program as a mount below `/mnt`.
-fn compiled(lab: &Lab, name: &str, source: &str) -> Option<model::Mount> {
+pub(crate) fn compiled(lab: &Lab, name: &str, source: &str) -> Option<model::Mount> {
     let Some(cc) = testkit::need("cc") else {
         println!("SKIPPED: there is no C compiler");
         return None;

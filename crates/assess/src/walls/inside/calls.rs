@@ -140,7 +140,7 @@ const CALLS: &[Call] = &[
     plain_call("setuid-root-denied", libc::SYS_setresuid, [0; 6]),
     plain_call("setgid-root-denied", libc::SYS_setresgid, [0; 6]),
     plain_call("setgroups-call-denied", libc::SYS_setgroups, [0; 6]),
-    plain_call("nice-denied", libc::SYS_setpriority, [0, 0, (-5_isize).cast_unsigned(), 0, 0, 0]),
+    plain_call("nice-denied", libc::SYS_setpriority, [0, 0, (-20_isize).cast_unsigned(), 0, 0, 0]),
     plain_call("ioprio-realtime-denied", libc::SYS_ioprio_set, [1, 0, REALTIME, 0, 0, 0]),
 ];
 

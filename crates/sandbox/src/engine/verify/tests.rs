@@ -217,8 +217,13 @@ fn every_difference_refuses_the_start() {
 #[test]
 fn a_limit_that_the_kernel_does_not_have_refuses_the_start() {
     let (inside, asked) = (World::good().inside, Limits::default());
-    let held =
-        Held { memory: Some(1 << 30), swap: Some(0), cpu_milli: Some(1_000), pids: Some(256) };
+    let held = Held {
+        memory: Some(1 << 30),
+        swap: Some(0),
+        cpu_milli: Some(1_000),
+        pids: Some(256),
+        sockets: Some(Beside::AtMost(128 << 20)),
+    };
     let states = limits(&asked, &held, &inside, true).unwrap();
     assert_eq!(states[0].value, "1073741824 bytes");
     let counted = Limits { disk_bytes: Some(1 << 30), wall_ms: Some(700), ..asked.clone() };
@@ -243,6 +248,17 @@ fn a_limit_that_the_kernel_does_not_have_refuses_the_start() {
     let memory = Limit { value: 1 << 30, strictness: Strictness::Required };
     let strict = Limits { memory_bytes: memory, ..asked.clone() };
     assert!(limits(&strict, &swapping, &inside, true).unwrap_err().cause.contains("swap"));
+    let queues = |held: &Held| {
+        let states = limits(&asked, held, &inside, true).unwrap();
+        states.into_iter().find(|s| s.limit == "socket-memory").map(|s| s.value)
+    };
+    assert_eq!(queues(&held).as_deref(), Some("134217728 bytes beside"));
+    assert_eq!(queues(&Held { sockets: None, ..held }), None);
+    for open in [Beside::Unlimited, Beside::AtMost(1 << 30)] {
+        let open = Held { sockets: Some(open), ..held };
+        assert_eq!(queues(&open).as_deref(), Some("any"));
+        assert!(limits(&strict, &open, &inside, true).unwrap_err().cause.contains("queues"));
+    }
     let mut loose = World::good().inside;
     loose.limits[1].1 = 1 << 20;
     assert!(limits(&asked, &held, &loose, true).unwrap_err().cause.contains("nofile"));

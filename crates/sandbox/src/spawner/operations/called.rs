@@ -3,6 +3,7 @@
 //! ```text
 //! number, arguments, memory ─► Called ─┬─ Execute ─► reported, then let go on
 //!                                      ├─ Refuse ──► answered with an errno, reported
+//!                                      ├─ Late ────► what it names did not come: errno, counted
 //!                                      └─ Pass ────► let go on: loopback, Unix, what is none
 //! ```
 //!
@@ -12,7 +13,7 @@
 //!    kernel counts it (`NetworkCounts::unroutable`).
 //! 2. A call that this module does not know is refused.
 
-use super::memory::{self, List, Memory, Text, Unread};
+use super::memory::{self, List, Memory, Near, Text, Unread};
 use crate::operation::{ARGV_BYTES_MAX, ARGV_MAX, PATH_BYTES_MAX};
 use libc::c_long;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -36,6 +37,8 @@ pub(super) enum Called {
     /// Let go on, for the kernel will not let it out; what it was could not be read, for this
     /// reason.
     Unjudged(String),
+    /// Refuse, for what it is did not come in time, for this reason: it may be had later.
+    Late(&'static str),
 }
 
 /// How a refused call is answered: as the kernel would without us.
@@ -82,9 +85,9 @@ pub(super) struct Asked {
 pub(super) fn called(number: c_long, arguments: &[u64; 6], memory: &impl Memory) -> Option<Called> {
     let [first, second, third, ..] = *arguments;
     match number {
-        libc::SYS_execve => asked(None, first, second, memory).map(Called::Execute),
+        libc::SYS_execve => execute(None, first, second, memory),
         // Arguments of 32 bits: what stands above them does not count.
-        libc::SYS_execveat => asked(Some(first as i32), second, third, memory).map(Called::Execute),
+        libc::SYS_execveat => execute(Some(first as i32), second, third, memory),
         libc::SYS_connect => connect(second, third, memory),
         libc::SYS_socket => {
             let target = kind_of_socket(first as i32, second as i32);
@@ -104,8 +107,19 @@ pub(super) fn called(number: c_long, arguments: &[u64; 6], memory: &impl Memory)
     }
 }
 
-fn asked(from: Option<i32>, path: u64, argv: u64, memory: &impl Memory) -> Option<Asked> {
+fn execute(from: Option<i32>, path: u64, argv: u64, memory: &impl Memory) -> Option<Called> {
+    match asked(from, path, argv, memory) {
+        Ok(asked) => Some(Called::Execute(asked)),
+        Err(Unread::Late(why)) => Some(Called::Late(why)),
+        Err(_) => None,
+    }
+}
+
+/// What is asked for, as far as it can be read; no more when the call waits no more, or what it
+/// names is late.
+fn asked(from: Option<i32>, path: u64, argv: u64, memory: &impl Memory) -> Result<Asked, Unread> {
     let mut unread = Vec::new();
+    let memory = &Near::of(memory, &[path, argv]);
     let path = memory::text(memory, path, PATH_BYTES_MAX);
     let path: Text = or_said("the path", path, &mut unread)?;
     let argv = memory::list(memory, argv, ARGV_MAX, ARGV_BYTES_MAX);
@@ -113,19 +127,22 @@ fn asked(from: Option<i32>, path: u64, argv: u64, memory: &impl Memory) -> Optio
     let relative = !path.bytes.starts_with(b"/");
     let from = from.filter(|fd| relative && *fd != libc::AT_FDCWD);
     let unread = (!unread.is_empty()).then(|| unread.join("; "));
-    Some(Asked { from, path, argv, unread })
+    Ok(Asked { from, path, argv, unread })
 }
 
-/// What was read, or nothing and why; `None` when the call waits no more.
-fn or_said<T: Default>(what: &str, read: Result<T, Unread>, said: &mut Vec<String>) -> Option<T> {
+/// What was read, or nothing and why.
+fn or_said<T: Default>(
+    what: &str,
+    read: Result<T, Unread>,
+    said: &mut Vec<String>,
+) -> Result<T, Unread> {
     let why = match read {
-        Ok(found) => return Some(found),
-        Err(Unread::Gone) => return None,
         Err(Unread::Nowhere) => "a bad address".to_owned(),
         Err(Unread::Closed(why)) => why,
+        found_or_over => return found_or_over,
     };
     said.push(format!("{what}: {why}"));
-    Some(T::default())
+    Ok(T::default())
 }
 
 fn connect(address: u64, length: u64, memory: &impl Memory) -> Option<Called> {
@@ -153,6 +170,7 @@ fn connect(address: u64, length: u64, memory: &impl Memory) -> Option<Called> {
         // The kernel will not find it either.
         Err(Unread::Nowhere) => Some(Called::Pass),
         Err(Unread::Closed(why)) => Some(Called::Unjudged(why)),
+        Err(Unread::Late(why)) => Some(Called::Late(why)),
     }
 }
 
@@ -317,9 +335,12 @@ mod tests {
     fn memory_that_is_closed_is_said_and_a_caller_that_is_gone_is_left() {
         let closed = Fails(|| Unread::Closed("not for you".into()));
         let gone = Fails(|| Unread::Gone);
+        let late = Fails(|| Unread::Late("not in time"));
         let arguments = [AT, AT, 16, 0, 0, 0];
         for number in [libc::SYS_execve, libc::SYS_execveat, libc::SYS_connect] {
             assert_eq!(called(number, &arguments, &gone), None);
+            // Neither let go on, nor on record as something it is not.
+            assert_eq!(called(number, &arguments, &late), Some(Called::Late("not in time")));
         }
         let unjudged = called(libc::SYS_connect, &arguments, &closed);
         assert_eq!(unjudged, Some(Called::Unjudged("not for you".into())));

@@ -13,6 +13,7 @@
 //! 4. Looking ends: with the image, with the process, with its next call, or with the last look.
 
 use crate::operation::{Image, PATH_BYTES_MAX};
+use crate::procfs;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -48,7 +49,7 @@ pub(super) struct Place {
 impl Place {
     /// Of a process by its number here; `None` when there is none or it is dead.
     pub(super) fn of(process: i32) -> Option<Self> {
-        parse(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?)
+        parse(&procfs::text(&format!("/proc/{process}/stat")).ok()?)
     }
 }
 

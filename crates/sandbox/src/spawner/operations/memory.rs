@@ -21,6 +21,8 @@ pub(super) enum Unread {
     Nowhere,
     /// The kernel does not let us, in its words.
     Closed(String),
+    /// It did not come in time, or there is nobody to read it.
+    Late(&'static str),
 }
 
 impl Unread {
@@ -46,6 +48,44 @@ pub(super) struct Text {
     pub(super) bytes: Vec<u8>,
     /// There was more.
     pub(super) cut: bool,
+}
+
+/// Memory of which some pages were read already, at once: what a call names mostly stands near each
+/// other, and asking another process is what reading costs.
+pub(super) struct Near<'a, M> {
+    memory: &'a M,
+    pages: Vec<(u64, Vec<u8>)>,
+}
+
+impl<'a, M: Memory> Near<'a, M> {
+    /// Reads the pages in which these addresses lie, up to the first that cannot be read: what is
+    /// wrong with that one is told when it is asked for.
+    pub(super) fn of(memory: &'a M, addresses: &[u64]) -> Self {
+        let mut at: Vec<u64> = addresses.iter().map(|a| a - a % PAGE).collect();
+        at.dedup();
+        let pieces: Vec<(u64, usize)> = at.iter().map(|at| (*at, PAGE as usize)).collect();
+        let mut bytes = vec![0; PAGE as usize * at.len()];
+        let whole = memory.read(&pieces, &mut bytes).unwrap_or(0) / PAGE as usize;
+        let pages = bytes.chunks(PAGE as usize).map(<[u8]>::to_vec);
+        Self { memory, pages: at.into_iter().zip(pages).take(whole).collect() }
+    }
+
+    /// A piece, if it lies in a page that was read.
+    fn known(&self, (address, len): (u64, usize)) -> Option<&[u8]> {
+        let (at, page) = self.pages.iter().find(|(at, _)| *at == address - address % PAGE)?;
+        let start = (address - at) as usize;
+        page.get(start..start.checked_add(len)?)
+    }
+}
+
+impl<M: Memory> Memory for Near<'_, M> {
+    fn read(&self, pieces: &[(u64, usize)], into: &mut [u8]) -> Result<usize, Unread> {
+        let known: Option<Vec<&[u8]>> = pieces.iter().map(|piece| self.known(*piece)).collect();
+        let Some(known) = known else { return self.memory.read(pieces, into) };
+        let bytes = known.concat();
+        into[..bytes.len()].copy_from_slice(&bytes);
+        Ok(bytes.len())
+    }
 }
 
 fn to_page_end(address: u64) -> u64 {
@@ -135,10 +175,12 @@ fn pointers(
     loop {
         let want = (count_max + 1 - found.len()) * POINTER;
         let first = (to_page_end(at) as usize).min(want);
-        let rest = (want - first).min(PAGE as usize);
+        // The next page only where not even one pointer stands in this one.
+        let rest = if first < POINTER { (want - first).min(PAGE as usize) } else { 0 };
         let next = at.checked_add(first as u64).ok_or(Unread::Nowhere)?;
         let mut bytes = vec![0; first + rest];
-        let got = memory.read(&[(at, first), (next, rest)], &mut bytes)?;
+        let pieces = [(at, first), (next, rest)];
+        let got = memory.read(&pieces[..1 + usize::from(rest > 0)], &mut bytes)?;
         bytes.truncate(got);
         let (whole, _) = bytes.as_chunks::<POINTER>();
         for pointer in whole.iter().map(|b| u64::from_ne_bytes(*b)) {
@@ -195,6 +237,37 @@ pub(super) mod tests {
             }
             Ok(got)
         }
+    }
+
+    /// Counts how often it is read.
+    struct Counted(Pages, std::cell::Cell<usize>);
+
+    impl Memory for Counted {
+        fn read(&self, pieces: &[(u64, usize)], into: &mut [u8]) -> Result<usize, Unread> {
+            self.1.set(self.1.get() + 1);
+            self.0.read(pieces, into)
+        }
+    }
+
+    #[test]
+    fn what_stands_near_is_read_once_and_all_else_as_before() {
+        let mut pages = Pages::default();
+        pages.put(0x1000, b"/bin/sh\0sh\0");
+        pages.list(0x2000, &[0x1008, 0x1004, 0]);
+        pages.put(0x3000, b"far\0");
+        pages.list(0x2100, &[0x1008, 0x3000, 0]);
+        let memory = Counted(pages, 0.into());
+        let near = Near::of(&memory, &[0x1000, 0x2000]);
+        assert_eq!(text(&near, 0x1000, 100), found(b"/bin/sh", false));
+        assert_eq!(list(&near, 0x2000, 9, 99), list(&memory.0, 0x2000, 9, 99));
+        assert_eq!(memory.1.get(), 1);
+        assert_eq!(list(&near, 0x2100, 9, 99), list(&memory.0, 0x2100, 9, 99));
+        assert_eq!(memory.1.get(), 2, "one of the strings stands elsewhere");
+        // The second page is not there, and neither is the last of all.
+        let near = Near::of(&memory, &[0x1000, 0x9000, u64::MAX]);
+        assert_eq!(text(&near, 0x1008, 100), found(b"sh", false));
+        assert_eq!(list(&near, 0x9000, 9, 99), Err(Unread::Nowhere));
+        assert_eq!(text(&near, u64::MAX, 9), Err(Unread::Nowhere));
     }
 
     fn found(bytes: &[u8], cut: bool) -> Result<Text, Unread> {

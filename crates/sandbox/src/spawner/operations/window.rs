@@ -30,6 +30,11 @@ impl Window {
         self.sent.len() + self.owed + 1 + owed <= REPORTS_MAX && self.bytes < BYTES_MAX
     }
 
+    /// Whether nothing is on its way: then nothing will be said to be on record, either.
+    pub(super) fn is_idle(&self) -> bool {
+        self.sent.is_empty()
+    }
+
     /// One more is on its way.
     pub(super) fn send(&mut self, bytes: usize) {
         self.sent.push_back(bytes);
