@@ -1,10 +1,11 @@
 //! The checks that other tools make: rustfmt, clippy, cargo-deny; and `full`, which is everything.
 
 use std::path::Path;
+use std::time::Instant;
 
 use crate::product::{Profile, prepare};
-use crate::repo::{Outcome, Repo, capture, host_target, run, step, warn};
-use crate::{bench, cross, dist, kernel, only_flags, setup, suite};
+use crate::repo::{Failure, Outcome, Repo, capture, host_target, run, step, warn};
+use crate::{bench, crash, cross, dist, endure, kernel, only_flags, setup, suite, tamper, walls};
 
 /// The version of cargo-deny that `deny.toml` is written for.
 const CARGO_DENY_VERSION: &str = "0.20.2";
@@ -63,13 +64,52 @@ pub(crate) fn deny(repo: &Repo, arguments: &[String]) -> Outcome {
     run(repo.command(program).args(["--workspace", "check", "licenses", "bans", "sources"]))
 }
 
+/// What `full --help` shows.
+pub(crate) const FULL_HELP: &str = "\
+cargo xtask full [--from STEP]
+
+Everything that can be checked on one machine, alone on it: about three hours on two cores. It ends at
+the first step that fails; mend it and go on with --from, on the same commit.
+Steps: test, walls, tamper, crash-log, fuzz-syscalls, soak, kernel, bench, deny, build-aarch64, dist.
+
+Example: cargo xtask full --from kernel";
+
+/// A step of [`full`]: a command of this program with its arguments.
+type Step = (&'static str, fn(&Repo, &[String]) -> Outcome, &'static [&'static str]);
+
+/// In the order in which they say most for their time.
+const FULL: [Step; 11] = [
+    ("test", suite::test, &[]),
+    ("walls", walls::walls, &["--check"]),
+    ("tamper", tamper::tamper, &["--check"]),
+    ("crash-log", crash::crash_log, &[]),
+    ("fuzz-syscalls", endure::fuzz_syscalls, &[]),
+    ("soak", endure::soak, &[]),
+    ("kernel", kernel::kernel, &["--json"]),
+    ("bench", bench::bench, &["--json"]),
+    ("deny", deny, &[]),
+    ("build-aarch64", cross::build_aarch64, &[]),
+    ("dist", dist::dist, &["--check-reproducible"]),
+];
+
 /// `cargo xtask full`.
 pub(crate) fn full(repo: &Repo, arguments: &[String]) -> Outcome {
-    only_flags(arguments, &[])?;
-    suite::test(repo, &[])?;
-    deny(repo, &[])?;
-    cross::build_aarch64(repo, &[])?;
-    kernel::kernel(repo, &["--json".to_owned()])?;
-    dist::dist(repo, &["--check-reproducible".to_owned()])?;
-    bench::bench(repo, &["--json".to_owned()])
+    let from = match arguments {
+        [] => 0,
+        [flag, name] if flag == "--from" => {
+            let found = FULL.iter().position(|(step, ..)| step == name);
+            found.ok_or_else(|| Failure::new(format!("no step `{name}`; see `full --help`")))?
+        }
+        _ => return Err(Failure::new("known here: --from STEP")),
+    };
+    for (name, act, words) in &FULL[from..] {
+        step(format!("full: {name}"));
+        let begun = Instant::now();
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        act(repo, &words).map_err(|failure| {
+            Failure::new(format!("{failure}\n       once mended: cargo xtask full --from {name}"))
+        })?;
+        step(format!("full: {name} passed in {} s", begun.elapsed().as_secs()));
+    }
+    Ok(())
 }

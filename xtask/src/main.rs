@@ -186,8 +186,8 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "full",
-        summary: "test, deny, build-aarch64, kernel, dist --check-reproducible, bench",
-        help: "cargo xtask full\n\nTakes over an hour on two cores.\n\nExample: cargo xtask full",
+        summary: "everything: tests, walls, campaigns, other kernels, benchmarks, releases",
+        help: checks::FULL_HELP,
         act: checks::full,
     },
 ];

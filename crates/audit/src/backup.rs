@@ -13,6 +13,7 @@
 //! 4. Only a new or empty folder is written to.
 
 use crate::cosign::Quorum;
+use crate::disk::{open_file, read_whole};
 use crate::finding::Finding;
 use crate::payload::{self, Kept};
 use crate::seen;
@@ -133,7 +134,7 @@ impl Copied {
     fn head(dir: &Path) -> Result<Vec<u8>, BackupError> {
         let path = dir.join("checkpoint");
         // Not looked at here; the verification of the copy does.
-        fs::read(&path).map_err(at(&path))
+        read_whole(&path).map_err(at(&path))
     }
 
     /// Copies a file, or a folder with what is in it. What is gone meanwhile is passed over.
@@ -158,7 +159,7 @@ impl Copied {
     }
 
     fn file(&mut self, from: &Path, to: &Path) -> Result<(), BackupError> {
-        let mut source = match File::open(from) {
+        let mut source = match open_file(from) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other.map_err(at(from))?,
         };

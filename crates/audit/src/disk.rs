@@ -118,6 +118,39 @@ pub(crate) fn replace(
     disk.sync(path.parent().unwrap_or(path))
 }
 
+/// Opens a regular file to be read. Whoever may write in a log's folder can put a pipe in a file's
+/// place, which would be waited for without end.
+///
+/// # Errors
+/// As open(2) says; [`io::ErrorKind::InvalidInput`] where it is no regular file.
+pub(crate) fn open_file(path: &Path) -> io::Result<File> {
+    regular(OpenOptions::new().read(true), path)
+}
+
+/// All bytes of a regular file.
+///
+/// # Errors
+/// See [`open_file`].
+pub(crate) fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_file(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Opens without waiting for a pipe's other end, and refuses all but regular files and, to be
+/// synced, folders.
+fn regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    // Of a regular file the kernel does not look at it (open(2)).
+    let waits_for_nobody = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = options.custom_flags(waits_for_nobody).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if !kind.is_file() && !kind.is_dir() {
+        let why = "it is a pipe, a socket or a device, and no file of a log is; remove it";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
+    Ok(file)
+}
+
 /// The operating system's.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Real;
@@ -140,12 +173,12 @@ impl Disk for Real {
     }
 
     fn append(&self, path: &Path, new: bool) -> io::Result<Box<dyn Appender>> {
-        let file = OpenOptions::new().append(true).create_new(new).open(path)?;
+        let file = regular(OpenOptions::new().append(true).create_new(new), path)?;
         Ok(Box::new(RealAppender(file)))
     }
 
     fn reader(&self, path: &Path, offset: u64) -> io::Result<Box<dyn Read + Send>> {
-        let mut file = File::open(path)?;
+        let mut file = open_file(path)?;
         if offset > 0 {
             file.seek(SeekFrom::Start(offset))?;
         }
@@ -157,21 +190,21 @@ impl Disk for Real {
     }
 
     fn write(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-        let options =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).to_owned();
-        options.open(path)?.write_all(bytes)
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(mode);
+        regular(&mut options, path)?.write_all(bytes)
     }
 
     fn write_at(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        OpenOptions::new().write(true).open(path)?.write_all_at(bytes, offset)
+        regular(OpenOptions::new().write(true), path)?.write_all_at(bytes, offset)
     }
 
     fn cut(&self, path: &Path, length: u64) -> io::Result<()> {
-        OpenOptions::new().write(true).open(path)?.set_len(length)
+        regular(OpenOptions::new().write(true), path)?.set_len(length)
     }
 
     fn sync(&self, path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
+        open_file(path)?.sync_all()
     }
 
     fn sync_all(&self, held: &Held) -> io::Result<()> {
@@ -204,9 +237,9 @@ impl Disk for Real {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Held>> {
-        let options =
-            OpenOptions::new().create(true).truncate(false).write(true).mode(PRIVATE).to_owned();
-        let file = options.open(path)?;
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true).mode(PRIVATE);
+        let file = regular(&mut options, path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Box::new(file))),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),

@@ -36,7 +36,8 @@ pub(crate) fn io_finding(file: &Path) -> impl Fn(io::Error) -> Finding {
     let file = file.to_owned();
     move |e| match e.kind() {
         io::ErrorKind::NotFound => finding(&file, 0, "it is missing"),
-        // Our own way of naming a file that should not be there.
+        // Our own ways of naming what is no file, and a file that should not be there.
+        io::ErrorKind::InvalidInput => finding(&file, 0, e.to_string()),
         io::ErrorKind::InvalidData => finding(e.to_string(), 0, "it does not belong in a log"),
         _ => Finding {
             sort: Sort::Unreadable,

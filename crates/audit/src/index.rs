@@ -23,6 +23,7 @@ pub use search::{Found, Query, of_session, search};
 pub(crate) use terms::About;
 pub use terms::Terms;
 
+use crate::disk::open_file;
 use crate::merkle::leaf_hash;
 use crate::raw::{self, BUNDLE, Mark, ScanError};
 use run::{Builder, Run};
@@ -197,7 +198,7 @@ fn leaf_of(dir: &Path, index: u64) -> [u8; 32] {
     use std::os::unix::fs::FileExt;
     let name = TileName { kind: Kind::Hashes(0), index: index / BUNDLE, width: BUNDLE as u16 };
     let mut leaf = [0; 32];
-    let read = File::open(dir.join(name.path()))
+    let read = open_file(&dir.join(name.path()))
         .and_then(|file| file.read_exact_at(&mut leaf, 32 * (index % BUNDLE)));
     if read.is_ok() { leaf } else { [0; 32] }
 }

@@ -15,7 +15,7 @@
 //! 4. One writer: the folder is locked while the log is open.
 
 use crate::commit::{self, Shared, Waiter};
-use crate::disk::{Held, Real, SharedDisk};
+use crate::disk::{Held, Real, SharedDisk, open_file};
 use crate::entry::{Entry, decode};
 use crate::keys::{Keys, Prepared, prepare_next};
 use crate::note::{Checkpoint, NOTE_BYTES_MAX, NoteError, Verifier};
@@ -27,7 +27,6 @@ use crate::tiler::{self, Inbox, SignAfter};
 use crate::tilestore::{Mode, Tiles};
 use crate::wal::{self, SEGMENT_BYTES, Wal, WalError};
 use model::{Done, Durability, RecordError};
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -342,7 +341,7 @@ fn folders(disk: &SharedDisk, dir: &Path) -> Result<(), OpenError> {
 /// Reads a small file whole; `None` when there is none.
 pub(crate) fn read_small(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
-    match File::open(path) {
+    match open_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?.take(NOTE_BYTES_MAX).read_to_end(&mut bytes)?,
     };

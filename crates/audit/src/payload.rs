@@ -19,6 +19,7 @@ mod shelf;
 
 pub(crate) use shelf::{Aside, Shelf, sweep};
 
+use crate::disk::read_whole;
 use crate::finding::{Finding, finding, io_finding};
 use crate::merkle::sha256;
 use crate::raw::{self, ScanError};
@@ -73,7 +74,7 @@ pub fn read(dir: &Path, digest: &SaltedDigest) -> Result<Option<Vec<u8>>, Findin
         return Err(finding(dir, 0, "a record names a payload that can be none"));
     }
     let path = place(dir, &digest.sha256.0);
-    let bytes = match fs::read(&path) {
+    let bytes = match read_whole(&path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(io_finding(&path))?,
     };

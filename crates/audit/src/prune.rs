@@ -15,7 +15,7 @@
 //! 4. Segments go whole, and the newest sealed one stays; a segment that announces a key stays with
 //!    everything after it, for without it nobody could follow the keys.
 
-use crate::disk::{self, Disk};
+use crate::disk::{self, Disk, open_file, read_whole};
 use crate::entry::{Uids, decode, encode};
 use crate::epoch;
 use crate::finding::{Finding, finding, io_finding};
@@ -30,7 +30,7 @@ use crate::tiles::{self, Kind, TileName, split_bundle};
 use crate::wal::{FrameReader, Segment, segments};
 use model::{Body, Durability, Record, RecordError};
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -112,7 +112,7 @@ pub fn plan(dir: &Path, before_ms: u64) -> Result<Plan, ScanError> {
 }
 
 fn read_segment(segment: &Segment, mut each: impl FnMut(&[u8])) -> io::Result<()> {
-    let mut frames = FrameReader::new(File::open(&segment.path)?, 0, segment.first);
+    let mut frames = FrameReader::new(open_file(&segment.path)?, 0, segment.first);
     loop {
         match frames.next_frame()? {
             Ok(Some(frame)) => each(frame.bytes),
@@ -248,13 +248,13 @@ fn remove_texts(disk: &dyn Disk, dir: &Path, segment: &Segment) -> io::Result<()
 pub(crate) fn leaves(dir: &Path, index: u64) -> Result<Vec<Hash>, Finding> {
     let name = TileName { kind: Kind::Hashes(0), index, width: TILE_WIDTH as u16 };
     let path = dir.join(name.path());
-    let bytes = fs::read(&path).map_err(io_finding(&path))?;
+    let bytes = read_whole(&path).map_err(io_finding(&path))?;
     let (hashes, rest) = bytes.as_chunks::<32>();
     if hashes.len() != TILE_WIDTH || !rest.is_empty() {
         return Err(finding(path, 0, "it does not hold 256 hashes"));
     }
     let bundle = dir.join(TileName { kind: Kind::Entries, ..name }.path());
-    match fs::read(&bundle) {
+    match read_whole(&bundle) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         other => {
             let bytes = other.map_err(io_finding(&bundle))?;
@@ -274,7 +274,7 @@ pub(crate) fn beginning(dir: &Path, index: u64, count: usize) -> Result<Vec<u8>,
     let widths = (count..=TILE_WIDTH).rev();
     let mut paths = widths.map(|w| dir.join(TileName { width: w as u16, ..full }.path()));
     let path = paths.find(|path| path.is_file()).unwrap_or_else(|| dir.join(full.path()));
-    let bytes = fs::read(&path).map_err(io_finding(&path))?;
+    let bytes = read_whole(&path).map_err(io_finding(&path))?;
     let entries = split_bundle(&bytes).unwrap_or_default();
     let Some(some) = entries.get(..count) else {
         return Err(finding(path, 0, format!("it does not hold {count} entries")));

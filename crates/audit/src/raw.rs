@@ -9,13 +9,12 @@
 //! 2. Reading proves nothing. The end of the log is no error, even inside a record that is being
 //!    written, or before bytes that a crash left there.
 
-use crate::disk::Real;
-use crate::finding::{Finding, finding, io_finding};
+use crate::disk::{Real, open_file, read_whole};
+use crate::finding::{Finding, Sort, finding, io_finding};
 use crate::merkle::TILE_WIDTH;
 use crate::replay::is_torn;
 use crate::tiles::{Kind, TileName, split_bundle};
 use crate::wal::{BadFrame, FrameReader, Segment, segments};
-use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -47,6 +46,15 @@ pub enum ScanError {
 }
 
 impl ScanError {
+    /// Whether that speaks against the log.
+    #[must_use]
+    pub fn sort(&self) -> Sort {
+        match self {
+            Self::Io { path, error } => io_finding(path)(error.kind().into()).sort,
+            Self::Damaged { .. } => Sort::Tampered,
+        }
+    }
+
     /// As a verification has it.
     pub(crate) fn finding(self, _dir: &Path) -> Finding {
         match self {
@@ -76,7 +84,7 @@ pub(crate) struct Mark {
 pub(crate) fn bundle(dir: &Path, index: u64) -> Result<Option<Vec<u8>>, ScanError> {
     let name = TileName { kind: Kind::Entries, index, width: TILE_WIDTH as u16 };
     let path = dir.join(name.path());
-    match fs::read(&path) {
+    match read_whole(&path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         other => other.map(Some).map_err(at(&path)),
     }
@@ -140,7 +148,7 @@ pub(crate) fn scan_wal(
         }
         let mark = mark.filter(|m| m.segment == segment.first && m.due <= due);
         let (offset, first) = mark.map_or((0, segment.first), |m| (m.offset, m.due));
-        let mut file = File::open(&segment.path).map_err(at(&segment.path))?;
+        let mut file = open_file(&segment.path).map_err(at(&segment.path))?;
         file.seek(SeekFrom::Start(offset)).map_err(at(&segment.path))?;
         let mut frames = FrameReader::new(file, offset, first);
         loop {

@@ -8,7 +8,7 @@
 //! 2. The end of the log is not an error, even inside a record that is being written, or before
 //!    bytes that a crash left there.
 
-use crate::disk::Real;
+use crate::disk::{Real, open_file};
 use crate::entry::{DecodeError, decode};
 use crate::index::Terms;
 use crate::raw::{self, ScanError};
@@ -22,29 +22,6 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-
-/// Why a log cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// The system refused.
-    #[error("cannot read the audit log: {}: {error}", path.display())]
-    Io {
-        /// File or folder.
-        path: PathBuf,
-        /// The system's words.
-        error: io::Error,
-    },
-    /// A record is damaged.
-    #[error("{} is damaged at byte {offset}: {why}; run `audit verify`", path.display())]
-    Damaged {
-        /// The segment.
-        path: PathBuf,
-        /// Where the bad record starts.
-        offset: u64,
-        /// What is wrong with it.
-        why: BadFrame,
-    },
-}
 
 /// One entry as it stands in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,13 +84,13 @@ impl Reader {
     ///
     /// # Errors
     /// When a file cannot be read or a record is damaged.
-    pub fn next_entry(&mut self) -> Result<Option<Stored>, ReadError> {
+    pub fn next_entry(&mut self) -> Result<Option<Stored>, ScanError> {
         loop {
             if self.open.is_none() && !self.open_segment()? {
                 return Ok(None);
             }
             let Some(open) = &mut self.open else { return Ok(None) };
-            let io_error = |error| ReadError::Io { path: open.path.clone(), error };
+            let io_error = |error| ScanError::Io { path: open.path.clone(), error };
             let offset = open.frames.offset();
             match open.frames.next_frame().map_err(io_error)? {
                 Ok(Some(frame)) => {
@@ -141,7 +118,7 @@ impl Reader {
                     let path = open.path.clone();
                     return match self.at_torn_end(&path, offset)? {
                         true => Ok(None),
-                        false => Err(ReadError::Damaged { path, offset, why }),
+                        false => Err(ScanError::Damaged { path, offset, why: why.to_string() }),
                     };
                 }
             }
@@ -149,18 +126,18 @@ impl Reader {
     }
 
     /// Whether what is no record there is a write at the very end that a crash cut off.
-    fn at_torn_end(&self, path: &Path, offset: u64) -> Result<bool, ReadError> {
+    fn at_torn_end(&self, path: &Path, offset: u64) -> Result<bool, ScanError> {
         let last = segments(&self.dir).map(|all| all.last().is_some_and(|s| s.path == path));
         last.and_then(|last| Ok(last && is_torn(&Real, path, offset, self.due)?))
-            .map_err(|error| ReadError::Io { path: path.to_owned(), error })
+            .map_err(|error| ScanError::Io { path: path.to_owned(), error })
     }
 
     /// Goes to the segment with the record that is due, if that is another one than the open one.
-    fn open_segment(&mut self) -> Result<bool, ReadError> {
+    fn open_segment(&mut self) -> Result<bool, ScanError> {
         let folder = self.dir.join("wal");
         let all = match segments(&self.dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-            other => other.map_err(|error| ReadError::Io { path: folder, error })?,
+            other => other.map_err(|error| ScanError::Io { path: folder, error })?,
         };
         // The first one may be entered before its end: skip what lies wholly before `from`.
         let wanted = if self.open.is_none() { self.filter.from.max(self.due) } else { self.due };
@@ -172,8 +149,8 @@ impl Reader {
         if self.open.as_ref().is_some_and(|open| open.path == segment.path) {
             return Ok(false);
         }
-        let file = File::open(&segment.path)
-            .map_err(|error| ReadError::Io { path: segment.path.clone(), error })?;
+        let file = open_file(&segment.path)
+            .map_err(|error| ScanError::Io { path: segment.path.clone(), error })?;
         self.due = segment.first;
         let frames = FrameReader::new(file, 0, segment.first);
         self.open = Some(Open { path: segment.path, frames });
@@ -182,7 +159,7 @@ impl Reader {
 }
 
 impl Iterator for Reader {
-    type Item = Result<Stored, ReadError>;
+    type Item = Result<Stored, ScanError>;
 
     /// As [`Reader::next_entry`]; ends after an error, which would only come again.
     fn next(&mut self) -> Option<Self::Item> {
@@ -206,9 +183,9 @@ impl Follow {
     ///
     /// # Errors
     /// When the folder cannot be watched.
-    pub fn new(dir: &Path, filter: Filter) -> Result<Self, ReadError> {
+    pub fn new(dir: &Path, filter: Filter) -> Result<Self, ScanError> {
         let path = dir.join("wal");
-        let io_error = |e: rustix::io::Errno| ReadError::Io { path: path.clone(), error: e.into() };
+        let io_error = |e: rustix::io::Errno| ScanError::Io { path: path.clone(), error: e.into() };
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC).map_err(io_error)?;
         let what = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE;
         inotify::add_watch(&watch, &path, what).map_err(io_error)?;
@@ -219,7 +196,7 @@ impl Follow {
     ///
     /// # Errors
     /// As [`Reader::next_entry`].
-    pub fn wait(&mut self) -> Result<Stored, ReadError> {
+    pub fn wait(&mut self) -> Result<Stored, ScanError> {
         loop {
             if let Some(entry) = self.reader.next_entry()? {
                 return Ok(entry);
@@ -230,7 +207,7 @@ impl Follow {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => {
                     let path = self.reader.dir.join("wal");
-                    return Err(ReadError::Io { path, error: e.into() });
+                    return Err(ScanError::Io { path, error: e.into() });
                 }
             }
         }

@@ -7,7 +7,8 @@
 //!
 //! Reading proves nothing: whoever hands a receipt on makes a proof of each record.
 
-use crate::read::{Filter, ReadError, Reader, Stored};
+use crate::raw::ScanError;
+use crate::read::{Filter, Reader, Stored};
 use model::{Body, MessageId, Record, SessionId, TurnId};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -16,7 +17,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// When the log cannot be read.
-pub fn behind(dir: &Path, message: &MessageId) -> Result<Vec<Stored>, ReadError> {
+pub fn behind(dir: &Path, message: &MessageId) -> Result<Vec<Stored>, ScanError> {
     let mut search = Search { messages: [message.clone()].into(), ..Search::default() };
     // Twice at most: from a reply to its turn and the message it answers, and from that message to
     // the other attempts at it.

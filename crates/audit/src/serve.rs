@@ -19,7 +19,6 @@ use crate::note::NOTE_BYTES_MAX;
 use crate::source::{Folder, Source, tile};
 use crate::tiles::TileName;
 use crate::witness::COSIGNED;
-use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -65,7 +64,7 @@ impl Serve {
             cache: KEPT,
             content,
         };
-        match File::open(self.folder.0.join(name.path())) {
+        match crate::disk::open_file(&self.folder.0.join(name.path())) {
             Ok(file) => {
                 let length = file.metadata().map(|m| m.len());
                 let length = length.map_err(crate::finding::io_finding(&self.folder.0))?;

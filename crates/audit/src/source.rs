@@ -9,13 +9,14 @@
 //! 2. Sizes are bounded before anything is read.
 //! 3. Where a partial tile is gone because a fuller one is there, its beginning serves as well.
 
+use crate::disk::open_file;
 use crate::finding::{Finding, finding, io_finding};
 use crate::merkle::{Hash, Nodes, TILE_WIDTH, subtree_root};
 use crate::note::NOTE_BYTES_MAX;
 use crate::tiles::{Kind, TileName, split_bundle};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -92,7 +93,7 @@ fn most(kind: Kind) -> u64 {
 /// # Errors
 /// When it cannot be read or is longer.
 pub fn read_file(path: &Path, most: u64) -> Result<Option<Vec<u8>>, Finding> {
-    let file = match File::open(path) {
+    let file = match open_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(io_finding(path))?,
     };

@@ -9,9 +9,8 @@
 //! 1. Everything here is derived from the write-ahead log and can be rebuilt from it.
 //! 2. A full tile never changes; a partial one is a prefix of the full one.
 
-use crate::disk::{Disk, PUBLIC, Real};
+use crate::disk::{Disk, PUBLIC, Real, read_whole};
 use crate::merkle::{Hash, Nodes, TILE_WIDTH, subtree_root};
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -205,8 +204,10 @@ impl TileNodes {
         let kind = Kind::Hashes(level);
         let full = TileName { kind, index, width: TILE_WIDTH as u16 };
         let exact = TileName { width: have.min(TILE_WIDTH as u64) as u16, ..full };
-        let bytes = match fs::read(self.dir.join(exact.path())) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => fs::read(self.dir.join(full.path()))?,
+        let bytes = match read_whole(&self.dir.join(exact.path())) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                read_whole(&self.dir.join(full.path()))?
+            }
             other => other?,
         };
         let (hashes, _) = bytes.as_chunks::<32>();

@@ -158,10 +158,11 @@ pub(crate) fn claimed(bytes: &[u8]) -> Option<Claim> {
     fits.then_some(Claim { seq: h.seq, len: h.len, synced_before: h.synced_before })
 }
 
-/// Whether a frame stands at the start of `bytes`: its sum is right.
+/// Whether a frame, of whatever length, stands at the start of `bytes`: its sum is right.
 pub(crate) fn is_whole(bytes: &[u8]) -> bool {
-    let entry = |h: &Header| bytes.get(HEADER_BYTES..HEADER_BYTES + h.len);
+    let entry = |h: &Header| bytes.get(HEADER_BYTES..HEADER_BYTES.saturating_add(h.len));
     header(bytes)
+        .filter(|h| h.len > 0)
         .is_some_and(|h| entry(&h).is_some_and(|entry| checksum(h.word, h.seq, entry) == h.crc))
 }
 

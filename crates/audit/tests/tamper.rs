@@ -126,7 +126,7 @@ fn a_record_rewritten_with_its_checksum_is_named_and_not_opened() {
 #[test]
 fn a_cut_tail_a_lost_segment_and_a_lost_head_are_refused() {
     type Attack = (&'static str, fn(&Path));
-    let attacks: [Attack; 6] = [
+    let attacks: [Attack; 7] = [
         ("tail cut at a record", |dir| {
             let last = public_files(&dir.join("wal")).pop().unwrap();
             let len =
@@ -145,6 +145,10 @@ fn a_cut_tail_a_lost_segment_and_a_lost_head_are_refused() {
             fs::rename(&files[0], &files[1]).unwrap();
             fs::rename(dir.join("x"), &files[0]).unwrap();
         }),
+        ("segment from the future", |dir| {
+            let last = public_files(&dir.join("wal")).pop().unwrap();
+            fs::copy(last, dir.join("wal/00000000ffffffff.wal")).unwrap();
+        }),
         ("head gone", |dir| fs::remove_file(dir.join("checkpoint")).unwrap()),
         ("head of another log", |dir| {
             let other = Temp::new("other");
@@ -158,6 +162,35 @@ fn a_cut_tail_a_lost_segment_and_a_lost_head_are_refused() {
         attack(&dir.0);
         assert!(verify_dir(&dir.0, None).is_err(), "{name}: verified");
         assert!(Log::open(&dir.0).is_err(), "{name}: opened");
+    }
+}
+
+/// Whoever opens a pipe waits for its other end.
+#[test]
+fn a_pipe_in_the_place_of_a_file_holds_nobody_up() {
+    let sample = Temp::new("files");
+    varied_log(&sample.0);
+    for file in public_files(&sample.0) {
+        let dir = Temp::new("pipe");
+        varied_log(&dir.0);
+        let name = file.strip_prefix(&sample.0).unwrap();
+        let path = dir.0.join(name);
+        if !path.exists() {
+            continue; // Its time is in its name.
+        }
+        fs::remove_file(&path).unwrap();
+        let (mode, here) = (rustix::fs::Mode::RUSR, rustix::fs::CWD);
+        rustix::fs::mknodat(here, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let (ended, wait) = std::sync::mpsc::channel();
+        let folder = dir.0.clone();
+        std::thread::spawn(move || {
+            let refused = verify_dir(&folder, None).is_err();
+            // Whether it opens is another matter: what is derived is written anew.
+            drop(Log::open(&folder));
+            ended.send(refused)
+        });
+        let refused = wait.recv_timeout(Duration::from_secs(30));
+        assert_eq!(refused, Ok(true), "{}", name.display());
     }
 }
 

@@ -12,6 +12,7 @@
 //! 2. Numbers count from the run's first record.
 
 use super::terms::Terms;
+use crate::disk::open_file;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -265,7 +266,7 @@ impl Run {
     }
 
     fn parse(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
+        let file = open_file(path)?;
         let length = file.metadata()?.len();
         let mut header = [0; HEADER_BYTES];
         file.read_exact_at(&mut header, 0)?;

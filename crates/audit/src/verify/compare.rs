@@ -1,11 +1,11 @@
 //! What a verification finds in tiles, held against what stands in the write-ahead log.
 
 use super::{Chunk, Head, first_difference};
+use crate::disk::{open_file, read_whole};
 use crate::finding::{Finding, finding, io_finding};
 use crate::merkle::TILE_WIDTH;
 use crate::tiles::{Kind, TileName, split_bundle};
 use crate::wal::{FrameReader, HEADER_BYTES, segments};
-use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ pub(super) fn blame(dir: &Path, chunk: &Chunk, hashes_agree: bool, bundle: Findi
     if hashes_agree {
         return bundle;
     }
-    let found = fs::read(&bundle.file).unwrap_or_default();
+    let found = read_whole(&bundle.file).unwrap_or_default();
     let (Some(theirs), Some(ours)) = (split_bundle(&found), split_bundle(&chunk.bundle)) else {
         return bundle;
     };
@@ -32,7 +32,7 @@ pub(super) fn blame(dir: &Path, chunk: &Chunk, hashes_agree: bool, bundle: Findi
 
 pub(super) fn frame_offset(dir: &Path, index: u64) -> Option<(PathBuf, u64)> {
     let segment = segments(dir).ok()?.into_iter().rev().find(|s| s.first <= index)?;
-    let mut frames = FrameReader::new(File::open(&segment.path).ok()?, 0, segment.first);
+    let mut frames = FrameReader::new(open_file(&segment.path).ok()?, 0, segment.first);
     while frames.due() < index {
         frames.next_frame().ok()?.ok()??;
     }
@@ -56,7 +56,7 @@ pub(super) fn compare(
         Some(bytes) => bytes,
         None => {
             buffer.clear();
-            let read = File::open(&path).and_then(|mut f| f.read_to_end(buffer));
+            let read = open_file(&path).and_then(|mut f| f.read_to_end(buffer));
             read.map_err(io_finding(&path))?;
             buffer
         }
@@ -69,7 +69,7 @@ pub(super) fn compare(
             continue; // Belongs to a later checkpoint.
         }
         let path = dir.join(TileName { kind, index, width: part }.path());
-        let found = match fs::read(&path) {
+        let found = match read_whole(&path) {
             // The writer removes those of older checkpoints.
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             other => other.map_err(io_finding(&path))?,

@@ -21,7 +21,8 @@ pub(crate) struct Which {
     /// About this host; '*.SUFFIX' is every host below it
     #[arg(long, value_name = "HOST")]
     pub(crate) host: Option<String>,
-    /// About this file or program; with '/' at its end, everything below the folder
+    /// About this file or program, by its path inside the sandbox (/workspace/a.txt); with '/' at
+    /// its end, everything below the folder
     #[arg(long, value_name = "PATH")]
     pub(crate) file: Option<String>,
     /// Not before: 2026-01-31, '2026-01-31 17:30' (UTC), or 12h, 30d ago

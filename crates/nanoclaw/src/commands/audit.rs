@@ -14,11 +14,12 @@ pub(crate) use serve::{serve, walls_for_serving};
 pub(crate) use trust::{key_text, log_key};
 pub(crate) use verify::{root_hex, verify};
 
-use crate::failure::{Context, Failure, Kind, Result};
+use crate::failure::{Failure, Kind, Result};
 use crate::home::Home;
 use crate::product;
 use crate::ui;
 use audit::Finding;
+use audit::raw::ScanError;
 use audit::read::{Filter, Follow, Reader, Stored};
 use model::SessionId;
 use serde_json::json;
@@ -35,6 +36,12 @@ pub(crate) fn failed(finding: &Finding) -> Failure {
         kind => Failure::new(kind, finding.to_string())
             .remedy("keep what you have as it is, as evidence; ask for it again elsewhere"),
     }
+}
+
+/// A log that cannot be read, as a failure.
+pub(crate) fn unread(error: &ScanError) -> Failure {
+    Failure::new(verify::kind(error.sort()), error)
+        .remedy("`nanoclaw audit verify` tells what is wrong with it")
 }
 
 fn print(dir: &Path, entry: &Stored, as_json: bool) {
@@ -89,7 +96,7 @@ pub(crate) fn show(home: &Home, session: Option<&str>, all: bool, as_json: bool)
 fn print_all(dir: &Path, filter: Filter, as_json: bool) -> Result<u64> {
     let mut shown = 0;
     for entry in entries(dir, filter) {
-        print(dir, &entry.context("the log")?, as_json);
+        print(dir, &entry.map_err(|e| unread(&e))?, as_json);
         shown += 1;
         if ui::closed() {
             break;
@@ -102,7 +109,7 @@ fn print_all(dir: &Path, filter: Filter, as_json: bool) -> Result<u64> {
 fn tell(dir: &Path, filter: Filter, id: &SessionId) -> Result<u64> {
     let mut told = Telling::default();
     for entry in entries(dir, filter) {
-        let mut entry = entry.context("the log")?;
+        let mut entry = entry.map_err(|e| unread(&e))?;
         audit::payload::fill(dir, &mut entry);
         let Ok(record) = &entry.record else { continue };
         told.record(entry.index, record, id);
@@ -122,7 +129,7 @@ fn tell(dir: &Path, filter: Filter, id: &SessionId) -> Result<u64> {
 }
 
 fn newest(dir: &Path) -> Result<Option<SessionId>> {
-    audit::read::newest_session(dir).context("the log")
+    audit::read::newest_session(dir).map_err(|e| unread(&e))
 }
 
 /// Has the recorder replace the signing key, and says which verifier key is now to be given out.
@@ -157,16 +164,16 @@ pub(crate) fn rotate_key(home: &Home, as_json: bool) -> Result<u8> {
 pub(crate) fn tail(home: &Home, count: u64, follow: bool, as_json: bool) -> Result<u8> {
     let dir = home.audit();
     let keep = usize::try_from(count).unwrap_or(usize::MAX);
-    let last = audit::read::newest(&dir, keep.max(1)).context("the log")?;
+    let last = audit::read::newest(&dir, keep.max(1)).map_err(|e| unread(&e))?;
     let next = last.last().map_or(0, |entry| entry.index + 1);
     for entry in last.iter().take(keep) {
         print(&dir, entry, as_json);
     }
     if follow {
         let filter = Filter { session: None, from: next };
-        let mut more = Follow::new(&dir, filter).context("the log")?;
+        let mut more = Follow::new(&dir, filter).map_err(|e| unread(&e))?;
         loop {
-            print(&dir, &more.wait().context("the log")?, as_json);
+            print(&dir, &more.wait().map_err(|e| unread(&e))?, as_json);
             ui::flush();
             if ui::closed() {
                 return Ok(0);

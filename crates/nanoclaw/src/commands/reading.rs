@@ -9,13 +9,13 @@ mod when;
 
 pub(crate) use prune::{WORD as PRUNE, role as prune_role};
 
+use super::audit::unread;
 use crate::args::{ReadingCommand, Which};
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Failure, Result};
 use crate::home::Home;
 use crate::ui;
 use audit::index::Query;
 use audit::payload::Scope;
-use audit::raw::ScanError;
 use std::io::IsTerminal;
 
 pub(crate) fn run(home: impl FnOnce() -> Result<Home>, command: &ReadingCommand) -> Result<u8> {
@@ -59,15 +59,6 @@ fn query(which: &Which) -> Result<Query> {
         from_ms: which.since.as_deref().map(when::parse).transpose()?,
         to_ms: which.until.as_deref().map(when::parse).transpose()?,
     })
-}
-
-/// A log that cannot be read, as a failure.
-fn unread(error: &ScanError) -> Failure {
-    let kind = match error {
-        ScanError::Damaged { .. } => Kind::Audit,
-        ScanError::Io { .. } => Kind::Unreadable,
-    };
-    Failure::new(kind, error).remedy("`nanoclaw audit verify` tells what is wrong with it")
 }
 
 /// Asks a person; `false` unless the answer is yes.

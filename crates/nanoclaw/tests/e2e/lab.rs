@@ -366,7 +366,7 @@ pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// Uid and gid of the ordinary user.
-pub(crate) fn ordinary_user() -> (u32, u32) {
+fn ordinary_user() -> (u32, u32) {
     static USER_IDS: OnceLock<(u32, u32)> = OnceLock::new();
     *USER_IDS.get_or_init(|| {
         // Fails when it is there already; what counts is what /etc/passwd says afterwards.

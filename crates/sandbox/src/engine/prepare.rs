@@ -163,8 +163,11 @@ fn fits(spec: &SandboxSpec, sources: &Sources, owner: Owner) -> Result<(), Start
                 "{path:?} belongs to uid {whose}, and in a container the program is uid {}",
                 owner.uid
             );
-            let remedy = "an engine cannot map ids: run nanoclaw as the user who owns the folder, \
-                          or write `backend = \"native\"`";
+            let remedy = format!(
+                "an engine cannot map ids: run nanoclaw as the user who owns the folder, give the \
+                 folder to the program (chown -R {} …), or write `backend = \"native\"`",
+                owner.uid
+            );
             return Err(StartError::new(Kind::IdMap, cause, remedy));
         }
     }

@@ -2,7 +2,7 @@
 
 use super::failed;
 use super::verify::hex;
-use crate::failure::{Context, Failure, Kind, Result};
+use crate::failure::{Failure, Kind, Result};
 use crate::home::Home;
 use crate::ui;
 use audit::Proof;
@@ -71,7 +71,8 @@ impl Prover {
             let prover = Self::new(dir)?;
             let covered = prover.heads.iter().any(|head| head.head.size > index);
             let filter = Filter { session: None, from: index };
-            let there = Reader::new(dir, filter).next_entry().context("the log")?.is_some();
+            let there =
+                Reader::new(dir, filter).next_entry().map_err(|e| super::unread(&e))?.is_some();
             if covered || !there || begun.elapsed() > HEAD_PATIENCE {
                 return Ok(prover);
             }
@@ -159,7 +160,7 @@ pub(crate) fn proof(home: &Home, record: &str, out: Option<&Path>, as_json: bool
 /// The record with that `metadata.uid`.
 fn with_uid(dir: &Path, uid: &str) -> Result<u64> {
     for stored in Reader::new(dir, Filter::default()) {
-        let stored = stored.context("the log")?;
+        let stored = stored.map_err(|e| super::unread(&e))?;
         let event: Value = serde_json::from_slice(&stored.bytes).unwrap_or(Value::Null);
         if event["metadata"]["uid"] == uid {
             return Ok(stored.index);
@@ -181,7 +182,7 @@ pub(crate) fn receipt(
         Some(id) => MessageId::parse(id).map_err(Failure::usage)?,
         None => newest_reply(&dir)?,
     };
-    let records = audit::receipt::behind(&dir, &message).context("the log")?;
+    let records = audit::receipt::behind(&dir, &message).map_err(|e| super::unread(&e))?;
     if records.is_empty() {
         let cause = format!("the log does not know the message {message}");
         return Err(Failure::new(Kind::Missing, cause)
@@ -257,7 +258,7 @@ fn write_all(out: &Path, proven: &[(&Stored, Proof, &Head)]) -> Result<()> {
 fn newest_reply(dir: &Path) -> Result<MessageId> {
     let mut found = None;
     for stored in Reader::new(dir, Filter::default()) {
-        if let Ok(record) = stored.context("the log")?.record
+        if let Ok(record) = stored.map_err(|e| super::unread(&e))?.record
             && let Body::Message { direction: Direction::Out, message, .. } = record.body
         {
             found = Some(message);

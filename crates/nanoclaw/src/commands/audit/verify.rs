@@ -93,10 +93,19 @@ pub(super) const CANNOT_TELL: &str =
     "nothing is said about the log; verify it as a user who may read it";
 
 pub(super) fn judged(finding: &audit::verify::Finding) -> (Kind, &'static str) {
-    match finding.sort {
-        Sort::Tampered => (Kind::Audit, "tampered"),
-        Sort::Unreadable => (Kind::Unreadable, "unreadable"),
-        Sort::BadKey => (Kind::Usage, "bad_key"),
+    let word = match finding.sort {
+        Sort::Tampered => "tampered",
+        Sort::Unreadable => "unreadable",
+        Sort::BadKey => "bad_key",
+    };
+    (kind(finding.sort), word)
+}
+
+pub(super) fn kind(sort: Sort) -> Kind {
+    match sort {
+        Sort::Tampered => Kind::Audit,
+        Sort::Unreadable => Kind::Unreadable,
+        Sort::BadKey => Kind::Usage,
     }
 }
 
