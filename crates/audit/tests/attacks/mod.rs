@@ -244,6 +244,10 @@ const ATTACKS: &[Attack] = &[
     }),
     ("an older signed head put back", |s| {
         fs::copy(s.backup.join("checkpoint"), s.dir.join("checkpoint")).unwrap();
+        // The list of segments tells of a later head, if one was signed while it was written.
+        if fs::copy(s.backup.join("manifest"), s.dir.join("manifest")).is_err() {
+            drop(fs::remove_file(s.dir.join("manifest")));
+        }
         for name in tiles::list(&s.backup).unwrap() {
             fs::create_dir_all(s.dir.join(name.path()).parent().unwrap()).unwrap();
             fs::copy(s.backup.join(name.path()), s.dir.join(name.path())).unwrap();
