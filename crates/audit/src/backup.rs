@@ -13,14 +13,14 @@
 //! 4. Only a new or empty folder is written to.
 
 use crate::cosign::Quorum;
-use crate::disk::{open_file, read_whole};
+use crate::disk::{create_anew, open_file, read_whole};
 use crate::finding::Finding;
 use crate::payload::{self, Kept};
 use crate::seen;
 use crate::verify::{Report, verify_dir};
 use crate::witness::{COSIGNED, FOLDER};
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -76,12 +76,13 @@ fn at(path: &Path) -> impl Fn(io::Error) -> BackupError {
 /// # Errors
 /// See [`BackupError`]; what was copied stays, to be looked at.
 pub fn backup(dir: &Path, to: &Path) -> Result<Backup, BackupError> {
-    let vkey = match fs::read_to_string(dir.join("vkey")) {
+    let vkey = match read_whole(&dir.join("vkey")) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return Err(BackupError::NoLog(dir.to_owned()));
         }
         other => other.map_err(at(&dir.join("vkey")))?,
     };
+    let vkey = String::from_utf8_lossy(&vkey);
     DirBuilder::new().recursive(true).mode(0o700).create(to).map_err(at(to))?;
     if fs::read_dir(to).map_err(at(to))?.next().is_some() {
         return Err(BackupError::NotEmpty(to.to_owned()));
@@ -105,8 +106,11 @@ pub fn backup(dir: &Path, to: &Path) -> Result<Backup, BackupError> {
             made.all(&dir.join(name), &to.join(name))?;
         }
         let place = to.join("checkpoint");
-        fs::write(&place, &head).map_err(at(&place))?;
-        File::open(&place).and_then(|f| f.sync_all()).map_err(at(&place))?;
+        let written = create_anew(&place).and_then(|mut file| {
+            file.write_all(&head)?;
+            file.sync_all()
+        });
+        written.map_err(at(&place))?;
         File::open(to).and_then(|f| f.sync_all()).map_err(at(to))?;
         let verify = || verify_dir(to, Some(vkey.trim_end()));
         match seen::verified(to, &Quorum::default(), verify) {
@@ -171,7 +175,7 @@ impl Copied {
         made.write(true).create(true).truncate(true).mode(0o600);
         let mut made = made.open(to).map_err(at(to))?;
         // As long as it was when it was looked at: it may grow meanwhile.
-        let copied = io::copy(&mut source.by_ref().take(length), &mut made);
+        let copied = io::copy(&mut Read::take(&mut source, length), &mut made);
         self.bytes += copied.map_err(at(to))?;
         self.files += 1;
         made.sync_all().map_err(at(to))

@@ -16,6 +16,7 @@ use std::any::Any;
 use std::fmt::Debug;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -127,22 +128,84 @@ pub(crate) fn open_file(path: &Path) -> io::Result<File> {
     regular(OpenOptions::new().read(true), path)
 }
 
+/// The longest file that is read whole: a bundle of 256 of the longest entries is 16.4 MB.
+const WHOLE_BYTES_MAX: u64 = 17 << 20;
+
 /// All bytes of a regular file.
 ///
 /// # Errors
-/// See [`open_file`].
+/// See [`open_file`]; also where it is longer than any file that is read whole.
 pub(crate) fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open_file(path)?.read_to_end(&mut bytes)?;
+    open_file(path)?.take(WHOLE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > WHOLE_BYTES_MAX {
+        let why = "it is longer than such a file of a log ever is";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
     Ok(bytes)
 }
 
-/// Opens without waiting for a pipe's other end, and refuses all but regular files and, to be
-/// synced, folders.
+/// Writes a file that is to be new, in whatever stands there: a link there is removed, and what it
+/// leads to is not touched.
+///
+/// # Errors
+/// As the operating system has it.
+pub(crate) fn create_anew(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(path),
+    }
+}
+
+/// A folder, which is no link, as a path that keeps meaning it whatever is put in its place.
+///
+/// # Errors
+/// As open(2) says; [`io::ErrorKind::NotADirectory`] where it is a link.
+pub(crate) fn hold_folder(path: &Path) -> io::Result<(File, PathBuf)> {
+    let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::NOFOLLOW;
+    let folder =
+        OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    let held = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
+    Ok((folder, held))
+}
+
+/// A file that is there to be locked, made if need be.
+///
+/// # Errors
+/// See [`open_file`].
+pub(crate) fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    regular(options.create(true).truncate(false).write(true).mode(PRIVATE), path)
+}
+
+/// Removes a file below a log's folder, through folders alone: none of them may be a link.
+///
+/// # Errors
+/// As the operating system has it.
+pub(crate) fn remove_beneath(dir: &Path, path: &Path) -> io::Result<()> {
+    let outside = || io::Error::new(io::ErrorKind::InvalidInput, "it is not in the log's folder");
+    let below = path.strip_prefix(dir).map_err(|_| outside())?;
+    let (mut folder, mut held) = hold_folder(&dir.canonicalize()?)?;
+    for part in below.parent().into_iter().flat_map(Path::components) {
+        (folder, held) = hold_folder(&held.join(part))?;
+    }
+    let removed = fs::remove_file(held.join(below.file_name().ok_or_else(outside)?));
+    drop(folder);
+    removed
+}
+
+/// Opens what is no link, without waiting for a pipe's other end, and refuses all but regular files
+/// and, to be synced, folders.
 fn regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    // Of a regular file the kernel does not look at it (open(2)).
-    let waits_for_nobody = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = options.custom_flags(waits_for_nobody).open(path)?;
+    // Of a regular file the kernel does not look at `O_NONBLOCK` (open(2)).
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
+    let file = match options.custom_flags(flags.bits().cast_signed()).open(path) {
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            let why = "it is a link, and no file of a log is; remove it";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        other => other?,
+    };
     let kind = file.metadata()?.file_type();
     if !kind.is_file() && !kind.is_dir() {
         let why = "it is a pipe, a socket or a device, and no file of a log is; remove it";
@@ -237,9 +300,7 @@ impl Disk for Real {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Held>> {
-        let mut options = OpenOptions::new();
-        options.create(true).truncate(false).write(true).mode(PRIVATE);
-        let file = regular(&mut options, path)?;
+        let file = open_lock(path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Box::new(file))),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),

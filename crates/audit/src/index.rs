@@ -23,15 +23,15 @@ pub use search::{Found, Query, of_session, search};
 pub(crate) use terms::About;
 pub use terms::Terms;
 
-use crate::disk::open_file;
+use crate::disk::{create_anew, hold_folder, open_file, open_lock, read_whole};
 use crate::merkle::leaf_hash;
 use crate::raw::{self, BUNDLE, Mark, ScanError};
 use run::{Builder, Run};
 use rustix::fs::{FlockOperation, flock};
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Folder below the log's.
@@ -86,7 +86,8 @@ impl Index {
             // Its beginning is lost: records there would never be found.
             runs.clear();
         }
-        let mark = fs::read_to_string(folder.join("mark")).ok().and_then(|text| parse_mark(&text));
+        let mark = read_whole(&folder.join("mark")).ok();
+        let mark = mark.and_then(|text| parse_mark(std::str::from_utf8(&text).ok()?));
         Self { dir: dir.to_owned(), runs, mark }
     }
 
@@ -124,7 +125,7 @@ impl Index {
         if raw::bundle(&self.dir, far)?.is_none() {
             return Ok(false);
         }
-        let Some(_lock) = lock(&folder) else { return Ok(false) };
+        let Some((_lock, held)) = lock(&folder) else { return Ok(false) };
         // Another one may have been at it meanwhile.
         let fresh = Self::open(&self.dir);
         if fresh.next() > due {
@@ -153,16 +154,16 @@ impl Index {
             due += BUNDLE;
             if builder.count() >= RUN_RECORDS {
                 let full = std::mem::replace(&mut builder, Builder::new(due));
-                self.write(&folder, full, leaf.take(), old.take())?;
+                self.write(&held, full, leaf.take(), old.take())?;
             }
         }
         if builder.count() > 0 {
-            self.write(&folder, builder, leaf, old)?;
+            self.write(&held, builder, leaf, old)?;
         }
         let (_, mark) = raw::scan_wal(&self.dir, due, self.mark, |_, _| ControlFlow::Continue(()))?;
         if let Some(m) = mark {
             let text = format!("{} {} {}\n", m.segment, m.offset, m.due);
-            fs::write(folder.join("mark"), text).map_err(io_error(&folder))?;
+            write_mark(&held, &text).map_err(io_error(&folder))?;
             self.mark = Some(m);
         }
         Ok(true)
@@ -170,13 +171,15 @@ impl Index {
 
     fn write(
         &mut self,
-        folder: &Path,
+        held: &Path,
         builder: Builder,
         leaf: Option<[u8; 32]>,
         old: Option<PathBuf>,
     ) -> Result<(), ScanError> {
         let Some(leaf) = leaf else { return Ok(()) };
-        let path = builder.write(folder, leaf).map_err(io_error(folder))?;
+        let folder = self.dir.join(FOLDER);
+        let path = builder.write(held, leaf).map_err(io_error(&folder))?;
+        let path = folder.join(path.file_name().unwrap_or_default());
         if let Some(old) = old.filter(|old| *old != path) {
             fs::remove_file(&old).map_err(io_error(&old))?;
         }
@@ -203,13 +206,25 @@ fn leaf_of(dir: &Path, index: u64) -> [u8; 32] {
     if read.is_ok() { leaf } else { [0; 32] }
 }
 
-fn lock(folder: &Path) -> Option<File> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).ok()?;
-    let mut options = OpenOptions::new();
-    options.create(true).truncate(false).write(true).mode(0o600);
-    let file = options.open(folder.join("lock")).ok()?;
+/// The right to write the index, as long as the first is kept, and its folder. Whoever writes in it
+/// may have more rights than who can put links there: what is written is new, in a folder that is
+/// none.
+fn lock(folder: &Path) -> Option<([File; 2], PathBuf)> {
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return None,
+        _ => {}
+    }
+    let (open, held) = hold_folder(folder).ok()?;
+    let file = open_lock(&held.join("lock")).ok()?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
-    Some(file)
+    Some(([open, file], held))
+}
+
+fn write_mark(held: &Path, text: &str) -> io::Result<()> {
+    use std::io::Write as _;
+    let new = held.join("mark.new");
+    create_anew(&new)?.write_all(text.as_bytes())?;
+    fs::rename(new, held.join("mark"))
 }
 
 fn parse_mark(text: &str) -> Option<Mark> {

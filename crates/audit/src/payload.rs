@@ -19,7 +19,7 @@ mod shelf;
 
 pub(crate) use shelf::{Aside, Shelf, sweep};
 
-use crate::disk::read_whole;
+use crate::disk::{read_whole, remove_beneath};
 use crate::finding::{Finding, finding, io_finding};
 use crate::merkle::sha256;
 use crate::raw::{self, ScanError};
@@ -282,7 +282,7 @@ pub fn remove(dir: &Path, plan: &Plan) -> io::Result<()> {
     let mut folders = BTreeSet::new();
     let named = plan.there.values().flatten().map(|digest| place(dir, &digest.sha256.0));
     for path in named.chain(plan.unnamed.keys().cloned()) {
-        match fs::remove_file(&path) {
+        match remove_beneath(dir, &path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => folders.extend(path.parent().map(Path::to_owned)),
         }
@@ -362,17 +362,28 @@ pub fn check(dir: &Path) -> Result<Kept, Finding> {
 pub(crate) fn list(dir: &Path) -> io::Result<Vec<String>> {
     let folder = dir.join(FOLDER);
     let mut all = Vec::new();
-    let folders = match fs::read_dir(&folder) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(all),
-        other => other?,
+    let stray = |path: &Path| {
+        let path = path.display().to_string();
+        io::Error::new(io::ErrorKind::InvalidData, path)
     };
-    for inner in folders {
-        for file in fs::read_dir(inner?.path())? {
-            let path = file?.path();
+    let kind = match fs::symlink_metadata(&folder) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(all),
+        other => other?.file_type(),
+    };
+    if !kind.is_dir() {
+        return Err(stray(&folder));
+    }
+    for inner in fs::read_dir(&folder)? {
+        let inner = inner?;
+        if !inner.file_type()?.is_dir() {
+            return Err(stray(&inner.path()));
+        }
+        for file in fs::read_dir(inner.path())? {
+            let file = file?;
+            let path = file.path();
             let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
-            if !is_digest(&name) || place(dir, &name) != path {
-                let path = path.display().to_string();
-                return Err(io::Error::new(io::ErrorKind::InvalidData, path));
+            if !is_digest(&name) || place(dir, &name) != path || !file.file_type()?.is_file() {
+                return Err(stray(&path));
             }
             all.push(name);
         }

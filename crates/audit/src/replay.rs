@@ -10,7 +10,9 @@
 //!    them again (Rebello et al., "Can Applications Recover from fsync Failures?", ATC'20).
 
 use crate::disk::{Disk, PRIVATE};
-use crate::wal::{BadFrame, Claim, Frame, FrameReader, Segment, claimed, is_whole, segments_on};
+use crate::wal::{
+    BadFrame, Claim, Frame, FrameReader, SEGMENT_BYTES, Segment, claimed, is_whole, segments_on,
+};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -38,6 +40,18 @@ fn any_frame(rest: &[u8], wanted: impl Fn(&Claim) -> bool) -> bool {
     false
 }
 
+/// The longest end that a cut-off write can leave: what was not synced is never twice a segment.
+/// One that is longer was put there.
+const TORN_BYTES_MAX: u64 = 2 * SEGMENT_BYTES;
+
+/// The bytes from `offset` to the end; `None` where they are more than any write leaves.
+fn torn_end(disk: &dyn Disk, path: &Path, offset: u64) -> io::Result<Option<Vec<u8>>> {
+    if disk.length(path)?.saturating_sub(offset) > TORN_BYTES_MAX {
+        return Ok(None);
+    }
+    read_from(disk, path, offset).map(Some)
+}
+
 fn is_behind(seq: u64, due: u64) -> bool {
     seq > due && seq - due < SEQ_WINDOW
 }
@@ -52,7 +66,7 @@ fn synced_frame_behind(rest: &[u8], due: u64) -> bool {
 /// reads, for a write was cut off there: no whole frame stands there or behind. Number `due` was
 /// due. A recorder goes further ([`replay`]) and sets aside whatever nobody says was synced.
 pub(crate) fn is_torn(disk: &dyn Disk, path: &Path, offset: u64, due: u64) -> io::Result<bool> {
-    let rest = read_from(disk, path, offset)?;
+    let Some(rest) = torn_end(disk, path, offset)? else { return Ok(false) };
     // One too long for a record was put there whole, by no recorder and no power cut.
     Ok(!is_whole(&rest) && !any_frame(&rest, |claim| is_behind(claim.seq, due)))
 }
@@ -173,10 +187,9 @@ pub fn replay(
         found.last = Some((segment.clone(), offset));
         let is_last = i + 1 == all.len();
         if let Some(why) = bad {
-            let rest = read_from(disk, &segment.path, offset).map_err(io_at(&segment.path))?;
-            if !is_last || synced_frame_behind(&rest, due) {
-                return Err(damaged(offset, why));
-            }
+            let rest = torn_end(disk, &segment.path, offset).map_err(io_at(&segment.path))?;
+            let rest = rest.filter(|rest| is_last && !synced_frame_behind(rest, due));
+            let Some(rest) = rest else { return Err(damaged(offset, why)) };
             let bytes = rest.len() as u64;
             found.torn = Some(Torn { segment: segment.clone(), offset, seq: due, bytes });
         }

@@ -112,13 +112,16 @@ pub fn push_entry(bundle: &mut Vec<u8>, entry: &[u8]) {
     bundle.extend(entry);
 }
 
-/// Splits a bundle into its entries; `None` when it does not come out even.
+/// Splits a bundle into its entries; `None` when it does not come out even, or has too many.
 #[must_use]
 pub fn split_bundle(mut bundle: &[u8]) -> Option<Vec<&[u8]>> {
     let mut entries = Vec::new();
     while !bundle.is_empty() {
         let (len, rest) = bundle.split_first_chunk::<2>()?;
         let (entry, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))?;
+        if entries.len() == TILE_WIDTH {
+            return None;
+        }
         entries.push(entry);
         bundle = rest;
     }

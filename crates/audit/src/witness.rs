@@ -31,7 +31,7 @@ pub(crate) fn replace(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<(
     use std::io::Write;
     // Two processes may do so at once; the later one stands then, whole.
     let new = path.with_extension(format!("{}.new", std::process::id()));
-    let mut file = std::fs::File::create(&new)?;
+    let mut file = crate::disk::create_anew(&new)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&new, path)?;

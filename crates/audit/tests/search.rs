@@ -20,6 +20,11 @@ fn session(n: u64) -> SessionId {
     SessionId::mint(n, 7)
 }
 
+/// Longer than an index has it, and cut there within a character.
+fn long_path() -> String {
+    format!("/w/{}", "é".repeat(300))
+}
+
 /// Records of some sessions, agents, users, hosts and files, mixed by a seed.
 fn record(seed: &mut Seed, n: u64) -> Record {
     let of = seed.below(12);
@@ -39,7 +44,10 @@ fn record(seed: &mut Seed, n: u64) -> Record {
         2 => Body::ProcessImage {
             exec: n,
             pid: 7,
-            image: Some(format!("/usr/bin/tool-{}", seed.below(9))),
+            image: Some(match seed.below(10) {
+                9 => long_path(),
+                tool => format!("/usr/bin/tool-{tool}"),
+            }),
             unseen: None,
         },
         3 => Body::Message {
@@ -131,6 +139,7 @@ fn queries() -> Vec<Query> {
         of(|q| q.file = Some("/usr/bin/tool-4".into())),
         of(|q| q.file = Some("/usr/bin/".into())),
         of(|q| q.file = Some("/usr/bin".into())),
+        of(|q| q.file = Some(long_path())),
         of(|q| (q.from_ms, q.to_ms) = (Some(1_767_225_610_000), Some(1_767_225_620_000))),
         of(|q| {
             q.session = Some(session(8).as_str().into());

@@ -19,6 +19,8 @@ use crate::home::Home;
 use crate::world::now_ms;
 use audit::cosign::WitnessKey;
 use audit::http::Url;
+use audit::note::NOTE_BYTES_MAX;
+use audit::source::read_file;
 use audit::witness::{FOLDER, Outcome, Policy, Round, Target, round};
 use model::{Body, Durability, Record, RecordSinkExt};
 use policy::Config;
@@ -163,7 +165,8 @@ struct State {
 impl State {
     /// A file that says nothing is as good as none: then the next round is news.
     fn read(folder: &Path) -> Self {
-        let text = fs::read_to_string(folder.join(STATE)).unwrap_or_default();
+        let text = read_file(&folder.join(STATE), NOTE_BYTES_MAX).ok().flatten();
+        let text = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
         let words: Vec<&str> = text.split_whitespace().collect();
         match words[..] {
             [reached, recorded, size] => Self {
@@ -244,7 +247,7 @@ impl Work {
 
     /// The newest head as it stands in its file.
     fn head(&self) -> Option<Vec<u8>> {
-        fs::read(self.audit.join("checkpoint")).ok()
+        read_file(&self.audit.join("checkpoint"), NOTE_BYTES_MAX).ok().flatten()
     }
 
     fn round(&mut self, dialer: &Dialer) -> Done<()> {

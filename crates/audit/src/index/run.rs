@@ -12,7 +12,7 @@
 //! 2. Numbers count from the run's first record.
 
 use super::terms::Terms;
-use crate::disk::open_file;
+use crate::disk::{create_anew, open_file};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -141,7 +141,7 @@ impl Builder {
     pub(crate) fn write(self, folder: &Path, last_leaf: [u8; 32]) -> io::Result<PathBuf> {
         let name = run_name(self.first, self.count());
         let (new, path) = (folder.join(format!("{name}.new")), folder.join(format!("{name}.idx")));
-        let mut file = BufWriter::new(File::create(&new)?);
+        let mut file = BufWriter::new(create_anew(&new)?);
         file.write_all(&[0; HEADER_BYTES])?;
         let mut terms: Vec<(Vec<u8>, Postings)> = self.terms.into_iter().collect();
         terms.sort_unstable_by(|a, b| a.0.cmp(&b.0));

@@ -118,7 +118,8 @@ fn numbers(run: &Run, about: About, wanted: &str, is: Is) -> io::Result<Vec<u32>
     let mut all = Vec::new();
     for term in run.terms(&prefix)? {
         let text = std::str::from_utf8(&term.text[1..]).unwrap_or_default();
-        let cut = term.text.len() > super::terms::TERM_BYTES_MAX;
+        // Cut between two characters, it is up to three bytes shorter than it might be.
+        let cut = term.text.len() + 3 > super::terms::TERM_BYTES_MAX;
         if cut || is(wanted, text) {
             all.extend(run.postings(&term)?);
         }

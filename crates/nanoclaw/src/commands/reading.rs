@@ -9,7 +9,7 @@ mod when;
 
 pub(crate) use prune::{WORD as PRUNE, role as prune_role};
 
-use super::audit::unread;
+use super::audit::{failed, unread};
 use crate::args::{ReadingCommand, Which};
 use crate::failure::{Failure, Result};
 use crate::home::Home;
