@@ -22,7 +22,7 @@ use audit::http::Url;
 use audit::note::NOTE_BYTES_MAX;
 use audit::source::read_file;
 use audit::witness::{FOLDER, Outcome, Policy, Round, Target, round};
-use model::{Body, Durability, Record, RecordSinkExt};
+use model::{Body, Durability, Record, RecordSink, RecordSinkExt};
 use policy::Config;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox::role::{RoleWalls, confine, detach};
@@ -81,13 +81,34 @@ impl Drop for Running {
     }
 }
 
-/// Says what the last round came to, if too few signed, and starts the process.
-pub(crate) fn start(home: &Home, config: &Config) -> Result<Option<Running>> {
+/// Says what the last round came to, if too few signed, puts on record what no recorder was there
+/// for, and starts the process.
+pub(crate) fn start(
+    home: &Home,
+    config: &Config,
+    sink: &dyn RecordSink,
+) -> Result<Option<Running>> {
     if policy(config)?.is_none() {
         return Ok(None);
     }
-    let state = State::read(&home.audit().join(FOLDER));
-    if state.known && !state.reached {
+    let folder = home.audit().join(FOLDER);
+    let mut state = State::read(&folder);
+    // Sessions are often over before the process has looked for anything.
+    if let Some(body) = state.body.clone().filter(|_| !state.recorded) {
+        let record = Record { time_ms: now_ms(), session: None, agent: None, turn: None, body };
+        let told = sink.append(record, Durability::Durable);
+        told.map_err(|e| Failure::new(crate::failure::Kind::Audit, e))?;
+        state.recorded = true;
+        // Unwritten it is recorded once more, which is no loss.
+        drop(state.write(&folder));
+    }
+    if state.contradicted() {
+        crate::ui::note(format!(
+            "warning: A WITNESS KNOWS ANOTHER HISTORY of this log (head of {} records); \
+             `nanoclaw witness submit` tells which",
+            state.size
+        ));
+    } else if state.known && !state.reached {
         crate::ui::note(format!(
             "warning: too few witnesses have signed the record's last head ({}); \
              `nanoclaw witness submit` tells why",
@@ -148,18 +169,20 @@ fn prepared(home: &Path) -> Done<Work> {
         ],
     })?;
     let state = State::read(&folder);
-    Ok(Work { home: home.to_owned(), audit, folder, policy, state, last: None })
+    Ok(Work { home: home.to_owned(), audit, folder, policy, state })
 }
 
 /// What the last round came to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct State {
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct State {
     /// Whether there was one.
     known: bool,
     reached: bool,
     /// Whether that it came to this is on record.
     recorded: bool,
     size: u64,
+    /// What is to be, or was, on record of it.
+    body: Option<Body>,
 }
 
 impl State {
@@ -167,27 +190,59 @@ impl State {
     fn read(folder: &Path) -> Self {
         let text = read_file(&folder.join(STATE), NOTE_BYTES_MAX).ok().flatten();
         let text = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
-        let words: Vec<&str> = text.split_whitespace().collect();
+        let (first, second) = text.split_once('\n').unwrap_or((&text, ""));
+        let words: Vec<&str> = first.split_whitespace().collect();
         match words[..] {
             [reached, recorded, size] => Self {
                 known: true,
                 reached: reached == "reached",
                 recorded: recorded == "recorded",
                 size: size.parse().unwrap_or(0),
+                body: told(second),
             },
             _ => Self::default(),
         }
+    }
+
+    /// Whether a witness knew another history then.
+    fn contradicted(&self) -> bool {
+        matches!(self.body, Some(Body::Cosigning { contradicted: true, .. }))
+    }
+
+    /// A round is news where it came to something else than the one before.
+    fn take(&mut self, round: &Round) {
+        let contradicts = |o: &Outcome| matches!(o, Outcome::Contradicts(_));
+        let contradicted = round.said.iter().any(|(_, o)| contradicts(o));
+        let reached = round.reached();
+        if !self.known || (reached, contradicted) != (self.reached, self.contradicted()) {
+            (self.recorded, self.body) = (false, Some(body(round, contradicted)));
+        }
+        (self.known, self.reached, self.size) = (true, reached, round.size);
     }
 
     fn write(&self, folder: &Path) -> io::Result<()> {
         let reached = if self.reached { "reached" } else { "missed" };
         let recorded = if self.recorded { "recorded" } else { "unrecorded" };
         let new = folder.join("state.new");
-        let mut file = File::create(&new)?;
-        writeln!(file, "{reached} {recorded} {}", self.size)?;
+        match fs::remove_file(&new) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        // A link there would lead elsewhere.
+        let mut file = File::create_new(&new)?;
+        let body = self.body.as_ref().map(serde_json::to_string).transpose()?.unwrap_or_default();
+        writeln!(file, "{reached} {recorded} {}\n{body}", self.size)?;
         file.sync_all()?;
         fs::rename(new, folder.join(STATE))
     }
+}
+
+/// Takes over what a round came to, and writes it.
+pub(crate) fn came_to(folder: &Path, round: &Round) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let mut state = State::read(folder);
+    state.take(round);
+    state.write(folder)
 }
 
 struct Work {
@@ -196,8 +251,6 @@ struct Work {
     folder: PathBuf,
     policy: Policy,
     state: State,
-    /// What the last round of this process came to.
-    last: Option<Round>,
 }
 
 impl Work {
@@ -252,27 +305,21 @@ impl Work {
 
     fn round(&mut self, dialer: &Dialer) -> Done<()> {
         let Some(round) = round(&self.audit, &self.policy, dialer)? else { return Ok(()) };
-        let reached = round.reached();
-        let news = !self.state.known || reached != self.state.reached;
-        self.state.recorded &= !news;
-        (self.state.known, self.state.reached, self.state.size) = (true, reached, round.size);
+        self.state.take(&round);
         self.state.write(&self.folder)?;
-        self.last = Some(round);
         self.record();
         Ok(())
     }
 
-    /// Puts on record what is not yet. When no recorder is there it stays to be recorded: the next
-    /// process begins with a round.
+    /// Puts on record what is not yet. When no recorder is there the next session does ([`start`]).
     fn record(&mut self) {
-        let Some(round) = self.last.as_ref().filter(|_| !self.state.recorded) else { return };
+        let Some(body) = self.state.body.clone().filter(|_| !self.state.recorded) else { return };
         let none = || Err(io::Error::other("no recorder runs"));
         if !audit::socket_path(&self.home).exists() {
             return;
         }
         let Ok(client) = audit::Client::connect(&self.home, "cosigner", none) else { return };
-        let record =
-            Record { time_ms: now_ms(), session: None, agent: None, turn: None, body: body(round) };
+        let record = Record { time_ms: now_ms(), session: None, agent: None, turn: None, body };
         if client.append(record, Durability::Durable).is_ok() {
             self.state.recorded = true;
             // Unwritten it is recorded once more, which is no loss.
@@ -281,15 +328,20 @@ impl Work {
     }
 }
 
-fn body(round: &Round) -> Body {
-    let contradicts = |o: &Outcome| matches!(o, Outcome::Contradicts(_));
+/// What stands in the file; its writer meets strangers' bytes, so it is of this kind or nothing.
+fn told(line: &str) -> Option<Body> {
+    let body = serde_json::from_str(line).ok()?;
+    matches!(body, Body::Cosigning { .. }).then_some(body)
+}
+
+fn body(round: &Round, contradicted: bool) -> Body {
     Body::Cosigning {
         reached: round.reached(),
         size: round.size,
         needed: round.needed as u64,
         cosigned: round.cosigned().into_iter().map(str::to_owned).collect(),
         failed: round.failed().iter().map(|(name, why)| format!("{name}: {why}")).collect(),
-        contradicted: round.said.iter().any(|(_, o)| contradicts(o)),
+        contradicted,
     }
 }
 

@@ -49,7 +49,7 @@ impl Product {
         let recorder = Arc::new(recorder(&home, role)?);
         let sink = Arc::new(Tracked::new(Arc::clone(&recorder) as Arc<dyn RecordSink>));
         // Who puts its heads before the witnesses, if any are named; nothing waits for it.
-        let cosigning = crate::cosigning::start(&home, &config)?;
+        let cosigning = crate::cosigning::start(&home, &config, sink.as_ref())?;
         // 4. Who starts servers of tools, when the gateway asks for one.
         let servers = Servers::new(home.clone(), spawner.clone(), Arc::clone(&sink));
         let servers = Arc::new(servers);

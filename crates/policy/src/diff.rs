@@ -112,7 +112,7 @@ fn limits(old: &ResolvedAgent, new: &ResolvedAgent) -> Vec<String> {
     let mut lines = Vec::new();
     let mut more = |what: &str, old: u64, new: u64, show: &dyn Fn(u64) -> String| {
         if new > old {
-            lines.push(format!("{what} up to {}, where it was {}", show(new), show(old)));
+            lines.push(format!("{what} up to {}, beyond {}", show(new), show(old)));
         }
     };
     let plain = |n: u64| n.to_string();
@@ -140,10 +140,10 @@ fn limits(old: &ResolvedAgent, new: &ResolvedAgent) -> Vec<String> {
     type Show = fn(u64) -> String;
     let mut spend = |what: &str, old: Option<u64>, new: Option<u64>, show: Show| match (old, new) {
         (Some(old), Some(new)) if new > old => {
-            lines.push(format!("{what} up to {}, where it was {}", show(new), show(old)));
+            lines.push(format!("{what} up to {}, beyond {}", show(new), show(old)));
         }
         (Some(old), None) => {
-            lines.push(format!("{what} without limit, where it was {}", show(old)));
+            lines.push(format!("{what} without limit, beyond {}", show(old)));
         }
         _ => {}
     };

@@ -120,11 +120,11 @@ fn each_kind_of_grant_is_told_in_words() {
         ),
         ("[env]\nA='x'", "[env]\nA='y'", "environment variable A with another value"),
         ("[tools]\nallow=['bash']", "[tools]\nallow=['bash', 'grep']", "tool grep"),
-        ("[budget]\nusd_per_day=1", "", "models a day without limit, where it was 1.00 USD"),
+        ("[budget]\nusd_per_day=1", "", "models a day without limit, beyond 1.00 USD"),
         (
             "[sandbox]\nmemory='64MiB'\nlimits='fallback'",
             "[sandbox]\nmemory='65MiB'\nlimits='fallback'",
-            "memory up to 65MiB, where it was 64MiB",
+            "memory up to 65MiB, beyond 64MiB",
         ),
         (
             "runtime='command'\ncommand=['x']",

@@ -572,9 +572,9 @@ fn disk_and_time_are_told_and_loosening_them_shows() {
     assert!(told("each sandbox ends after 8h"), "{:?}", with.grants_text);
     let without = resolve("schema = 1\n", &none());
     let gained = diff(&with, &without).gained;
-    assert!(gained.contains(&"disk without limit, where it was 1GiB".to_owned()), "{gained:?}");
+    assert!(gained.contains(&"disk without limit, beyond 1GiB".to_owned()), "{gained:?}");
     assert!(
-        gained.contains(&"each sandbox's time without limit, where it was 8h".to_owned()),
+        gained.contains(&"each sandbox's time without limit, beyond 8h".to_owned()),
         "{gained:?}"
     );
     assert_ne!(with.policy_bytes, without.policy_bytes);

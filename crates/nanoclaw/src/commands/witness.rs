@@ -104,6 +104,9 @@ pub(crate) fn submit(home: &Home, as_json: bool) -> Result<u8> {
         Failure::new(Kind::Missing, "there is no signed log in this home yet")
             .remedy("`nanoclaw run -- true` writes one")
     })?;
+    // The next session has it on record, and warns no more of what is mended.
+    let folder = home.audit().join(audit::witness::FOLDER);
+    crate::cosigning::came_to(&folder, &round).context("what the round came to")?;
     if as_json {
         ui::json_line(&round_json(&round).to_string());
     } else {

@@ -225,3 +225,40 @@ fn a_key_is_replaced_and_strangers_and_witnesses_go_on() {
         }
     }
 }
+
+/// What a round came to after the recorder had left is on record with the next session, however
+/// short, and so is what a person's own round came to.
+#[test]
+fn short_sessions_have_on_record_what_witnesses_said_after_them() {
+    let lab = Lab::mine("short");
+    let (_, key) = some_log(&lab);
+    let file = lab.person().join("w.key");
+    let vkey = lab.run(["witness", "key", "w.example/1", text(&file)]).ok();
+    let vkey = vkey.trim_end();
+    let memory = lab.person().join("memory");
+    let args = ["witness", "serve", "--key", text(&file), "--log", &key, "--state", text(&memory)];
+    let (running, said) = serving(&lab, &args);
+    let url = said["url"].as_str().unwrap().to_owned();
+    let config = format!("schema = 1\n[witnesses.one]\nurl = \"{url}\"\nkey = \"{vkey}\"\n");
+    lab.file(&lab.home().join("nanoclaw.toml"), &config);
+    drop(running);
+    let short = || {
+        let ran = lab.sh(&[], "true");
+        quiet(&lab);
+        ran
+    };
+    short().ok();
+    assert!(short().err().contains("too few witnesses have signed"));
+    let story = lab.story();
+    assert_eq!(story.matches("TOO FEW witnesses sign this log").count(), 1, "{story}");
+    let address = url.strip_prefix("http://").unwrap();
+    let mut again = lab.nanoclaw(args);
+    again.args(["--listen", address, "--json"]);
+    let running = start(again);
+    running.wait_for_output("\n");
+    lab.run(["witness", "submit"]).ok();
+    let next = short();
+    assert!(!next.err().contains("too few"), "{next}");
+    let story = lab.story();
+    assert_eq!(story.matches("Enough witnesses sign this log").count(), 1, "{story}");
+}
