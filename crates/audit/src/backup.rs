@@ -35,7 +35,7 @@ const TRIES: usize = 5;
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// The folder has something in it.
-    #[error("{} is not empty; a backup is made into a new folder", .0.display())]
+    #[error("{} is no empty folder; a backup is made into a new one", .0.display())]
     NotEmpty(PathBuf),
     /// There is no log.
     #[error("there is no log in {}", .0.display())]
@@ -83,6 +83,9 @@ pub fn backup(dir: &Path, to: &Path) -> Result<Backup, BackupError> {
         other => other.map_err(at(&dir.join("vkey")))?,
     };
     let vkey = String::from_utf8_lossy(&vkey);
+    if to.exists() && !to.is_dir() {
+        return Err(BackupError::NotEmpty(to.to_owned()));
+    }
     DirBuilder::new().recursive(true).mode(0o700).create(to).map_err(at(to))?;
     if fs::read_dir(to).map_err(at(to))?.next().is_some() {
         return Err(BackupError::NotEmpty(to.to_owned()));

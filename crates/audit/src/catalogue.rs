@@ -168,7 +168,8 @@ always with `texts = \"beside\"` under `[audit]` in `nanoclaw.toml`. The field i
 and the SHA-256 of a salt and the text, and so does the field with the bare digest, which would \
 let a reader try guesses. `audit erase` removes
 such texts: it puts the erasure on record first, and every proof stays valid. At most 40 KiB of a \
-text are kept. An
+text are kept, and of a result the
+first 4 KiB (`summary`), as the agent tells it, with the length of the whole (`bytes`). An
 approval's answer repeats `shown_sha256` as its question has it, bare or salted.
 
 **The same facts in other vocabularies.**

@@ -14,9 +14,8 @@ pub(super) fn backup(dir: &Path, to: &Path, as_json: bool) -> Result<u8> {
         BackupError::NoLog(_) => {
             Failure::new(Kind::Missing, &e).remedy("`nanoclaw run -- true` writes one")
         }
-        BackupError::Io { .. } => {
-            Failure::new(Kind::Unreadable, &e).remedy("what was copied is no backup; remove it")
-        }
+        BackupError::Io { .. } => Failure::new(Kind::Unreadable, &e)
+            .remedy("no backup was made; what was copied to a new folder, if anything, is none"),
         BackupError::NotIntact(_) => Failure::new(Kind::Audit, &e)
             .remedy("`nanoclaw audit verify` tells whether the log itself is; keep both"),
     })?;
