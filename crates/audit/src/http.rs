@@ -6,15 +6,18 @@
 //! ```
 //!
 //! 1. What two parsers may read differently is refused: one length, no coded bodies in requests.
-//! 2. Heads, bodies, connections and waiting are bounded on both sides.
+//! 2. Heads, bodies, fields behind them, connections, waiting, and an exchange as a whole are
+//!    bounded on both sides.
 //! 3. No redirect is followed and no coding undone: an answer is what was asked for, or an error.
 
 mod client;
 mod head;
+mod pace;
 mod server;
 
 pub use client::{Dial, Plain, Remote, Stream, Url, UrlError, post};
 pub use head::{Framing, HEAD_BYTES_MAX, Request, Response, parse_request, parse_response};
+pub use pace::{Pace, Paced, Patience};
 pub use server::{Answer, Content, Limits, Service, run};
 
 use std::io::{self, Read};

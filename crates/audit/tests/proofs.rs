@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::{Temp, append, entry, make_log, served};
+use common::{Hasty, Temp, append, behaves, entry, make_log, served};
 use nanoclaw_audit::cosign::{Quorum, WitnessSigner};
-use nanoclaw_audit::http::{Plain, Remote, Url};
+use nanoclaw_audit::http::{Patience, Plain, Remote, Url};
 use nanoclaw_audit::log::{Log, Options};
 use nanoclaw_audit::note::{Signer, Verifier};
 use nanoclaw_audit::proof::{self, Proof, ProofError};
@@ -13,11 +13,12 @@ use nanoclaw_audit::scan::{Relation, relate, scan};
 use nanoclaw_audit::serve::Serve;
 use nanoclaw_audit::source::{Folder, Source, checkpoint};
 use nanoclaw_audit::tiler::SignAfter;
+use nanoclaw_audit::verify::Sort;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn key(dir: &Path) -> Verifier {
     Verifier::parse(fs::read_to_string(dir.join("vkey")).unwrap().trim_end()).unwrap()
@@ -273,4 +274,82 @@ fn who_sends_nothing_and_who_comes_too_many_leave_the_others_unharmed() {
     let again = (0..100)
         .any(|_| raw(&address, "GET /checkpoint HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 200 "));
     assert!(again, "no room after the silent ones were gone");
+}
+
+#[test]
+fn an_address_is_taken_with_the_last_step_that_people_copy_along() {
+    let log = |text: &str| Url::parse(text).unwrap().without("checkpoint");
+    assert_eq!(log("http://h/checkpoint"), Url::parse("http://h").unwrap());
+    assert_eq!(log("http://h/a/checkpoint/"), Url::parse("http://h/a").unwrap());
+    for other in ["http://h/acheckpoint", "http://checkpoint", "http://h/checkpoint/a"] {
+        assert_eq!(log(other), Url::parse(other).unwrap(), "{other}");
+    }
+}
+
+/// What an address' `checkpoint` is, for somebody of that patience.
+fn read_there(address: &str, patience: Patience) -> Result<Option<Vec<u8>>, String> {
+    let dial = Hasty(patience);
+    let remote = Remote::new(Url::parse(address).unwrap(), &dial);
+    remote.read("checkpoint", 20_000).map_err(|finding| {
+        assert_eq!(finding.sort, Sort::Unreadable, "{finding}");
+        finding.what
+    })
+}
+
+#[test]
+fn fields_behind_an_answer_come_to_an_end() {
+    let pieces = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n";
+    let endless = behaves(move |mut stream| {
+        stream.write_all(pieces.as_bytes())?;
+        loop {
+            stream.write_all(b"x: y\r\n")?;
+        }
+    });
+    let said = read_there(&endless, Patience::default()).unwrap_err();
+    assert!(said.contains("too much follows"), "{said}");
+    let one_line = behaves(move |mut stream| {
+        stream.write_all(pieces.as_bytes())?;
+        loop {
+            stream.write_all(&[b'x'; 100])?;
+        }
+    });
+    let said = read_there(&one_line, Patience::default()).unwrap_err();
+    assert!(said.contains("too much follows"), "{said}");
+    let some = behaves(move |mut stream| {
+        stream.write_all(pieces.as_bytes())?;
+        let fields = format!("one: {}\r\n", "x".repeat(1_000)).repeat(8);
+        stream.write_all(format!("{fields}\r\n").as_bytes())
+    });
+    assert_eq!(read_there(&some, Patience::default()), Ok(Some(b"abc".to_vec())));
+}
+
+#[test]
+fn an_answer_that_drips_is_given_up_and_a_slow_large_one_is_not() {
+    let (silence, exchange) = (Duration::from_secs(20), Duration::from_millis(500));
+    let hasty = Patience { silence, exchange, bytes_per_second: 1_000 };
+    for head in ["Content-Length: 5000", "Transfer-Encoding: chunked", "Connection: close"] {
+        let drips = behaves(move |mut stream| {
+            stream.write_all(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n").as_bytes())?;
+            loop {
+                stream.write_all(b"1")?;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        let begun = Instant::now();
+        let said = read_there(&drips, hasty).unwrap_err();
+        assert!(said.contains("takes too long") || said.contains("in time"), "{head}: {said}");
+        // By silence nothing ends here, and by length only after minutes.
+        assert!(begun.elapsed() < Duration::from_secs(10), "{head}: {:?}", begun.elapsed());
+    }
+    let slow = behaves(|mut stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 20000\r\n\r\n")?;
+        for _ in 0..50 {
+            stream.write_all(&[b'x'; 400])?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    });
+    let begun = Instant::now();
+    assert_eq!(read_there(&slow, hasty), Ok(Some(vec![b'x'; 20_000])));
+    assert!(begun.elapsed() > exchange);
 }

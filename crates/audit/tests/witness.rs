@@ -4,15 +4,17 @@
 
 mod common;
 
-use common::{Temp, append, entry, make_log, served};
+use common::{Hasty, Temp, append, behaves, entry, make_log, served};
 use nanoclaw_audit::cosign::{Quorum, WitnessKey, WitnessSigner};
-use nanoclaw_audit::http::{Plain, Url, post};
+use nanoclaw_audit::http::{Dial, Pace, Patience, Plain, Stream, Url, post};
 use nanoclaw_audit::log::Log;
 use nanoclaw_audit::merkle::{consistency_proof, leaf_hash, subtree_root};
 use nanoclaw_audit::note::Signer;
 use nanoclaw_audit::witness::{AddCheckpoint, Keeper, Outcome, Policy, Target, Verdict, round};
 use std::fs;
+use std::io::Write;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Time by the witness' clock in these tests, seconds since 1970.
 const NOW: u64 = 1_790_000_000;
@@ -262,4 +264,80 @@ fn a_quorum_counts_a_witness_once_and_a_log_s_key_never() {
     // The log's own signature under the witness' name is no cosignature.
     let note = log.sign(1, [1; 32]);
     assert_eq!(key.cosigned(note.as_bytes()), Ok(None));
+}
+
+#[test]
+fn a_witness_that_drips_holds_no_other_up_and_is_left() {
+    let (dir, memory) = (Temp::new("drips"), Temp::new("honest"));
+    make_log(&dir.0, 20);
+    let (url, key) = witness_of(&dir.0, &memory.0, "w.example/1", 1);
+    let evil_key = WitnessSigner::from_seed("w.example/2", [2; 32]).unwrap().key().clone();
+    let (tell, left) = std::sync::mpsc::channel();
+    let evil = behaves(move |mut stream| {
+        let mut drip = || {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")?;
+            loop {
+                stream.write_all(b"x")?;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        };
+        let ended: std::io::Result<()> = drip();
+        tell.send(()).unwrap();
+        ended
+    });
+    let all = vec![target(&evil, &evil_key), target(&url, &key)];
+    let policy = Policy::new(all, 1).unwrap();
+    let exchange = Duration::from_secs(2);
+    let hasty = Hasty(Patience { exchange, ..Patience::default() });
+    let begun = Instant::now();
+    let said = round(&dir.0, &policy, &hasty).unwrap().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!((said.reached(), said.cosigned()), (true, vec!["w.example/1"]));
+    assert!(matches!(&said.said[0].1, Outcome::Unreachable(_)), "{said:?}");
+    let kept = fs::read(dir.0.join("witness/cosigned")).unwrap();
+    assert_eq!(Quorum::new(vec![key], 1).unwrap().cosigners(&kept).unwrap().len(), 1);
+    // What still asked it has ended too.
+    left.recv_timeout(Duration::from_secs(20)).unwrap();
+}
+
+/// Finds no way to the address with that port, for longer than any test runs: as a search for a
+/// host's address may, which nothing can break off.
+#[derive(Clone)]
+struct Stuck(u16);
+
+impl Dial for Stuck {
+    fn dial(&self, url: &Url, pace: &Pace) -> std::io::Result<Box<dyn Stream>> {
+        if url.port == self.0 {
+            std::thread::sleep(Duration::from_secs(3_600));
+        }
+        Plain.dial(url, pace)
+    }
+
+    fn patience(&self) -> Patience {
+        Patience { exchange: Duration::from_secs(2), ..Patience::default() }
+    }
+}
+
+#[test]
+fn a_round_ends_without_the_late_and_has_kept_the_others_before() {
+    let (dir, memory) = (Temp::new("late"), Temp::new("honest"));
+    make_log(&dir.0, 20);
+    let (url, key) = witness_of(&dir.0, &memory.0, "w.example/1", 1);
+    let late = WitnessSigner::from_seed("w.example/2", [2; 32]).unwrap().key().clone();
+    let all = vec![target("http://127.0.0.1:9", &late), target(&url, &key)];
+    let policy = Policy::new(all, 1).unwrap();
+    let cosigned = dir.0.join("witness/cosigned");
+    let begun = Instant::now();
+    let said = std::thread::scope(|scope| {
+        let asks = scope.spawn(|| round(&dir.0, &policy, &Stuck(9)).unwrap().unwrap());
+        while !cosigned.exists() && !asks.is_finished() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!asks.is_finished(), "the signature was kept at the end only");
+        asks.join().unwrap()
+    });
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!((said.reached(), said.cosigned()), (true, vec!["w.example/1"]));
+    let failed = said.failed();
+    assert!(failed.len() == 1 && failed[0].1.contains("not answered within 2 s"), "{failed:?}");
 }

@@ -62,6 +62,8 @@ pub(crate) fn policy(config: &Config) -> Result<Option<Policy>> {
             Failure::usage(format!("[witnesses.{}] {what}: {e}", witness.name))
         };
         let url = Url::parse(&witness.url).map_err(|e| bad("url", &e))?;
+        // So it stands in what `witness serve` prints.
+        let url = url.without("add-checkpoint");
         let key = WitnessKey::parse(&witness.key).map_err(|e| bad("key", &e))?;
         targets.push(Target { url, key });
     }

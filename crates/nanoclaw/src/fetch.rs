@@ -1,15 +1,16 @@
 //! Connections that the person at the terminal asked for: to a served log, and to witnesses.
 
-use audit::http::{Dial, Stream, Url};
+use audit::http::{Dial, Pace, Stream, Url};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::io;
 use std::sync::{Arc, OnceLock};
 
 /// Dials `http`, and `https` with the system's certificates.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Dialer {
-    config: OnceLock<Arc<ClientConfig>>,
+    /// The certificates, read once for all clones.
+    config: Arc<OnceLock<Arc<ClientConfig>>>,
 }
 
 impl Dialer {
@@ -36,13 +37,13 @@ impl Dialer {
 }
 
 impl Dial for Dialer {
-    fn dial(&self, url: &Url) -> io::Result<Box<dyn Stream>> {
+    fn dial(&self, url: &Url, pace: &Pace) -> io::Result<Box<dyn Stream>> {
         if !url.tls {
-            return Ok(Box::new(url.connect()?));
+            return Ok(Box::new(url.connect(pace)?));
         }
         let name = ServerName::try_from(url.host.clone())
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
         let session = ClientConnection::new(self.config()?, name).map_err(io::Error::other)?;
-        Ok(Box::new(StreamOwned::new(session, url.connect()?)))
+        Ok(Box::new(StreamOwned::new(session, url.connect(pace)?)))
     }
 }

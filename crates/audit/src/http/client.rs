@@ -1,20 +1,20 @@
 //! The other side: files of a log, and a POST to a witness.
 
-use super::head::{Framing, Response, parse_response};
+use super::head::{Framing, HEAD_BYTES_MAX, Response, parse_response};
+use super::pace::{Pace, Paced, Patience};
 use super::read_head;
 use crate::finding::{Finding, Sort, finding};
 use crate::source::Source;
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
-use std::time::Duration;
 
-/// For a connection to be made.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest line of a body in pieces, bytes: a length in hex, and perhaps an extension that means
+/// nothing here.
+const PIECE_LINE_BYTES_MAX: usize = 256;
 
-/// Silence after which nobody waits any longer.
-const SILENCE: Duration = Duration::from_secs(20);
+/// Fields behind a body, bytes of all: as many as a head may have, since they are a head's.
+const TRAILER_BYTES_MAX: usize = HEAD_BYTES_MAX;
 
 /// Both directions of a connection.
 pub trait Stream: Read + Write {}
@@ -23,11 +23,16 @@ impl<T: Read + Write> Stream for T {}
 
 /// Who makes connections.
 pub trait Dial: Sync {
-    /// A connection to where the address says, encrypted if it says `https`.
+    /// A connection to where the address says, encrypted if it says `https`, that keeps the pace.
     ///
     /// # Errors
     /// When there is none.
-    fn dial(&self, url: &Url) -> io::Result<Box<dyn Stream>>;
+    fn dial(&self, url: &Url, pace: &Pace) -> io::Result<Box<dyn Stream>>;
+
+    /// How long the other side is waited for.
+    fn patience(&self) -> Patience {
+        Patience::default()
+    }
 }
 
 /// Dials `http` and nothing else.
@@ -35,12 +40,12 @@ pub trait Dial: Sync {
 pub struct Plain;
 
 impl Dial for Plain {
-    fn dial(&self, url: &Url) -> io::Result<Box<dyn Stream>> {
+    fn dial(&self, url: &Url, pace: &Pace) -> io::Result<Box<dyn Stream>> {
         if url.tls {
             let why = "https is not spoken here";
             return Err(io::Error::new(io::ErrorKind::Unsupported, why));
         }
-        Ok(Box::new(url.connect()?))
+        Ok(Box::new(url.connect(pace)?))
     }
 }
 
@@ -126,30 +131,29 @@ impl Url {
         if usual { host } else { format!("{host}:{}", self.port) }
     }
 
-    /// A connection to it, without encryption.
+    /// The address without that last step of its path, which people copy along.
+    #[must_use]
+    pub fn without(mut self, last: &str) -> Self {
+        let before = self.prefix.strip_suffix(last).and_then(|path| path.strip_suffix('/'));
+        if let Some(path) = before {
+            self.prefix = path.trim_end_matches('/').to_owned();
+        }
+        self
+    }
+
+    /// A connection to it, without encryption, that keeps the pace.
     ///
     /// # Errors
     /// When no address of the host answers in time.
-    pub fn connect(&self) -> io::Result<TcpStream> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-        for address in (self.host.as_str(), self.port).to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-                Ok(stream) => {
-                    stream.set_read_timeout(Some(SILENCE))?;
-                    stream.set_write_timeout(Some(SILENCE))?;
-                    stream.set_nodelay(true)?;
-                    return Ok(stream);
-                }
-                Err(e) => last = e,
-            }
-        }
-        Err(last)
+    pub fn connect(&self, pace: &Pace) -> io::Result<Paced> {
+        pace.connect(&self.host, self.port)
     }
 }
 
 /// A connection and what was read from it beyond the last answer.
 struct Line {
     stream: Box<dyn Stream>,
+    pace: Pace,
     buffer: Vec<u8>,
 }
 
@@ -158,6 +162,10 @@ fn broken(why: &'static str) -> io::Error {
 }
 
 impl Line {
+    fn dial(dial: &dyn Dial, url: &Url, pace: Pace) -> io::Result<Self> {
+        Ok(Self { stream: dial.dial(url, &pace)?, pace, buffer: Vec::new() })
+    }
+
     fn ask(&mut self, request: &[u8], most: u64) -> io::Result<(Response, Vec<u8>)> {
         self.stream.write_all(request)?;
         self.stream.flush()?;
@@ -195,22 +203,24 @@ impl Line {
         Ok(body)
     }
 
-    /// A line's end in the buffer, read until there is one.
-    fn line(&mut self) -> io::Result<String> {
-        /// A length in hex, and perhaps an extension that means nothing here.
-        const LINE_BYTES_MAX: usize = 256;
+    /// A line of at most so many bytes with its end, read until there is one.
+    fn line(&mut self, most: usize, too_long: &'static str) -> io::Result<String> {
         loop {
-            if let Some(end) = self.buffer.windows(2).position(|w| w == b"\r\n") {
+            let end = self.buffer.windows(2).position(|w| w == b"\r\n");
+            if end.map_or(self.buffer.len(), |end| end + 2) > most {
+                return Err(broken(too_long));
+            }
+            if let Some(end) = end {
                 let rest = self.buffer.split_off(end + 2);
                 let mut line = std::mem::replace(&mut self.buffer, rest);
                 line.truncate(end);
-                return String::from_utf8(line).map_err(|_| broken("a piece's length"));
-            }
-            if self.buffer.len() > LINE_BYTES_MAX {
-                return Err(broken("a piece's length"));
+                return String::from_utf8(line).map_err(|_| broken("a line that is no text"));
             }
             let mut piece = [0; 512];
-            let n = self.stream.read(&mut piece)?;
+            let n = match self.stream.read(&mut piece) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            };
             if n == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -218,25 +228,37 @@ impl Line {
         }
     }
 
+    /// Fields after the body mean nothing here, so they are only read to their end.
+    fn trailer(&mut self) -> io::Result<()> {
+        let mut left = TRAILER_BYTES_MAX;
+        loop {
+            let line = self.line(left, "too much follows the body")?;
+            if line.is_empty() {
+                return Ok(());
+            }
+            left -= line.len() + 2;
+        }
+    }
+
     fn pieces(&mut self, most: u64) -> io::Result<Vec<u8>> {
         let mut body = Vec::new();
         loop {
-            let line = self.line()?;
+            let line = self.line(PIECE_LINE_BYTES_MAX, "a piece's length")?;
             let digits = line.split(';').next().unwrap_or_default().trim();
             let hex = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
             let length = hex.then(|| u64::from_str_radix(digits, 16).ok()).flatten();
             let length = length.ok_or_else(|| broken("a piece's length"))?;
             if length == 0 {
-                // Fields after the body mean nothing here.
-                while !self.line()?.is_empty() {}
+                self.trailer()?;
                 return Ok(body);
             }
             if length > most.saturating_sub(body.len() as u64) {
                 return Err(broken("the answer is too long"));
             }
             body.extend(self.exactly(length)?);
-            if !self.line()?.is_empty() {
-                return Err(broken("a piece does not end"));
+            let end = "a piece does not end";
+            if !self.line(PIECE_LINE_BYTES_MAX, end)?.is_empty() {
+                return Err(broken(end));
             }
         }
     }
@@ -269,7 +291,7 @@ pub fn post(
     );
     let mut request = head(url, "POST", path, &more).into_bytes();
     request.extend(body);
-    Line { stream: dial.dial(url)?, buffer: Vec::new() }.ask(&request, most)
+    Line::dial(dial, url, Pace::new(dial.patience(), most))?.ask(&request, most)
 }
 
 /// A log that a server serves as C2SP tlog-tiles.
@@ -288,8 +310,14 @@ impl<'a> Remote<'a> {
 
     fn get(&self, path: &str, most: u64) -> io::Result<(Response, Vec<u8>)> {
         let request = head(&self.url, "GET", path, "Connection: keep-alive\r\n");
-        // The server may have closed a connection that was idle: then once more, on a new one.
+        // The server may have closed a connection that was idle: then once more, on a new one, in
+        // what is left of the time.
         let kept = self.line.borrow_mut().take();
+        let pace = match &kept {
+            Some(line) => line.pace.clone(),
+            None => Pace::new(self.dial.patience(), most),
+        };
+        pace.begin(most);
         let again = kept.and_then(|mut line| {
             let answer = line.ask(request.as_bytes(), most).ok()?;
             Some((line, answer))
@@ -297,7 +325,7 @@ impl<'a> Remote<'a> {
         let (line, answer) = match again {
             Some(found) => found,
             None => {
-                let mut line = Line { stream: self.dial.dial(&self.url)?, buffer: Vec::new() };
+                let mut line = Line::dial(self.dial, &self.url, pace)?;
                 let answer = line.ask(request.as_bytes(), most)?;
                 (line, answer)
             }

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! checkpoint, tiles ─► a thread a witness: POST ─► 409? proof from there, once more ─► line
-//!     └─► lines of all ─► enough? ─► witness/cosigned        not enough ─► said, and on record
+//!     └─► each as it comes ─► enough? ─► witness/cosigned    not enough ─► said, and on record
 //! ```
 //!
 //! 1. Only lines that verify under the witness' known key count.
 //! 2. A witness that knows another history is believed enough to keep its answer as evidence.
 //! 3. Nothing here holds up the log: it has no network, and does not wait for witnesses.
+//! 4. No witness holds up another: what one has said is kept as soon as it says it, and who is
+//!    late is as good as not there.
 
 use super::request::AddCheckpoint;
 use super::{COSIGNED, FOLDER, replace};
@@ -23,7 +25,10 @@ use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// Longest answer of a witness read, bytes: some signature lines.
 const ANSWER_BYTES_MAX: u64 = 16 << 10;
@@ -122,11 +127,15 @@ impl Round {
 }
 
 /// Puts the newest head of the log in `dir` before all witnesses at once, and keeps what they say.
-/// `None` when the log has no head yet.
+/// Who has not answered within the time of one exchange counts as unreachable; what still asks it
+/// ends by its own time. `None` when the log has no head yet.
 ///
 /// # Errors
 /// When the log's own files cannot be read, or what was said cannot be kept.
-pub fn round(dir: &Path, policy: &Policy, dial: &dyn Dial) -> Result<Option<Round>, Finding> {
+pub fn round<D>(dir: &Path, policy: &Policy, dial: &D) -> Result<Option<Round>, Finding>
+where
+    D: Dial + Clone + Send + 'static,
+{
     let source = Folder(dir.to_owned());
     if source.read("checkpoint", crate::note::NOTE_BYTES_MAX)?.is_none() {
         return Ok(None);
@@ -139,36 +148,100 @@ pub fn round(dir: &Path, policy: &Policy, dial: &dyn Dial) -> Result<Option<Roun
     let folder = dir.join(FOLDER);
     DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(io_finding(&folder))?;
     let mut sizes = sizes(&folder)?;
-    let said: Vec<Outcome> = thread::scope(|scope| {
-        let ask = |target: &Target| {
-            let known = sizes.get(&target.key.vkey()).copied().unwrap_or(0).min(head.size);
-            let (target, note, head) = (target.clone(), note.clone(), head.clone());
-            scope.spawn(move || submit(&target, dial, &Folder(dir.to_owned()), &note, &head, known))
-        };
-        let asked: Vec<_> = policy.targets.iter().map(ask).collect();
-        let lost = |_| Outcome::Unreachable("asking it broke off".into());
-        asked.into_iter().map(|thread| thread.join().unwrap_or_else(lost)).collect()
-    });
-    let mut cosigned = String::from_utf8_lossy(&note).into_owned();
+    let asked = Arc::new(Asked { source, note, head });
+    let wait = dial.patience().exchange;
+    let answers = ask(&asked, policy, dial, &sizes);
+    let said = gather(&answers, wait, policy, &dir.join(COSIGNED), &asked.note)?;
     for (target, said) in policy.targets.iter().zip(&said) {
         match said {
-            Outcome::Cosigned(line, _) => {
-                cosigned.push_str(line);
-                sizes.insert(target.key.vkey(), head.size);
+            Outcome::Cosigned(..) => {
+                sizes.insert(target.key.vkey(), asked.head.size);
             }
-            Outcome::Contradicts(why) => keep(&folder, target, &note, why)?,
+            Outcome::Contradicts(why) => keep(&folder, target, &asked.note, why)?,
             _ => {}
         }
     }
     let names = policy.targets.iter().map(|t| t.key.name().to_owned());
-    let round =
-        Round { size: head.size, needed: policy.quorum.needed(), said: names.zip(said).collect() };
-    if round.reached() {
-        let path = dir.join(COSIGNED);
-        replace(&path, cosigned.as_bytes()).map_err(io_finding(&path))?;
-    }
+    let (size, needed) = (asked.head.size, policy.quorum.needed());
     write_sizes(&folder, &sizes)?;
-    Ok(Some(round))
+    Ok(Some(Round { size, needed, said: names.zip(said).collect() }))
+}
+
+/// What is put before the witnesses.
+struct Asked {
+    source: Folder,
+    note: Vec<u8>,
+    head: Checkpoint,
+}
+
+/// An answer, and which witness' it is.
+type Answer = (usize, Outcome);
+
+/// Asks each witness in a thread of its own, which nobody waits for.
+fn ask<D>(
+    asked: &Arc<Asked>,
+    policy: &Policy,
+    dial: &D,
+    sizes: &BTreeMap<String, u64>,
+) -> Receiver<Answer>
+where
+    D: Dial + Clone + Send + 'static,
+{
+    let (tell, answers) = channel();
+    for (i, target) in policy.targets.iter().enumerate() {
+        let known = sizes.get(&target.key.vkey()).copied().unwrap_or(0).min(asked.head.size);
+        let (asked, target, dial) = (Arc::clone(asked), target.clone(), dial.clone());
+        let answer = tell.clone();
+        let ask = move || {
+            let said = submit(&target, &dial, &asked.source, &asked.note, &asked.head, known);
+            // Nobody hears it when it is late.
+            drop(answer.send((i, said)));
+        };
+        if let Err(e) = thread::Builder::new().name("witness".into()).spawn(ask) {
+            let why = Outcome::Unreachable(format!("it cannot be asked: {e}"));
+            drop(tell.send((i, why)));
+        }
+    }
+    answers
+}
+
+/// Takes answers as they come, for so long. From when enough have signed the signatures are in
+/// the file `cosigned`.
+fn gather(
+    answers: &Receiver<Answer>,
+    wait: Duration,
+    policy: &Policy,
+    cosigned: &Path,
+    note: &[u8],
+) -> Result<Vec<Outcome>, Finding> {
+    let begun = Instant::now();
+    let mut said: Vec<Option<Outcome>> = vec![None; policy.targets.len()];
+    let mut missing = "asking it broke off".to_owned();
+    while said.iter().any(Option::is_none) {
+        let (i, outcome) = match answers.recv_timeout(wait.saturating_sub(begun.elapsed())) {
+            Ok(answer) => answer,
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                missing = format!("it has not answered within {} s", wait.as_secs_f32());
+                break;
+            }
+        };
+        let signed = matches!(outcome, Outcome::Cosigned(..));
+        if let Some(place) = said.get_mut(i) {
+            *place = Some(outcome);
+        }
+        let line = |said: &Option<Outcome>| match said {
+            Some(Outcome::Cosigned(line, _)) => Some(line.clone()),
+            _ => None,
+        };
+        let lines: Vec<String> = said.iter().filter_map(line).collect();
+        if signed && lines.len() >= policy.quorum.needed() {
+            let bytes = [note, lines.concat().as_bytes()].concat();
+            replace(cosigned, &bytes).map_err(io_finding(cosigned))?;
+        }
+    }
+    let late = || Outcome::Unreachable(missing.clone());
+    Ok(said.into_iter().map(|said| said.unwrap_or_else(late)).collect())
 }
 
 /// Asks one witness; `known` is the size that it cosigned last, as far as we know.

@@ -367,3 +367,44 @@ pub fn served_with(
     std::thread::spawn(move || nanoclaw_audit::http::run(&listener, &service, limits));
     address
 }
+
+/// The address of a server that reads each request's head and then does with the connection what
+/// it is told.
+pub fn behaves<F>(what: F) -> String
+where
+    F: Fn(std::net::TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+{
+    use std::io::Read;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let what = std::sync::Arc::new(what);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, what) = (stream.unwrap(), std::sync::Arc::clone(&what));
+            std::thread::spawn(move || {
+                let mut head = [0; 4096];
+                let _ = stream.read(&mut head);
+                let _ = what(stream);
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
+/// Dials without encryption, and waits only so long.
+#[derive(Debug, Clone, Copy)]
+pub struct Hasty(pub nanoclaw_audit::http::Patience);
+
+impl nanoclaw_audit::http::Dial for Hasty {
+    fn dial(
+        &self,
+        url: &nanoclaw_audit::http::Url,
+        pace: &nanoclaw_audit::http::Pace,
+    ) -> std::io::Result<Box<dyn nanoclaw_audit::http::Stream>> {
+        nanoclaw_audit::http::Plain.dial(url, pace)
+    }
+
+    fn patience(&self) -> nanoclaw_audit::http::Patience {
+        self.0
+    }
+}

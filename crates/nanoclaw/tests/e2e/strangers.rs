@@ -86,6 +86,21 @@ fn what_is_served_is_verified_from_elsewhere_and_nothing_else_is_served() {
     assert!(back.contains("rolled back"), "{back}");
     lab.run(["audit", "verify", "http://127.0.0.1:9/x", "--key", &key]).failed(7);
     lab.run(["audit", "verify", "gopher://x", "--key", &key]).failed(2);
+    // The head's address, as it is printed, is the log's; a wrong one speaks against nothing.
+    let (head, wrong) = (format!("{url}/checkpoint"), format!("{url}/foo"));
+    lab.run(["audit", "verify", &head, "--key", &key]).ok();
+    lab.run(["audit", "consistency", text(&old), &head, "--key", &key]).ok();
+    for said in [
+        lab.run(["audit", "verify", &wrong, "--key", &key]),
+        lab.run(["audit", "consistency", text(&old), &wrong, "--key", &key]),
+    ] {
+        assert!(said.failed(3).contains("there is no log at"), "{said}");
+    }
+    // A copy of what is public, without a key.
+    let public = lab.person().join("public");
+    fs::create_dir_all(public.join("tile")).unwrap();
+    fs::copy(&old, public.join("checkpoint")).unwrap();
+    lab.run(["audit", "verify", text(&public)]).failed(2);
     // A tile that is changed while it is served is found from elsewhere.
     let tile = dir.join(format!("tile/0/000.p/{}", report["records"]));
     let mut bytes = fs::read(&tile).unwrap();
@@ -112,6 +127,10 @@ fn heads_are_cosigned_while_programs_run_and_too_few_are_said_and_on_record() {
     let url = said["url"].as_str().unwrap().to_owned();
     let config = format!("schema = 1\n[witnesses.one]\nurl = \"{url}\"\nkey = \"{vkey}\"\n");
     lab.file(&lab.home().join("nanoclaw.toml"), &config);
+    lab.run(["witness", "submit"]).ok();
+    // The address as `witness serve` prints it for people.
+    let printed = config.replace(&url, &format!("{url}/add-checkpoint"));
+    lab.file(&lab.home().join("nanoclaw.toml"), &printed);
     lab.run(["witness", "submit"]).ok();
     let trusted = ["audit", "verify", "--witness", vkey];
     let said = lab.run(trusted).ok();

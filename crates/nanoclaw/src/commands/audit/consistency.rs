@@ -2,7 +2,7 @@
 //! the log, if one of them comes with the tiles that lead from key to key.
 
 use super::failed;
-use super::verify::{cosigners, hex, needed_file, url};
+use super::verify::{cosigners, hex, needed_file, nothing_at, url};
 use crate::args::Trust;
 use crate::failure::{Failure, Kind, Result};
 use crate::fetch::Dialer;
@@ -11,7 +11,7 @@ use audit::Proof;
 use audit::chain::{Chain, follow};
 use audit::cosign::{Cosigner, Quorum, root_text, too_early};
 use audit::http::Remote;
-use audit::note::{Checkpoint, Verifier};
+use audit::note::{Checkpoint, NOTE_BYTES_MAX, Verifier};
 use audit::proof::{HEADER, PROOF_BYTES_MAX};
 use audit::scan::{Relation, relate};
 use audit::source::{Folder, Source, checkpoint, entry};
@@ -37,7 +37,8 @@ fn read<'a>(given: &str, dialer: &'a Dialer) -> Result<Note<'a>> {
     let name = given.to_owned();
     let (note, tiles): (Vec<u8>, Option<Box<dyn Source + 'a>>) = if given.contains("://") {
         let remote = Remote::new(url(given)?, dialer);
-        (checkpoint(&remote).map_err(|e| failed(&e))?, Some(Box::new(remote)))
+        let note = remote.read("checkpoint", NOTE_BYTES_MAX).map_err(|e| failed(&e))?;
+        (note.ok_or_else(|| nothing_at(given))?, Some(Box::new(remote)))
     } else if Path::new(given).is_dir() {
         let folder = Folder(given.into());
         (checkpoint(&folder).map_err(|e| failed(&e))?, Some(Box::new(folder)))

@@ -14,6 +14,7 @@ use crate::ui::{self, Paint};
 use audit::Proof;
 use audit::cosign::{Cosigner, Quorum};
 use audit::http::{Remote, Url};
+use audit::note::NOTE_BYTES_MAX;
 use audit::payload::Kept;
 use audit::proof::{EXTENSION, PROOF_BYTES_MAX, Proven};
 use audit::scan::{Scanned, scan};
@@ -226,7 +227,7 @@ pub(crate) fn verify(
     if target.contains("://") {
         let url = url(target)?;
         let dialer = Dialer::default();
-        return public(&Remote::new(url, &dialer), "this log", trust, as_json);
+        return public(&Remote::new(url, &dialer), Some(target), trust, as_json);
     }
     let path = Path::new(target);
     if path.is_file() {
@@ -238,20 +239,30 @@ pub(crate) fn verify(
             return proofs(&found, trust, entry, as_json);
         }
     }
-    // Without its write-ahead log a folder is a copy of the public part, if somebody brings a key;
-    // without one it is a log that has lost its records.
-    if path.is_dir() && !path.join("wal").exists() && trust.key.is_some() {
+    // Without its write-ahead log a folder is a copy of the public part, if somebody brings a key
+    // or it has none; with its own key alone it is a log that has lost its records.
+    let copied = trust.key.is_some() || !path.join("vkey").exists();
+    if path.is_dir() && !path.join("wal").exists() && copied {
         no_log(path)?;
-        return public(&Folder(path.to_owned()), "this copy", trust, as_json);
+        return public(&Folder(path.to_owned()), None, trust, as_json);
     }
     whole(path, trust, as_json)
 }
 
+/// A log's address; its head's, which `audit serve` prints, is taken for it.
 pub(super) fn url(text: &str) -> Result<Url> {
-    Url::parse(text).map_err(|e| {
+    let url = Url::parse(text).map_err(|e| {
         Failure::usage(format!("{}: {e}", ui::brief(text, 200)))
             .remedy("name a file, a folder, or http://HOST[:PORT][/PATH]")
-    })
+    })?;
+    Ok(url.without("checkpoint"))
+}
+
+/// An address below which no head is: a wrong one, more likely than a log that is gone.
+pub(super) fn nothing_at(address: &str) -> Failure {
+    let cause = format!("there is no log at {}", ui::brief(address, 200));
+    Failure::new(Kind::Missing, cause)
+        .remedy("name the address below which `checkpoint` and `tile/` are")
 }
 
 fn proofs_in(dir: &Path) -> Result<Vec<PathBuf>> {
@@ -269,10 +280,15 @@ fn proofs_in(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The public part of a log, here or elsewhere.
-fn public(source: &dyn Source, what: &str, trust: &Trust, as_json: bool) -> Result<u8> {
+/// The public part of a log, here or at an address.
+fn public(source: &dyn Source, address: Option<&str>, trust: &Trust, as_json: bool) -> Result<u8> {
+    let what = if address.is_some() { "this log" } else { "this copy" };
     let (key, quorum) = (trust.needed(what)?, trust.witnesses()?);
-    let scanned = match scan(source, &key, &quorum) {
+    let head = source.read("checkpoint", NOTE_BYTES_MAX);
+    if let (Some(address), Ok(None)) = (address, &head) {
+        return Err(nothing_at(address));
+    }
+    let scanned = match head.and_then(|_| scan(source, &key, &quorum)) {
         Ok(scanned) => scanned,
         Err(finding) if as_json => {
             ui::line(found_json(&finding));
