@@ -62,11 +62,11 @@ Not: w.example/2: not reached. A WITNESS KNOWS ANOTHER HISTORY OF THIS LOG.
 #40  ERASED by a person: 2 texts of 1 records, 9 bytes (session s1). Their digests stay.
 #41  REMOVED by a person: the records before #7, all older than 1970-01-01 00:00:00.005 UTC. Their \
 hashes stay.
-#42  Files below /mnt/x of the server of tools lab: created a<U+202E>\u{1f600} (4 bytes, link, \
+#42  Files below /mnt/x of the server of tools lab: created \"a<U+202E>\u{1f600}\" (4 bytes, link, \
 sha256 abababababab, while it changed); deleted itself (4 bytes, not read: EACCES).
 #43  The writable mounts after its turn, while programs may have written: /mnt/x: 9 looked at, \
 1 created, 2 changed, 3 deleted, 4 OF THEM NOT NAMED, 5 files not read, 6 FOLDERS NOT LOOKED INTO \
-(deep: too deep). 7 bytes were read.
+(\"deep: too deep\"). 7 bytes were read.
 #44  THE OBSERVERS DISAGREE (execution_without_call, 2 of this kind): /bin/x was executed while no \
 tool call was open. Told by the kernel, not by the agent. See #3, #4.
 ";
@@ -85,6 +85,48 @@ fn every_kind_is_told_in_one_line() {
         .map(|l| l.strip_prefix("2026-01-31 23:59:59.123 UTC  ").unwrap().to_owned() + "\n")
         .collect();
     assert_eq!(told, TOLD);
+}
+
+/// Whatever a program calls its files, no two names read alike and none ends its own quotation.
+#[test]
+fn names_of_files_never_read_alike() {
+    let long = |c: &str, n: usize| c.repeat(n);
+    let names = [
+        "a".to_owned(),
+        "a\"".into(),
+        "a<U+0022>".into(),
+        "a<U+003C>U+0022>".into(),
+        "<U+202E>".into(),
+        "\u{202e}".into(),
+        "<U+003C>U+202E>".into(),
+        "a\" (1 bytes); created \"b".into(),
+        "itself".into(),
+        String::new(),
+        long("q", 200),
+        long("q", 201),
+        long("q", 240) + "1",
+        long("q", 240) + "2",
+        format!("1{}", long("q", 240)),
+        format!("{}x{}", long("q", 150), long("q", 90)),
+        format!("{}y{}", long("q", 150), long("q", 90)),
+        format!("{}\"…\"{}", long("q", 120), long("q", 77)),
+    ];
+    let mut told = std::collections::BTreeSet::new();
+    for name in &names {
+        let mut body = every_kind().into_iter().find(|b| b.kind() == "files_changed").unwrap();
+        if let Body::FilesChanged { changes, .. } = &mut body {
+            changes.truncate(1);
+            changes[0].path.clone_from(name);
+        }
+        let line = line(7, &bare(body));
+        let marks = match name.chars().count() {
+            0 => 0,
+            1..=200 => 2,
+            _ => 4,
+        };
+        assert_eq!(line.matches('"').count(), marks, "{line}");
+        assert!(told.insert(line.clone()), "{line}");
+    }
 }
 
 #[test]

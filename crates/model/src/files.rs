@@ -68,7 +68,7 @@ pub struct MountSeen {
     pub deleted: u64,
     /// Of those three, how many are only counted here, for want of room.
     pub unlisted: u64,
-    /// Files without a digest among those that are listed.
+    /// Files that were to be read and were not: whether their contents changed is not known.
     pub unread: u64,
     /// Folders whose entries were not looked at.
     pub missed: u64,

@@ -107,10 +107,19 @@ pub(crate) fn provider_tool(tool: &str) -> String {
     )
 }
 
+/// How [`unwitnessed`] begins.
+const WITNESS_OFF: &str = "witness OFF: ";
+
+/// Whether a grant, as a session's opening has it, says that nobody watches what it executes.
+#[must_use]
+pub fn says_unwitnessed(grant: &str) -> bool {
+    grant.strip_prefix(LOUD).is_some_and(|rest| rest.starts_with(WITNESS_OFF))
+}
+
 /// What it means that nobody watches.
 pub(crate) fn unwitnessed() -> String {
     format!(
-        "{LOUD}witness OFF: what it executes and which connections it is refused is NOT on record, \
+        "{LOUD}{WITNESS_OFF}what it executes and which connections it is refused is NOT on record, \
          but for what it says itself"
     )
 }

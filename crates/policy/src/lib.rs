@@ -54,7 +54,7 @@ pub use agent_file::{AgentFile, BUILTIN_TOOLS, Instructions, Runtime};
 pub use arguments::{parse_allow, parse_env, parse_memory, parse_mount, parse_timeout};
 pub use budget::format_usd;
 pub use config::{Config, Warning};
-pub use describe::{LOUD, server_grants};
+pub use describe::{LOUD, says_unwitnessed, server_grants};
 pub use diff::{Diff, diff};
 pub use error::{Place, PolicyError, Problem};
 pub use explain::{Explanation, Near, Outcome, explain, unasked};

@@ -1,12 +1,20 @@
 //! Files and findings in words.
 
-use super::quote;
+use super::{quote, visible};
+use crate::merkle::sha256;
 use model::{Body, FileChange, MountSeen};
 
 /// Files named in one line; the record has them all.
 const NAMED_MAX: usize = 20;
 /// Digits of a digest that a person compares.
 const DIGEST_SHOWN: usize = 12;
+/// Characters of a long name that are shown, from its beginning and from its end: a file's own name
+/// stands at the end of its path.
+const NAME_BEGIN: usize = 120;
+const NAME_END: usize = 80;
+/// Digits of the digest that tells long names apart. Whoever picks both names finds two that agree
+/// in 8 digits within a moment, in 32 never.
+const NAME_DIGEST_SHOWN: usize = 32;
 /// The finding that accounts could not be compared: nobody disagrees there, as far as is known.
 const NOT_COMPARED: &str = "not_compared";
 
@@ -59,15 +67,36 @@ pub(super) fn sentence(body: &Body) -> String {
 /// A short story has it only when something was left out.
 pub(super) fn brief_manifest(body: &Body) -> Option<String> {
     let Body::FilesManifest { mounts, .. } = body else { return None };
-    mounts.iter().any(|m| m.missed > 0 || m.unlisted > 0).then(|| sentence(body))
+    mounts.iter().any(|m| m.missed > 0 || m.unlisted > 0 || m.unread > 0).then(|| sentence(body))
 }
 
 fn of(server: Option<&str>) -> String {
     server.map_or(String::new(), |name| format!(" of the server of tools {}", quote(name)))
 }
 
+/// A name that a program chose, so that no two read alike and none reads as anything else: it ends
+/// at its quotation mark, `<U+` always begins a character that is shown by its number, and what a
+/// long name does not show stands as a digest, outside of the marks.
+fn name(text: &str) -> String {
+    let count = text.chars().count();
+    if count <= NAME_BEGIN + NAME_END {
+        return format!("\"{}\"", plain(text));
+    }
+    let begin: String = text.chars().take(NAME_BEGIN).collect();
+    let end: String = text.chars().skip(count - NAME_END).collect();
+    let digest: String = sha256(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+    let (begin, end, digest) = (plain(&begin), plain(&end), &digest[..NAME_DIGEST_SHOWN]);
+    format!("\"{begin}\"…\"{end}\" (name of {count} characters, sha256 {digest})")
+}
+
+/// What a name itself has of the marks it is shown with is shown by number, as is what hides.
+fn plain(text: &str) -> String {
+    let parts: Vec<String> = text.split("<U+").map(visible).collect();
+    parts.join("<U+003C>U+").replace('"', "<U+0022>")
+}
+
 fn change(c: &FileChange) -> String {
-    let path = if c.path.is_empty() { "itself".to_owned() } else { quote(&c.path) };
+    let path = if c.path.is_empty() { "itself".to_owned() } else { name(&c.path) };
     let sort = if c.sort == "file" { String::new() } else { format!(", {}", quote(&c.sort)) };
     let digest = match (&c.sha256, &c.unread) {
         (Some(d), _) => {
@@ -96,7 +125,7 @@ fn seen(m: &MountSeen, compared: bool) -> String {
         }
     }
     if m.missed > 0 {
-        let first: Vec<String> = m.missed_first.iter().map(|name| quote(name)).collect();
+        let first: Vec<String> = m.missed_first.iter().map(|first| name(first)).collect();
         text.push_str(&format!(", {} FOLDERS NOT LOOKED INTO ({})", m.missed, first.join("; ")));
     }
     text

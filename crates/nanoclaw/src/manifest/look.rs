@@ -12,7 +12,7 @@ use super::names::escaped;
 use super::picture::{Marks, Picture, Seen, Sort};
 use aws_lc_rs::digest::{Context, SHA256};
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags, Stat};
-use rustix::fs::{fstat, openat, openat2, readlinkat, statat};
+use rustix::fs::{fstat, fstatfs, openat, openat2, readlinkat, statat};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -48,6 +48,17 @@ const PATH_BYTES_MAX: usize = 3_800;
 /// A file that changed so lately can change again without another time: clocks of file systems
 /// tick every 1 to 10 ms, before Linux 6.13 on all of them.
 const FRESH: Duration = Duration::from_millis(20);
+/// File systems that note the time of a change when a program writes through a mapping, by their
+/// magic number (statfs(2)): the kernel asks each of them before a page of a file becomes writable
+/// (`page_mkwrite`), and again after each write-back. tmpfs and ramfs are never asked, an overlay
+/// has the times of what lies below it, and a server's times are its own affair, so whatever does
+/// not stand here is read instead.
+const NOTING: [u32; 4] = [
+    0xEF53,      // ext2, ext3, ext4
+    0x5846_5342, // xfs
+    0x9123_683E, // btrfs
+    0xF2F5_2010, // f2fs
+];
 /// Read at once.
 const PIECE: usize = 128 << 10;
 
@@ -63,6 +74,8 @@ const NO_EFFECT: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLO
 pub(crate) struct Place {
     top: OwnedFd,
     folder: bool,
+    /// What is written through a mapping shows in the marks, at the latest with its write-back.
+    notes_mapped: bool,
 }
 
 impl Place {
@@ -71,8 +84,28 @@ impl Place {
         let links = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_MAGICLINKS);
         let top = openat2(CWD, source, NO_EFFECT, Mode::empty(), links)?;
         let folder = Sort::of(fstat(&top)?.st_mode) == Sort::Folder;
-        Ok(Self { top, folder })
+        // Of a file system that does not say what it is nothing is known.
+        let notes_mapped = fstatfs(&top).is_ok_and(|stat| notes_mapped(stat.f_type));
+        Ok(Self { top, folder, notes_mapped })
     }
+
+    /// As if it lay on a file system that does or does not note what is written through a mapping.
+    #[cfg(test)]
+    pub(super) fn noting(self, notes_mapped: bool) -> Self {
+        Self { notes_mapped, ..self }
+    }
+
+    /// Whether the marks of a file tell of what was written through a mapping.
+    pub(super) fn notes_mapped(&self) -> bool {
+        self.notes_mapped
+    }
+}
+
+/// Whether a file system with this magic number notes writes through a mapping.
+// Magic numbers have 32 bits; the field is wider on some platforms and signed on others.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+pub(super) fn notes_mapped(magic: rustix::fs::FsWord) -> bool {
+    NOTING.contains(&(magic as u32))
 }
 
 /// What is left of the bounds.

@@ -9,7 +9,8 @@
 //!    manifest costs one look at each entry. Two things need more. A file that had just changed
 //!    is read, for it can change again within one tick of the clock. One that a program keeps
 //!    mapped into its memory can change unnoted until the kernel writes it back: what changed in
-//!    a session is read once more at its end, when nothing of it runs.
+//!    a session is read once more at its end, when nothing of it runs. Where the file system is not
+//!    known to note such writes at all, every file is read before and after, see [`look`].
 //! 2. Every bound that is reached is told, with where.
 //! 3. It is told what is different, not who did it: others may write in a granted folder.
 
@@ -106,8 +107,14 @@ impl Mount {
         self.last = self.look(left);
         self.last.begin();
         left.turn_to_reading();
-        let unread = self.settle(left, &BTreeMap::new());
+        let all = self.blind();
+        let unread = self.settle(left, all, &BTreeMap::new());
         (MountSeen { unread, ..self.seen() }, Vec::new())
+    }
+
+    /// Whether files can have other contents although the kernel noted nothing.
+    fn blind(&self) -> bool {
+        self.place.as_ref().is_ok_and(|place| !place.notes_mapped())
     }
 
     fn next(
@@ -116,19 +123,21 @@ impl Mount {
         bounds: Bounds,
         left: &mut Left,
     ) -> (MountSeen, Vec<FileChange>) {
+        let last_of_blind = ended && self.blind();
         let mut now = self.look(left);
         let mut acts = now.since(&self.last);
         let before = std::mem::take(&mut self.last);
+        let unchanged = before.entries.iter().filter(|(path, then)| {
+            then.sort == Sort::File && now.entries.contains_key(*path) && !acts.contains_key(*path)
+        });
+        // With nothing to compare, reading again would tell nothing.
+        let (unknown, unchanged): (Vec<_>, Vec<_>) =
+            unchanged.partition(|(_, then)| last_of_blind && then.digest.is_none());
+        let unknown = unknown.len() as u64;
         // Read again although their marks are the same, see above.
-        let doubtful: Vec<Vec<u8>> = before
-            .entries
-            .iter()
-            .filter(|(path, then)| {
-                then.sort == Sort::File
-                    && now.entries.contains_key(*path)
-                    && !acts.contains_key(*path)
-                    && (!then.settled || (ended && then.digest.is_some()))
-            })
+        let doubtful: Vec<Vec<u8>> = unchanged
+            .into_iter()
+            .filter(|(_, then)| !then.settled || (ended && then.digest.is_some()))
             .map(|(path, _)| path.clone())
             .collect();
         let gone = before_of_deleted(&before, &acts);
@@ -147,14 +156,15 @@ impl Mount {
                 }
             }
         }
-        let settled = self.settle(left, &told);
+        // Behind the last look nothing is compared, and what has no digest is counted.
+        let unsettled = if last_of_blind { 0 } else { self.settle(left, false, &told) };
         let count = |act| acts.values().filter(|a| **a == act).count() as u64;
         let seen = MountSeen {
             created: count(FileAct::Created),
             changed: count(FileAct::Changed),
             deleted: count(FileAct::Deleted),
             unlisted: (acts.len() - told.len()) as u64,
-            unread: reading.unread + settled,
+            unread: reading.unread + unknown + unsettled,
             ..self.seen()
         };
         (seen, told.into_values().collect())
@@ -222,11 +232,12 @@ impl Mount {
         }
     }
 
-    /// Reads files that changed so lately that their marks would not tell of another change, but
-    /// for those that were tried; tells how many could not be.
-    fn settle(&mut self, left: &mut Left, tried: &BTreeMap<Vec<u8>, FileChange>) -> u64 {
+    /// Reads files that changed so lately that their marks would not tell of another change, or
+    /// `all`, but for those that were tried; tells how many could not be.
+    fn settle(&mut self, left: &mut Left, all: bool, tried: &BTreeMap<Vec<u8>, FileChange>) -> u64 {
         let fresh = |(path, entry): (&Vec<u8>, &Seen)| {
-            let due = entry.sort == Sort::File && !entry.settled && entry.digest.is_none();
+            let doubtful = all || !entry.settled;
+            let due = entry.sort == Sort::File && doubtful && entry.digest.is_none();
             (due && !tried.contains_key(path)).then(|| path.clone())
         };
         let due: Vec<Vec<u8>> = self.last.entries.iter().filter_map(fresh).collect();

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use super::names::{escaped, hex, shown};
-use super::{Bounds, Left, Looked, Manifests, Place, contents, look};
+use super::picture::Picture;
+use super::{Bounds, Left, Looked, Manifests, Mount, Place, contents, look};
 use model::{FileAct, FileChange, MountSeen};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -19,7 +20,16 @@ const WIDE: Bounds =
     Bounds { entries: 1 << 20, bytes: 1 << 30, time: Duration::from_secs(600), listed: 1 << 20 };
 
 fn start(dir: &Path, bounds: Bounds) -> (Manifests, Looked) {
-    Manifests::start(vec![("/mnt/x".into(), dir.to_owned())], bounds)
+    start_on(dir, bounds, true)
+}
+
+/// Whatever file system the tests run on.
+fn start_on(dir: &Path, bounds: Bounds, notes_mapped: bool) -> (Manifests, Looked) {
+    let place = Ok(Place::open(dir).unwrap().noting(notes_mapped));
+    let mount = Mount { inside: "/mnt/x".into(), place, last: Picture::default() };
+    let mut all = Manifests { mounts: vec![mount] };
+    let looked = all.each(bounds, Mount::first);
+    (all, looked)
 }
 
 fn only(looked: &Looked) -> (&MountSeen, &[FileChange]) {
@@ -133,6 +143,45 @@ fn what_changed_before_is_read_again_at_the_end() {
     assert_eq!(manifests.next(false, WIDE).read_bytes, 0, "not while it runs");
     let last = manifests.next(true, WIDE);
     assert_eq!((told(&last), last.read_bytes), (vec!["changed f file 3".to_owned()], 3));
+}
+
+#[test]
+fn where_mapped_writes_are_not_noted_everything_is_read_before_and_after() {
+    let temp = TempDir::new("manifest").unwrap();
+    for name in ["a", "b", "c"] {
+        fs::write(temp.path().join(name), vec![b'x'; 60]).unwrap();
+    }
+    settle();
+    let (mut manifests, first) = start_on(temp.path(), WIDE, false);
+    assert_eq!((first.read_bytes, only(&first).0.unread), (180, 0));
+    // As if a program had written through a mapping: nothing is noted.
+    let path: &[u8] = b"b";
+    manifests.mounts[0].last.entries.get_mut(path).unwrap().digest = Some([7; 32]);
+    assert_eq!(manifests.next(false, WIDE).read_bytes, 0, "not while it runs");
+    let last = manifests.next(true, WIDE);
+    assert_eq!((told(&last), last.read_bytes), (vec!["changed b file 60".to_owned()], 180));
+    // What the bounds kept from being read, before or after, is counted.
+    let tight = Bounds { bytes: 100, ..WIDE };
+    let (mut manifests, first) = start_on(temp.path(), tight, false);
+    assert_eq!((first.read_bytes, only(&first).0.unread), (60, 2));
+    let last = manifests.next(true, WIDE);
+    assert_eq!((last.read_bytes, only(&last).0.unread), (60, 2), "there is nothing to compare");
+    let (mut manifests, _) = start_on(temp.path(), WIDE, false);
+    assert_eq!(only(&manifests.next(true, tight)).0.unread, 2);
+}
+
+#[test]
+fn only_file_systems_that_are_known_to_note_mapped_writes_are_trusted() {
+    // ext4, xfs, btrfs, f2fs
+    for noting in [0xEF53, 0x5846_5342, 0x9123_683E, 0xF2F5_2010] {
+        assert!(look::notes_mapped(noting), "{noting:#x}");
+    }
+    // tmpfs, ramfs, overlay, fuse, nfs, 9p, zfs
+    for other in
+        [0x0102_1994, 0x8584_58F6, 0x794C_7630, 0x6573_5546, 0x6969, 0x0102_1997, 0x2FC1_2FC1]
+    {
+        assert!(!look::notes_mapped(other), "{other:#x}");
+    }
 }
 
 #[test]

@@ -1,15 +1,19 @@
 //! What became of files, told by the host; and what the agent's account does not explain.
 
-use crate::lab::{Lab, finish};
+use crate::lab::{Lab, Ran, finish};
 use crate::totals::records;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 both!(
     what_a_command_leaves_behind_is_on_record_whatever_it_is_called,
     what_is_closed_to_the_host_is_said,
     a_file_that_a_program_keeps_mapped_is_known_at_the_end,
+    a_change_through_memory_that_no_kernel_notes_is_known_at_the_end,
+    names_of_files_forge_nothing_in_the_story,
     an_execution_that_no_tool_call_explains_is_a_finding,
 );
 
@@ -78,7 +82,7 @@ fn what_a_command_leaves_behind_is_on_record_whatever_it_is_called(lab: &Lab) {
     let mounts = records(lab, "files_manifest").pop().unwrap()["mounts"].to_string();
     assert!(!mounts.contains("/mnt/r\""), "what cannot be written is not looked at: {mounts}");
     let story = lab.story();
-    assert!(story.contains("created deep/er/f (1 bytes, sha256 2d711642b726)"), "{story}");
+    assert!(story.contains("created \"deep/er/f\" (1 bytes, sha256 2d711642b726)"), "{story}");
     lab.run(["audit", "verify"]).ok();
 }
 
@@ -99,7 +103,7 @@ fn what_is_closed_to_the_host_is_said(lab: &Lab) {
     assert!(seen["missed_first"].to_string().contains("shut: Permission denied"), "{seen}");
     // The short story has it, for something was left out.
     let short = lab.run(["audit", "show"]).ok();
-    assert!(short.contains("1 FOLDERS NOT LOOKED INTO (shut: "), "{short}");
+    assert!(short.contains("1 FOLDERS NOT LOOKED INTO (\"shut: "), "{short}");
 }
 
 /// A chat with a scripted model; each turn is its steps, each step its calls.
@@ -167,6 +171,80 @@ fn a_file_that_a_program_keeps_mapped_is_known_at_the_end(lab: &Lab) {
     let contents = fs::read(workspace.join("mapped")).unwrap();
     assert!(contents.starts_with(b"later"));
     assert_eq!(last["mapped"], sha256(&contents), "{last:#?}");
+}
+
+/// Writes into a file through a page that it has read before: tmpfs is not told of it.
+const MAPS_AFTER_READING: &str = "
+import mmap, os
+before = os.stat('orders')
+m = mmap.mmap(os.open('orders', os.O_RDWR), 0)
+x = m[0]
+m[9:11] = b'99'
+m.close()
+after = os.stat('orders')
+assert (before.st_mtime_ns, before.st_ctime_ns) == (after.st_mtime_ns, after.st_ctime_ns)
+";
+
+/// Runs it with a tmpfs at `top` that nobody else sees, prepared by `script`, and that ends with
+/// it. None where it cannot be made.
+fn on_a_tmpfs(lab: &Lab, top: &Path, script: &str, wrapped: &Command) -> Option<Ran> {
+    if !crate::lab::is_root() {
+        eprintln!("SKIPPED: not root, so no tmpfs can be mounted");
+        return None;
+    }
+    testkit::need("unshare")?;
+    let (uid, gid) = lab.ids();
+    let own = format!("size=8m,mode=700,uid={uid},gid={gid}");
+    let all =
+        format!("mount -t tmpfs -o \"$1\" tmpfs \"$0\" && ({script}) && shift && exec \"$@\"");
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", &all]).arg(top).arg(own);
+    command.arg(wrapped.get_program()).args(wrapped.get_args());
+    command.env_clear().current_dir(wrapped.get_current_dir()?);
+    command.envs(wrapped.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    Some(finish(command, b""))
+}
+
+fn a_change_through_memory_that_no_kernel_notes_is_known_at_the_end(lab: &Lab) {
+    if testkit::need("python3").is_none() {
+        return;
+    }
+    let top = lab.folder(&lab.person().join("memory"));
+    // Old enough that no look reads them for being fresh.
+    let script = "cd \"$0\"; mkdir d; echo transfer 10 to alice > d/orders; echo kept > d/kept; \
+                  chmod -R a+rwX .; sleep 0.2";
+    let folder = top.join("d").display().to_string();
+    let args = ["run", "--workspace", &folder, "--", "python3", "-c", MAPS_AFTER_READING];
+    let Some(ran) = on_a_tmpfs(lab, &top, script, &lab.nanoclaw(args)) else { return };
+    ran.ok();
+    let found = changes(lab, "/workspace");
+    assert_eq!(brief(&found), ["changed orders file"]);
+    assert_eq!(found[0]["sha256"], sha256(b"transfer 99 to alice\n"));
+    let all = manifests(lab, "/workspace");
+    let counted: Vec<(&str, &Value, &Value)> =
+        all.iter().map(|(after, seen)| (&**after, &seen["changed"], &seen["unread"])).collect();
+    let (none, one) = (&json!(0), &json!(1));
+    assert_eq!(counted, [("start", none, none), ("end", one, none)]);
+}
+
+fn names_of_files_forge_nothing_in_the_story(lab: &Lab) {
+    let forged = "n (12 bytes, sha256 98ea6e4f216f); created b";
+    let long = "q".repeat(210);
+    let script = format!("touch '{forged}' 'a\"b' '<U+202E>'; touch {long}1 {long}2");
+    lab.sh(&[], &script).ok();
+    let story = lab.story();
+    for wanted in [
+        format!("created \"{forged}\" (0 bytes, sha256 e3b0c44298fc)"),
+        "created \"a<U+0022>b\" (0".to_owned(),
+        "created \"<U+003C>U+202E>\" (0".to_owned(),
+    ] {
+        assert!(story.contains(&wanted), "{wanted}: {story}");
+    }
+    for end in ["1", "2"] {
+        let digest = &sha256(format!("{long}{end}").as_bytes())[..32];
+        let wanted = format!("q{end}\" (name of 211 characters, sha256 {digest})");
+        assert!(story.contains(&wanted), "{wanted}: {story}");
+    }
 }
 
 fn an_execution_that_no_tool_call_explains_is_a_finding(lab: &Lab) {

@@ -71,6 +71,9 @@ fn whoever_does_without_a_witness_says_so(lab: &Lab) {
     assert!(walls.contains("off: what is executed is not on record"), "{walls}");
     let closed = records(lab, "session_closed").pop().unwrap();
     assert!(closed["counts"].get("kernel_executions").is_none(), "unknown is not zero: {closed}");
+    let short = lab.run(["audit", "show"]).ok();
+    assert!(short.contains("what was executed was NOT WATCHED (witness = \"off\")"), "{short}");
+    assert!(!short.contains("programs executed"), "{short}");
     let check = lab.run(["policy", "check"]).ok();
     assert!(check.contains("! witness OFF"), "{check}");
 }

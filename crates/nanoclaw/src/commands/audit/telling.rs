@@ -65,6 +65,8 @@ struct Sum {
     said: u64,
     tools: u64,
     executed: u64,
+    /// It ran at least once where nobody watches what is executed.
+    unwatched: bool,
     let_through: BTreeSet<String>,
     refused: u64,
     unrecorded: u64,
@@ -73,6 +75,9 @@ struct Sum {
 impl Sum {
     fn take(&mut self, body: &Body) {
         match body {
+            Body::SessionOpened { grants, .. } => {
+                self.unwatched |= grants.iter().any(|grant| policy::says_unwitnessed(grant));
+            }
             Body::Message { direction: Direction::In, .. } => self.asked += 1,
             Body::Message { direction: Direction::Out, .. } => self.said += 1,
             Body::ToolCalled { .. } | Body::HostToolCalled { .. } => self.tools += 1,
@@ -99,10 +104,17 @@ impl Sum {
             0 => String::new(),
             n => format!(" NOT ON RECORD: {n} operations."),
         };
+        let executed = match (self.unwatched, self.executed) {
+            (false, n) => format!("{n} programs executed"),
+            (true, 0) => "what was executed was NOT WATCHED (witness = \"off\")".to_owned(),
+            (true, n) => {
+                format!("{n} programs executed, and at times NOT WATCHED (witness = \"off\")")
+            }
+        };
         format!(
-            "In short: {} messages in, {} replies; {} tools used, {} programs executed; let out to \
-             {hosts}; REFUSED {} times.{gap}",
-            self.asked, self.said, self.tools, self.executed, self.refused
+            "In short: {} messages in, {} replies; {} tools used, {executed}; let out to {hosts}; \
+             REFUSED {} times.{gap}",
+            self.asked, self.said, self.tools, self.refused
         )
     }
 }
