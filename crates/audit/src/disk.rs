@@ -152,7 +152,7 @@ pub(crate) fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
 /// As the operating system has it.
 pub(crate) fn create_anew(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(path),
     }
 }
@@ -194,7 +194,8 @@ pub(crate) fn remove_beneath(dir: &Path, path: &Path) -> io::Result<()> {
     removed
 }
 
-/// Opens what is no link, without waiting for a pipe's other end, and refuses all but regular files.
+/// Opens what is no link, without waiting for a pipe's other end, and refuses all but regular
+/// files.
 fn regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     // Of a regular file the kernel does not look at `O_NONBLOCK` (open(2)).
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
